@@ -1,0 +1,43 @@
+"""The errors and warnings adaptmix raises beyond plain ``ValueError`` and ``TypeError``."""
+
+from __future__ import annotations
+
+
+class LagError(ValueError):
+    """The loader asked for a step whose shares are not published yet: it runs ahead of the lag."""
+
+
+class StateError(ValueError):
+    """A saved state does not fit the controller that should load it."""
+
+
+class MissingStatisticError(ValueError):
+    """A policy needs a statistic that the run does not supply."""
+
+
+class AdaptmixWarning(UserWarning):
+    """Base class of every warning adaptmix emits, so that one filter catches them all."""
+
+
+class NonFiniteWarning(AdaptmixWarning):
+    """Losses or gradients that were NaN or infinite were left out of the statistics."""
+
+
+class CoverageWarning(AdaptmixWarning):
+    """The gradient probe sees less of the model's trainable parameters than it should."""
+
+
+class NoiseWarning(AdaptmixWarning):
+    """A domain repeats, so its training residuals no longer estimate out-of-sample noise."""
+
+
+class UnseenDomainWarning(AdaptmixWarning):
+    """A domain has not been sampled yet, so its statistics are the pooled ones."""
+
+
+class RowLengthWarning(AdaptmixWarning):
+    """Mean tokens per row are estimated while the run goes on, not known from its start."""
+
+
+class ExhaustedLoaderWarning(AdaptmixWarning):
+    """A loader was iterated after all of its steps had been trained."""

@@ -1,0 +1,214 @@
+"""What the rooms of adaptmix hand to each other: domains, their statistics and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adaptmix.checks import FloatArray, vector
+
+# Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
+_SIMPLEX_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The domains of a mixture, as policies see them.
+
+    Args:
+        names: K different names.
+        sizes: (K,) number of distinct training rows; may be infinite.
+        importance: (K,) positive, how much each domain matters in the end (π); normalised to
+            sum to one. Proportional to ``sizes`` when None.
+
+    Raises:
+        ValueError: no domain, a name twice, an empty domain, or importance that is not positive.
+    """
+
+    names: tuple[str, ...]
+    sizes: FloatArray
+    importance: FloatArray
+
+    def __init__(
+        self, names: Sequence[str], sizes: ArrayLike, importance: ArrayLike | None = None
+    ) -> None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names must be a sequence of strings; got {names!r}.")
+        if not names:
+            raise ValueError("names must hold at least one domain; got none.")
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if list(names).count(name) > 1})
+            raise ValueError(f"names must differ; got {', '.join(twice)} more than once.")
+        size = vector("sizes", sizes, size=len(names), minimum=0.0, strict=True, infinite=True)
+        if importance is None:
+            if np.isinf(size).any():
+                raise ValueError("importance must be given where sizes are infinite; got None.")
+            importance = size
+        pi = vector("importance", importance, size=len(names), minimum=0.0, strict=True)
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "sizes", size)
+        object.__setattr__(self, "importance", pi / pi.sum())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Sampling and loss weights for one objective.
+
+    Args:
+        sampling: (K,) on the simplex, expected share of a batch drawn from each domain (p).
+        loss: (K,) non-negative, scale of each domain's loss (w), with Σ importance · loss = 1.
+        importance: (K,) on the simplex (π).
+
+    Raises:
+        ValueError: a vector off its simplex, or a domain that counts in the objective but is never
+            sampled, for which no multiplier can be unbiased.
+
+    Source:
+        Salmani et al., Sampling and Loss Weights in Multi-Domain Training, arXiv:2511.06913.
+    """
+
+    sampling: FloatArray
+    loss: FloatArray
+    importance: FloatArray
+
+    def __init__(self, sampling: ArrayLike, loss: ArrayLike, importance: ArrayLike) -> None:
+        pi = vector("importance", importance, minimum=0.0)
+        p = vector("sampling", sampling, size=pi.size, minimum=0.0)
+        w = vector("loss", loss, size=pi.size, minimum=0.0)
+        totals = {
+            "Σ importance": pi.sum(),
+            "Σ sampling": p.sum(),
+            "Σ importance · loss": float(pi @ w),
+        }
+        for name, total in totals.items():
+            if abs(total - 1.0) > _SIMPLEX_TOLERANCE:
+                raise ValueError(f"{name} must be 1; got {total:.9g}. Normalise it first.")
+        if ((p == 0.0) & (pi * w > 0.0)).any():
+            where = int(((p == 0.0) & (pi * w > 0.0)).argmax())
+            raise ValueError(
+                f"sampling must be > 0 where importance · loss is; got 0 at {where}. "
+                "Use a lower share, or a loss weight of 0."
+            )
+        object.__setattr__(self, "sampling", p)
+        object.__setattr__(self, "loss", w)
+        object.__setattr__(self, "importance", pi)
+
+    @classmethod
+    def proportional(cls, importance: ArrayLike) -> Weights:
+        """Return the weights of a run without adaptmix: p = π and w = 1."""
+        pi = vector("importance", importance, minimum=0.0)
+        return cls(pi, np.ones_like(pi), pi)
+
+    @property
+    def multipliers(self) -> FloatArray:
+        """(K,) factor on each sample's loss, m = π · w / p; 0 where nothing is sampled."""
+        counts = self.importance * self.loss
+        return np.divide(counts, self.sampling, out=np.zeros_like(counts), where=counts > 0.0)
+
+    def as_dict(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return ``{domain: {"sampling", "loss", "importance", "multiplier"}}``."""
+        if len(names) != self.importance.size:
+            raise ValueError(f"names must hold {self.importance.size} names; got {len(names)}.")
+        columns = {
+            "sampling": self.sampling,
+            "loss": self.loss,
+            "importance": self.importance,
+            "multiplier": self.multipliers,
+        }
+        return {
+            name: {key: float(column[i]) for key, column in columns.items()}
+            for i, name in enumerate(names)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class DomainStats:
+    """Running estimates per domain. NaN means not known: not measured, or never seen.
+
+    Every field is given by keyword; one that is left out is unknown. Losses and gradients are
+    those of the *unweighted* loss in the controller's unit.
+
+    Args:
+        count: (K,) effective number of samples behind the gradient estimates; infinite when left
+            out, that is, the estimates are taken as exact.
+        seen: (K,) samples trained on since the run began.
+        age: (K,) optimizer steps since the domain was last seen; infinite when never.
+        loss_mean: (K,) mean per-sample loss.
+        loss_var: (K,) variance of the per-sample loss over samples, loss².
+        noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
+        grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
+        grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
+        grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
+
+    Raises:
+        ValueError: no field given, or fields of different lengths.
+    """
+
+    count: FloatArray
+    seen: FloatArray
+    age: FloatArray
+    loss_mean: FloatArray
+    loss_var: FloatArray
+    noise: FloatArray
+    grad_var: FloatArray
+    grad_sq: FloatArray
+    grad_gram: FloatArray | None
+
+    def __init__(
+        self,
+        *,
+        count: ArrayLike | None = None,
+        seen: ArrayLike | None = None,
+        age: ArrayLike | None = None,
+        loss_mean: ArrayLike | None = None,
+        loss_var: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+        grad_var: ArrayLike | None = None,
+        grad_sq: ArrayLike | None = None,
+        grad_gram: ArrayLike | None = None,
+    ) -> None:
+        given = {
+            "count": count,
+            "seen": seen,
+            "age": age,
+            "loss_mean": loss_mean,
+            "loss_var": loss_var,
+            "noise": noise,
+            "grad_var": grad_var,
+            "grad_sq": grad_sq,
+        }
+        arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
+        gram = None if grad_gram is None else np.array(grad_gram, dtype=np.float64)
+        shapes = {array.shape for array in arrays.values()}
+        if gram is not None:
+            shapes |= {(side,) for side in gram.shape} if gram.ndim == 2 else {gram.shape}
+        if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] == 0:
+            raise ValueError(
+                "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
+                f"got shapes {sorted(shapes)}."
+            )
+        unknown = {"count": np.inf, "seen": 0.0, "age": np.inf}
+        for name in given:
+            default = np.full(shape, unknown.get(name, np.nan))
+            object.__setattr__(self, name, arrays.get(name, default))
+        object.__setattr__(self, "grad_gram", gram)
+
+    @property
+    def num_domains(self) -> int:
+        """K."""
+        return int(self.count.size)
+
+    def supplied(self) -> frozenset[str]:
+        """Return the names of the fields that are known for at least one domain."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return frozenset(
+            name
+            for name, value in values.items()
+            if value is not None and not np.isnan(value).all()
+        )
