@@ -88,13 +88,14 @@ def number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}.")
-    inside = minimum < value < maximum if strict else minimum <= value <= maximum
-    if not (np.isfinite(value) and inside):
+    result = float(value)
+    inside = minimum < result < maximum if strict else minimum <= result <= maximum
+    if not (np.isfinite(result) and inside):
         left, right = ("(", ")") if strict else ("[", "]")
         raise ValueError(
             f"{name} must be finite and in {left}{minimum:g}, {maximum:g}{right}; got {value}."
         )
-    return float(value)
+    return result
 
 
 def choice(name: str, value: Any, options: Sequence[str]) -> str:

@@ -32,7 +32,8 @@ def normalise(values: ArrayLike, *, importance: ArrayLike | None = None) -> Floa
     total = float(weight @ v)
     if not total > 0.0:
         raise ValueError(f"importance must be > 0 where values are; got a sum of {total:g}.")
-    return v / total
+    scaled: FloatArray = v / total
+    return scaled
 
 
 def mix_floor(shares: ArrayLike, *, lower: float) -> FloatArray:

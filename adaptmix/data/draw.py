@@ -1,0 +1,66 @@
+"""What a micro-batch knows about how it was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adaptmix.checks import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One process's slice of a micro-batch, as the plan drew it.
+
+    Attributes:
+        domains: (B,) int64, the domain of each row.
+        shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
+            the step's global batch where the plan guarantees every domain at least one row, its
+            expected share otherwise. Both are unbiased; the first is quieter.
+        rows: (B,) int64, row indices into the mixture.
+        fresh: (B,) bool, whether this is the first time the run draws the row.
+        ordinal: number of the micro-batch since the run began.
+        step: optimizer step it belongs to, ordinal // accumulation.
+        domain_shares: (K,) float64, the shares above per domain, unrounded.
+        plan: identity of the plan that drew it.
+    """
+
+    domains: Tensor
+    shares: Tensor
+    rows: Tensor
+    fresh: Tensor
+    ordinal: int
+    step: int
+    domain_shares: FloatArray
+    plan: object
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        domains: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        fresh: NDArray[np.bool_],
+        domain_shares: FloatArray,
+        ordinal: int,
+        step: int,
+        plan: object,
+    ) -> Draw:
+        """Build the tensors of a draw from the plan's arrays."""
+        return cls(
+            domains=torch.from_numpy(domains),
+            shares=torch.from_numpy(domain_shares[domains].astype(np.float32)),
+            rows=torch.from_numpy(rows),
+            fresh=torch.from_numpy(fresh),
+            ordinal=ordinal,
+            step=step,
+            domain_shares=domain_shares,
+            plan=plan,
+        )
+
+    def __len__(self) -> int:
+        return int(self.domains.shape[0])

@@ -1,0 +1,153 @@
+"""The fixed-lag plan: which rows each optimizer step trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptmix.checks import FloatArray, integer, vector
+from adaptmix.data.mixture import Mixture
+from adaptmix.data.permutation import Permutation
+from adaptmix.data.rounding import systematic_counts, whole_part
+from adaptmix.errors import LagError
+
+
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """The global batch of one optimizer step, over all micro-batches and processes.
+
+    Attributes:
+        step: the optimizer step.
+        rows: (N,) int64 rows, in random order.
+        domains: (N,) int64 domain of each row.
+        fresh: (N,) bool, whether the run draws the row for the first time.
+        domain_shares: (K,) what multipliers divide by.
+    """
+
+    step: int
+    rows: NDArray[np.int64]
+    domains: NDArray[np.int64]
+    fresh: NDArray[np.bool_]
+    domain_shares: FloatArray
+
+
+class Plan:
+    """Draws every step's rows from the shares published ``lag`` steps before.
+
+    Step t is drawn with the shares published after step t − 1 − lag and a generator seeded by
+    (seed, t). What is drawn therefore depends neither on workers nor on prefetching nor on the
+    number of processes, and a checkpoint needs only the step, how many rows each domain has
+    given, and a short history of shares.
+
+    Within a step the domains' counts are stratified: ⌊N·p⌋ or ⌈N·p⌉ with mean N·p. Within a domain,
+    rows come without replacement, in a new random order each time the domain is used up.
+
+    Args:
+        mixture: where rows come from.
+        shares: (K,) expected shares of rows until others take effect.
+        lag: steps between publishing shares and drawing with them; at least how far the loader
+            runs ahead of training.
+        seed: of every random choice.
+    """
+
+    def __init__(self, mixture: Mixture, *, shares: FloatArray, lag: int, seed: int) -> None:
+        self.mixture = mixture
+        self.lag = integer("lag", lag, minimum=0)
+        self.seed = integer("seed", seed, minimum=0)
+        self.completed = 0
+        self._history: dict[int, FloatArray] = {0: shares}
+        self._drawn: dict[int, NDArray[np.int64]] = {
+            0: np.zeros(len(mixture.domains), dtype=np.int64)
+        }
+
+    def advance(self) -> None:
+        """Count one more trained step and forget what only earlier steps needed."""
+        self.completed += 1
+        for step in [step for step in self._drawn if step < self.completed]:
+            del self._drawn[step]
+        in_force = max(step for step in self._history if step <= self.completed)
+        for step in [step for step in self._history if step < in_force]:
+            del self._history[step]
+
+    def publish(self, shares: FloatArray) -> None:
+        """Let ``shares`` (K,) of rows take effect ``lag`` steps after the next one to train."""
+        self._history[self.completed + self.lag] = shares
+
+    def shares_at(self, step: int) -> FloatArray:
+        """Return the (K,) shares in force at a step.
+
+        Raises:
+            LagError: they may still change, because the step is more than ``lag`` ahead.
+        """
+        if step > self.completed + self.lag:
+            raise LagError(
+                f"lag must be at least the steps a loader runs ahead of training; got lag="
+                f"{self.lag} when step {step} was drawn and step {self.completed} was next to "
+                "train. Raise Controller(lag=...), or lower num_workers or prefetch_factor."
+            )
+        return self._history[max(start for start in self._history if start <= step)]
+
+    def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
+        """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for."""
+        names = self.mixture.domains
+        orders: dict[tuple[int, int], Permutation] = {}
+        drawn = self._drawn[start]
+        for step in range(start, stop):
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
+            shares = self.shares_at(step)
+            counts = systematic_counts(size * shares, rng.random())
+            domains = np.repeat(np.arange(len(names)), counts)
+            ranks = np.concatenate(
+                [np.arange(a, a + n) for a, n in zip(drawn, counts, strict=True)]
+            )
+            epochs, positions = np.divmod(ranks, self.mixture.sizes[domains])
+            rows = np.empty(size, dtype=np.int64)
+            for domain, epoch in {*zip(domains.tolist(), epochs.tolist(), strict=True)}:
+                if (domain, epoch) not in orders:
+                    orders.pop((domain, epoch - 1), None)
+                    orders[domain, epoch] = self._order(domain, epoch)
+                where = (domains == domain) & (epochs == epoch)
+                places = orders[domain, epoch](positions[where])
+                rows[where] = self.mixture.rows_of(domain, places)
+            shuffle = rng.permutation(size)
+            drawn = drawn + counts
+            self._drawn[step + 1] = drawn
+            sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
+            yield StepRows(
+                step=step,
+                rows=rows[shuffle],
+                domains=domains[shuffle],
+                fresh=(epochs == 0)[shuffle],
+                domain_shares=counts / size if sure.all() else shares,
+            )
+
+    def _order(self, domain: int, epoch: int) -> Permutation:
+        size = int(self.mixture.sizes[domain])
+        seed = np.random.SeedSequence(self.seed, spawn_key=(1, domain, epoch))
+        return Permutation(size, seed=seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position and history as plain arrays and numbers."""
+        return {
+            "seed": self.seed,
+            "lag": self.lag,
+            "completed": self.completed,
+            "drawn": self._drawn[self.completed],
+            "history_steps": np.array(sorted(self._history), dtype=np.int64),
+            "history_shares": np.stack([self._history[step] for step in sorted(self._history)]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved position; the mixture must be the saved one."""
+        K = len(self.mixture.domains)
+        completed = integer("completed", state["completed"], minimum=0)
+        drawn = vector("drawn", state["drawn"], size=K, minimum=0.0).astype(np.int64)
+        steps = np.asarray(state["history_steps"], dtype=np.int64)
+        shares = [vector("history_shares", row, size=K) for row in state["history_shares"]]
+        self._history = dict(zip(steps.tolist(), shares, strict=True))
+        self._drawn = {completed: drawn}
+        self.completed = completed

@@ -1,0 +1,129 @@
+"""Running estimates of every statistic, from additive sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptmix.checks import FloatArray
+from adaptmix.statistics.discounted import DiscountedSums, ratio
+from adaptmix.statistics.sums import FIELDS
+from adaptmix.types import DomainStats
+
+
+class RunningStatistics:
+    """Turns sums over processes into DomainStats.
+
+    Variances are centred within each window of steps (with its degrees of freedom), so that a
+    mean which drifts while the model learns does not count as variance.
+
+    Args:
+        num_domains: K.
+        half_life: optimizer steps after which evidence counts half.
+
+    Source:
+        Salmani et al., arXiv:2511.06913, for what is estimated; the estimators are ours.
+    """
+
+    def __init__(self, num_domains: int, *, half_life: float) -> None:
+        K = num_domains
+        self.seen = np.zeros(K)
+        self.skipped = 0.0
+        self._last_seen = np.full(K, -np.inf)
+        losses = ("count", "loss", "scatter", "freedom")
+        gradients = ("count", "square", "scatter", "freedom")
+        self._losses = DiscountedSums(losses, (K,), half_life=half_life)
+        self._noise = DiscountedSums(("residual", "expected"), (K,), half_life=half_life)
+        self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
+        self._gram = DiscountedSums(("products", "pairs"), (K, K), half_life=half_life)
+
+    def add_losses(self, step: int, sums: FloatArray) -> None:
+        """Add a window's sums, (fields, K), at the number of steps completed."""
+        s = dict(zip(FIELDS, sums, strict=True))
+        self.seen = self.seen + s["rows"]
+        self.skipped += float(s["skipped"].sum())
+        self._last_seen = np.where(s["rows"] > 0, step, self._last_seen)
+        n = s["count"]
+        scatter = np.maximum(s["loss_sq"] - s["loss"] ** 2 / np.maximum(n, 1.0), 0.0)
+        freedom = np.maximum(n - 1.0, 0.0)
+        self._losses.add(step, n > 0, count=n, loss=s["loss"], scatter=scatter, freedom=freedom)
+        self.add_noise(step, residual=s["residual"], expected=s["expected"])
+
+    def add_noise(self, step: int, *, residual: FloatArray, expected: FloatArray) -> None:
+        """Add (K,) noise terms of samples the model has not been trained on."""
+        self._noise.add(step, expected > 0, residual=residual, expected=expected)
+
+    def add_gradients(
+        self, step: int, *, count: FloatArray, square: FloatArray, gram: FloatArray
+    ) -> None:
+        """Add one observation of per-sample gradients.
+
+        Args:
+            step: steps completed.
+            count: (K,) samples.
+            square: (K,) Σ ‖g‖².
+            gram: (K, K) inner products of the domains' gradient sums.
+        """
+        own = np.diagonal(gram)
+        scatter = square - own / np.maximum(count, 1.0)
+        freedom = np.maximum(count - 1.0, 0.0)
+        self._gradients.add(
+            step,
+            count > 0,
+            count=count,
+            square=square,
+            scatter=np.where(freedom > 0, scatter, 0.0),
+            freedom=freedom,
+        )
+        # A sample's product with itself would bias ‖μ‖², so the diagonal counts distinct pairs.
+        pairs = np.outer(count, count) - np.diag(count)
+        products = gram - np.diag(square)
+        self._gram.add(step, pairs > 0, products=products, pairs=pairs)
+
+    def snapshot(self, step: int, *, lengths: FloatArray) -> DomainStats:
+        """Return the estimates at a step.
+
+        Args:
+            step: steps completed.
+            lengths: (K,) mean tokens per row when losses are sums over a row's tokens, ones when
+                each row has one loss. Variances are then per token: Var(row) / length.
+        """
+        losses, gradients = self._losses, self._gradients
+        grad_var = ratio(gradients["scatter"], gradients["freedom"])
+        pairs = self._gram["pairs"]
+        gram = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
+        return DomainStats(
+            count=gradients.faded("count", step),
+            seen=self.seen,
+            age=step - self._last_seen,
+            loss_mean=ratio(losses["loss"], losses["count"]) / lengths,
+            loss_var=ratio(losses["scatter"], losses["freedom"]) / lengths,
+            noise=ratio(self._noise["residual"], self._noise["expected"]),
+            grad_var=np.maximum(grad_var, 0.0) / lengths,
+            grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
+            grad_gram=gram if (pairs > 0).any() else None,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all sums as plain arrays and numbers."""
+        return {
+            "seen": self.seen,
+            "skipped": self.skipped,
+            "last_seen": self._last_seen,
+            "losses": self._losses.state_dict(),
+            "noise": self._noise.state_dict(),
+            "gradients": self._gradients.state_dict(),
+            "gram": self._gram.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over saved sums."""
+        self.seen = np.array(state["seen"], dtype=np.float64)
+        self.skipped = float(state["skipped"])
+        self._last_seen = np.array(state["last_seen"], dtype=np.float64)
+        self._losses.load_state_dict(state["losses"])
+        self._noise.load_state_dict(state["noise"])
+        self._gradients.load_state_dict(state["gradients"])
+        self._gram.load_state_dict(state["gram"])

@@ -1,0 +1,71 @@
+"""Additive per-domain sums, kept on the device until an update reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptmix.noise import NoiseTerms
+
+FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", "residual", "expected", "noisy", "skipped")
+_INDEX = {name: i for i, name in enumerate(FIELDS)}
+
+
+class DomainSums:
+    """Sums over the samples of each domain since the last ``take``.
+
+    The rows of ``tensor`` are ``FIELDS``: rows and tokens trained on; number, sum and sum of
+    squares of finite losses; residual and expected noise terms with the number of samples behind
+    them; samples left out because their loss was not finite. All additive over micro-batches and
+    processes.
+
+    Args:
+        num_domains: K.
+        device: where losses live.
+    """
+
+    def __init__(self, num_domains: int, device: torch.device) -> None:
+        self.tensor = torch.zeros(len(FIELDS), num_domains, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(
+        self,
+        domains: Tensor,
+        losses: Tensor,
+        tokens: Tensor,
+        *,
+        noise: NoiseTerms | None,
+        fresh: Tensor,
+    ) -> None:
+        """Add one micro-batch without waiting for the device.
+
+        Args:
+            domains: (B,) int64.
+            losses: (B,) unweighted losses.
+            tokens: (B,) supervised tokens.
+            noise: (B,) terms, or None.
+            fresh: (B,) bool; only fresh rows tell the noise, for the model has not fitted them.
+        """
+        values = losses.detach().double()
+        kept = values.isfinite()
+        values = torch.where(kept, values, 0.0)
+        columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=values.device)
+        columns[_INDEX["rows"]] = 1.0
+        columns[_INDEX["tokens"]] = tokens.double()
+        columns[_INDEX["count"]] = kept.double()
+        columns[_INDEX["loss"]] = values
+        columns[_INDEX["loss_sq"]] = values.square()
+        columns[_INDEX["skipped"]] = (~kept).double()
+        if noise is not None:
+            residual, expected = (term.detach().double() for term in noise)
+            told = kept & fresh & residual.isfinite() & expected.isfinite()
+            columns[_INDEX["residual"]] = torch.where(told, residual, 0.0)
+            columns[_INDEX["expected"]] = torch.where(told, expected, 0.0)
+            columns[_INDEX["noisy"]] = told.double()
+        self.tensor.index_add_(1, domains, columns)
+
+    def take(self) -> Tensor:
+        """Return the (fields, K) sums and start again from zero."""
+        taken = self.tensor
+        self.tensor = torch.zeros_like(taken)
+        return taken
