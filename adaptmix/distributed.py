@@ -33,6 +33,17 @@ def stack_over_ranks(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def part_of_rank(stacked: Tensor) -> Tensor:
+    """Return this process's part of what ``stack_over_ranks`` gathered.
+
+    With another number of processes than then, the first takes the sum and the others nothing.
+    """
+    rank, size = world()
+    if len(stacked) == size:
+        return stacked[rank]
+    return stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
+
+
 class HostCopy:
     """A device tensor on its way to the host; only ``result`` waits for it.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 class LagError(ValueError):
     """The loader asked for a step whose shares are not published yet: it runs ahead of the lag."""
@@ -41,3 +43,20 @@ class RowLengthWarning(AdaptmixWarning):
 
 class ExhaustedLoaderWarning(AdaptmixWarning):
     """A loader was iterated after all of its steps had been trained."""
+
+
+class TooFewRowsWarning(AdaptmixWarning):
+    """No domain had two rows in an observed step, so no variance within domains is known yet."""
+
+
+class WarnOnce:
+    """Emits each kind of warning once in a run, also when the run is stopped and resumed."""
+
+    def __init__(self) -> None:
+        self.given: set[str] = set()
+
+    def __call__(self, kind: type[AdaptmixWarning], message: str) -> None:
+        """Warn, unless this kind was given before."""
+        if kind.__name__ not in self.given:
+            self.given.add(kind.__name__)
+            warnings.warn(message, kind, stacklevel=4)

@@ -28,6 +28,33 @@ class NoiseTerms(NamedTuple):
     residual: Tensor
     expected: Tensor
 
+    @classmethod
+    def of(cls, noise: NoiseTerms | Tensor, *, size: int | None = None) -> NoiseTerms:
+        """Return terms as they are, or squared residuals with an expectation of 1 each.
+
+        Args:
+            noise: terms, or a (B,) tensor of squared residuals.
+            size: the B it must have; any when None.
+
+        Raises:
+            TypeError: neither of the two.
+            ValueError: terms that are not (B,).
+        """
+        if isinstance(noise, Tensor):
+            noise = cls(noise, torch.ones_like(noise))
+        elif not isinstance(noise, NoiseTerms):
+            raise TypeError(
+                "noise must be terms of adaptmix.noise or a (B,) tensor; "
+                f"got {type(noise).__name__}."
+            )
+        rows = noise.residual.shape[0] if size is None and noise.residual.ndim else size
+        if any(term.shape != (rows,) for term in noise):
+            raise ValueError(
+                f"noise must have one term per row ({rows}); got shapes "
+                f"{tuple(noise.residual.shape)} and {tuple(noise.expected.shape)}."
+            )
+        return noise
+
 
 @torch.no_grad()
 def softmax(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> NoiseTerms:

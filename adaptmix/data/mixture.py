@@ -84,7 +84,7 @@ class Mixture(Dataset[Any]):
             TypeError: labels that are neither names nor integers.
             ValueError: labels whose length is not the dataset's.
         """
-        if not isinstance(dataset, Sized):
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise TypeError(f"dataset must be map-style; got {type(dataset).__name__}.")
         column = dataset[labels] if isinstance(labels, str) else labels
         values = np.asarray(column if hasattr(column, "__array__") else list(column))
@@ -122,7 +122,7 @@ class Mixture(Dataset[Any]):
             raise ValueError(f"datasets must not be empty; {empty!r} has no rows. Leave it out.")
         self.info = Domains(names, sizes, _importance(names, importance))
         self._sizes = np.array(sizes, dtype=np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
         if order is not None:
             self._domain_of = np.empty(order.size, dtype=np.int64)
@@ -157,7 +157,7 @@ class Mixture(Dataset[Any]):
             raise IndexError(f"rows must be in [0, {len(self)}); got {index.min()}…{index.max()}.")
         if self._order is not None:
             return self._domain_of[index]
-        return np.searchsorted(self._starts, index, side="right").astype(np.int64) - 1
+        return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
 
     def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
         """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""

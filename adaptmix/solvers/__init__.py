@@ -1,1 +1,24 @@
+"""Exact solvers for sampling and loss weights: float64 (K,) vectors in, (K,) vectors out.
 
+Each solver comes with a certificate, a relative residual of its optimality conditions, that judges
+any candidate without running the solver.
+"""
+
+from adaptmix.solvers.allocation import allocation_residual, neyman_shares
+from adaptmix.solvers.counts import counts_residual, neyman_counts
+from adaptmix.solvers.fgls import fgls_residual, fgls_weights
+from adaptmix.solvers.gap import gap_weights
+from adaptmix.solvers.joint import JointSolution, joint_residual, joint_weights
+
+__all__ = [
+    "JointSolution",
+    "allocation_residual",
+    "counts_residual",
+    "fgls_residual",
+    "fgls_weights",
+    "gap_weights",
+    "joint_residual",
+    "joint_weights",
+    "neyman_counts",
+    "neyman_shares",
+]

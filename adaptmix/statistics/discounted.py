@@ -67,4 +67,5 @@ def _like(model: FloatArray, name: str, value: Any) -> FloatArray:
 
 def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
     """Return top / bottom, NaN where there is nothing to divide by."""
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0.0)
+    unknown: FloatArray = np.full(top.shape, np.nan)
+    return np.divide(top, bottom, out=unknown, where=bottom > 0.0)

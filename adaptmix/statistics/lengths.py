@@ -28,6 +28,7 @@ class RowLengths:
     def __init__(self, num_domains: int, known: ArrayLike | None = None) -> None:
         self._tokens = np.zeros(num_domains)
         self._rows = np.zeros(num_domains)
+        self._start: FloatArray | None = None
         self._warned = False
         self._known = (
             None
@@ -38,23 +39,29 @@ class RowLengths:
     @property
     def started(self) -> bool:
         """Whether there is anything to go by."""
-        return self._known is not None or bool(self._tokens.sum() > 0.0)
+        return self._known is not None or self._start is not None
 
     @property
     def values(self) -> FloatArray:
         """(K,) tokens per row; a domain not seen yet gets the mean over all rows."""
         if self._known is not None:
             return self._known
-        pooled = self._tokens.sum() / max(self._rows.sum(), 1.0)
-        seen = self._tokens > 0.0
-        return np.where(seen, self._tokens / np.maximum(self._rows, 1.0), pooled)
+        if self._start is None:
+            return np.ones_like(self._tokens)
+        if not self._rows.any():
+            return self._start
+        return _per_row(self._tokens, self._rows)
+
+    def start(self, tokens: FloatArray, rows: FloatArray) -> None:
+        """Go by the (K,) tokens and rows of the very first micro-batch until ``add``."""
+        self._start = _per_row(tokens, rows)
 
     def add(self, tokens: FloatArray, rows: FloatArray) -> None:
         """Add a window's (K,) tokens and rows."""
-        before = self.values if self.started else None
+        before = self.values
         self._tokens = self._tokens + tokens
         self._rows = self._rows + rows
-        if before is not None and not self._warned and not np.allclose(before, self.values):
+        if not self._warned and not np.allclose(before, self.values):
             self._warned = True
             warnings.warn(
                 "Rows differ in length and tokens_per_row is not given: the mean tokens per row "
@@ -66,10 +73,22 @@ class RowLengths:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as plain arrays."""
-        return {"tokens": self._tokens, "rows": self._rows, "warned": self._warned}
+        return {
+            "tokens": self._tokens,
+            "rows": self._rows,
+            "start": self._start,
+            "warned": self._warned,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved sums."""
         self._tokens = np.array(state["tokens"], dtype=np.float64)
         self._rows = np.array(state["rows"], dtype=np.float64)
+        start = state["start"]
+        self._start = None if start is None else np.array(start, dtype=np.float64)
         self._warned = bool(state["warned"])
+
+
+def _per_row(tokens: FloatArray, rows: FloatArray) -> FloatArray:
+    pooled = max(tokens.sum(), 1.0) / max(rows.sum(), 1.0)
+    return np.where(tokens > 0.0, tokens / np.maximum(rows, 1.0), pooled)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adaptmix.noise import NoiseTerms
 
-FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", "residual", "expected", "noisy", "skipped")
+FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", "residual", "expected", "skipped")
 _INDEX = {name: i for i, name in enumerate(FIELDS)}
 
 
@@ -15,9 +15,8 @@ class DomainSums:
     """Sums over the samples of each domain since the last ``take``.
 
     The rows of ``tensor`` are ``FIELDS``: rows and tokens trained on; number, sum and sum of
-    squares of finite losses; residual and expected noise terms with the number of samples behind
-    them; samples left out because their loss was not finite. All additive over micro-batches and
-    processes.
+    squares of finite losses; residual and expected noise terms; samples left out because their loss
+    was not finite. All additive over micro-batches and processes.
 
     Args:
         num_domains: K.
@@ -56,13 +55,17 @@ class DomainSums:
         columns[_INDEX["loss"]] = values
         columns[_INDEX["loss_sq"]] = values.square()
         columns[_INDEX["skipped"]] = (~kept).double()
-        if noise is not None:
-            residual, expected = (term.detach().double() for term in noise)
-            told = kept & fresh & residual.isfinite() & expected.isfinite()
-            columns[_INDEX["residual"]] = torch.where(told, residual, 0.0)
-            columns[_INDEX["expected"]] = torch.where(told, expected, 0.0)
-            columns[_INDEX["noisy"]] = told.double()
         self.tensor.index_add_(1, domains, columns)
+        if noise is not None:
+            self.add_noise(domains, noise, kept & fresh)
+
+    @torch.no_grad()
+    def add_noise(self, domains: Tensor, noise: NoiseTerms, told: Tensor) -> None:
+        """Add (B,) noise terms of the samples that ``told`` (B,) selects."""
+        residual, expected = (term.detach().double() for term in noise)
+        told = told & residual.isfinite() & expected.isfinite()
+        for name, term in (("residual", residual), ("expected", expected)):
+            self.tensor[_INDEX[name]].index_add_(0, domains, torch.where(told, term, 0.0))
 
     def take(self) -> Tensor:
         """Return the (fields, K) sums and start again from zero."""

@@ -1,0 +1,446 @@
+"""The controller: watches a training run and acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from adaptmix import checkpoint, distributed
+from adaptmix.checks import FloatArray, choice, integer, number
+from adaptmix.data import Draw, Loader, Mixture, Plan
+from adaptmix.efficiency import predicted_gain
+from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
+from adaptmix.loss import UNITS, DomainLossScaler
+from adaptmix.noise import NoiseTerms
+from adaptmix.policies import Policy
+from adaptmix.report import report
+from adaptmix.simplex import normalise
+from adaptmix.statistics import Coverage, Measurements
+from adaptmix.steering import Steering
+from adaptmix.tensorboard import TensorBoardLog
+from adaptmix.types import DomainStats, Weights
+
+_MODES = ("adapt", "observe")
+
+
+class Controller:
+    """Online sampling and loss weights for one training run.
+
+    Args:
+        mixture: the domains and their rows.
+        policy: a policy, its name, or None: "joint" when the run supplies noise terms,
+            "variance_aware" otherwise, which leaves the objective as it is.
+        update_every: optimizer steps between updates of the weights.
+        observe_every: optimizer steps between observations of per-sample gradients;
+            ``update_every`` when None.
+        lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
+        seed: of everything that is drawn.
+        unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
+            supervised token).
+        mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
+            are drawn by importance and the loss is their plain mean.
+        half_life: optimizer steps after which statistics count half.
+        tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
+            estimated while training when None.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
+
+    Source:
+        Salmani et al., Sampling and Loss Weights in Multi-Domain Training, arXiv:2511.06913.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        policy: Policy | str | None = None,
+        update_every: int = 10,
+        observe_every: int | None = None,
+        lag: int = 16,
+        seed: int = 0,
+        unit: str = "sample",
+        mode: str = "adapt",
+        half_life: float = 50.0,
+        tokens_per_row: Mapping[str, float] | None = None,
+    ) -> None:
+        if not isinstance(mixture, Mixture):
+            raise TypeError(
+                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
+                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
+            )
+        self.mixture = mixture
+        self._update_every = integer("update_every", update_every, minimum=1)
+        every = update_every if observe_every is None else observe_every
+        self._observe_every = integer("observe_every", every, minimum=1)
+        self._adapting = choice("mode", mode, _MODES) == "adapt"
+        self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
+        self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
+        self._steering = Steering(mixture.info, policy)
+        self._warn = WarnOnce()
+        self._measurements = Measurements(
+            mixture.info,
+            half_life=self._half_life,
+            per_token=unit == "token",
+            tokens_per_row=_known_lengths(mixture, unit, tokens_per_row),
+            warn=self._warn,
+        )
+        self._weights = Weights.proportional(mixture.importance)
+        self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed)
+        self._board: TensorBoardLog | None = None
+        self._micro = 0
+        self._accumulation = 1
+        self._world_size = 1
+        self._step_rows = 0
+
+    # What the user calls.
+
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        accumulation: int = 1,
+        steps: int | None = None,
+        **dataloader_options: Any,
+    ) -> Loader:
+        """Return the loader of this run; it iterates (batch, draw).
+
+        Args:
+            batch_size: rows of a micro-batch on this process.
+            num_workers: worker processes; what is drawn does not depend on them.
+            collate_fn: as for ``torch.utils.data.DataLoader``.
+            accumulation: micro-batches per optimizer step.
+            steps: optimizer steps of the whole run; as many as show every row once on average
+                when None. A restored controller goes on where it stopped.
+            dataloader_options: further ``DataLoader`` options.
+
+        Raises:
+            TypeError: an option that the plan decides.
+            ValueError: an option out of its range.
+            LagError: workers would run further ahead than ``lag``.
+            StateError: another global batch than the restored run's.
+        """
+        rank, world_size = distributed.world()
+        batch_size = integer("batch_size", batch_size, minimum=1)
+        accumulation = integer("accumulation", accumulation, minimum=1)
+        step_rows = batch_size * world_size * accumulation
+        if self.completed and self._step_rows != step_rows:
+            raise StateError(
+                f"batch_size × processes × accumulation must stay {self._step_rows} in a run; got "
+                f"{batch_size} × {world_size} × {accumulation} = {step_rows}. Choose batch_size so "
+                "that the product is the same."
+            )
+        if steps is None:
+            steps = max(1, len(self.mixture) // step_rows)
+        loader = Loader(
+            self._plan,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            steps=steps,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            **dataloader_options,
+        )
+        self._accumulation, self._step_rows, self._world_size = accumulation, step_rows, world_size
+        self._steering.prepare(batch_size=step_rows, horizon=steps)
+        return loader
+
+    def watch(self, model: nn.Module) -> Watch:
+        """Install the gradient probe on a model; returns a handle with ``remove()``.
+
+        Raises:
+            ValueError: a probe is installed already, or the model's hooks would be ignored.
+        """
+        self._measurements.watch(model)
+        self._arm()
+        return Watch(self._measurements)
+
+    def loss(
+        self,
+        losses: Tensor,
+        draw: Draw,
+        *,
+        noise: NoiseTerms | Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the scalar to call ``backward()`` on, and record the statistics.
+
+        Summed over the micro-batches of a step and averaged over processes, its gradient is that
+        of Σ π w L in expectation. There is nothing left to divide by accumulation.
+
+        Args:
+            losses: (B,) or (B, T, …) unreduced losses of this micro-batch.
+            draw: what the loader yielded with the batch.
+            noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
+            mask: which entries of ``losses`` are supervised, the same shape; all when None.
+
+        Raises:
+            TypeError: losses or noise that are no tensors.
+            ValueError: losses that are reduced or not the draw's, a draw of another controller or
+                of another step.
+        """
+        self._check_draw(draw)
+        rows = self._scaler.rows(losses, draw, mask)
+        terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
+        device = rows.values.device
+        domains = draw.domains.to(device, non_blocking=True)
+        measurements = self._measurements
+        measurements.start_lengths(domains, rows.tokens)
+        if self._adapting:
+            mine = self._step_rows // self._world_size
+            total, factors = self._scaler.weighted(
+                rows, domains, draw, self._weights, lengths=measurements.lengths, micro_rows=mine
+            )
+        else:
+            total, factors = self._scaler.plain(rows, self._accumulation)
+        fresh = draw.fresh.to(device, non_blocking=True)
+        measurements.record(domains, rows.values, rows.tokens, noise=terms, fresh=fresh)
+        if measurements.probe is not None and self._observing:
+            measurements.probe.expect(domains, factors, total)
+        self._micro += 1
+        return total
+
+    def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
+        """Add noise terms of held-out rows, once training has been through all of a domain.
+
+        Args:
+            noise: terms of ``adaptmix.noise``, or (B,) squared residuals, of rows that are never
+                trained on.
+            domain: the name of the domain that all of them are of.
+
+        Raises:
+            TypeError: noise that is no tensor.
+            ValueError: an unknown domain.
+        """
+        index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
+        self._measurements.record_noise(index, NoiseTerms.of(noise))
+
+    def step(self) -> None:
+        """Count an optimizer step, and update the weights when that is due.
+
+        Raises:
+            ValueError: called without ``loss``, or before all micro-batches of the step.
+            MissingStatisticError: the policy needs what the run does not supply.
+        """
+        if self._micro != self._accumulation:
+            raise ValueError(
+                f"step() must follow {self._accumulation} calls of loss(), one per micro-batch; "
+                f"got {self._micro}. Call controller.loss(...) first, and step() once per "
+                "optimizer.step()."
+            )
+        observed = self._observing
+        self._micro = 0
+        self._plan.advance()
+        if self._measurements.read():
+            self._update()
+        due = self.completed % self._update_every == 0
+        self._measurements.close_step(self.completed, due=due, observed=observed)
+        self._arm()
+
+    def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
+        """Log every update to TensorBoard, from the first process only.
+
+        Args:
+            target: a directory, or a SummaryWriter.
+        """
+        if distributed.world()[0] == 0:
+            self._board = TensorBoardLog(target, self.mixture.domains, step=self.completed)
+
+    # What the user reads.
+
+    @property
+    def weights(self) -> Weights:
+        """The weights last published; in mode "observe" those of a run without adaptmix."""
+        return self._weights
+
+    @property
+    def proposed(self) -> Weights:
+        """The weights the policy last proposed; in mode "adapt" the same as ``weights``."""
+        return self._steering.proposed
+
+    @property
+    def statistics(self) -> DomainStats:
+        """The running estimates, as of the last update or observation that was read."""
+        return self._measurements.snapshot(self.completed)
+
+    @property
+    def completed(self) -> int:
+        """Optimizer steps trained."""
+        return self._plan.completed
+
+    @property
+    def predicted_gain(self) -> float:
+        """How many times quieter the gradient is with the best shares than by importance."""
+        return predicted_gain(self.proposed, self.statistics.grad_var)
+
+    def report(self) -> str:
+        """Return a table of the proposed weights, the statistics and the predicted gain."""
+        return report(self.mixture.domains, self.proposed, self.statistics)
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as plain tensors, numbers and strings.
+
+        Every process must call it, for sums that are not yet added up are gathered. What it
+        returns is the same on all, and any number of processes may load it.
+
+        Raises:
+            ValueError: called between the micro-batches of a step.
+        """
+        if self._micro:
+            raise ValueError(
+                f"state_dict() must be called between optimizer steps; got {self._micro} "
+                "micro-batches of an unfinished one. Call step() first."
+            )
+        state = {
+            **self._identity(),
+            "step_rows": self._step_rows,
+            "plan": self._plan.state_dict(),
+            "measurements": self._measurements.state_dict(),
+            "steering": self._steering.state_dict(),
+            "warned": sorted(self._warn.given),
+        }
+        return dict(checkpoint.encode(state))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved controller stopped.
+
+        Raises:
+            StateError: the state is damaged, or of another mixture, seed or configuration.
+        """
+        saved = checkpoint.decode(state)
+        checkpoint.expect(saved, **self._identity())
+        if self._step_rows and saved["step_rows"] != self._step_rows:
+            raise StateError(
+                f"batch_size × processes × accumulation must stay {saved['step_rows']}, as in the "
+                f"saved run; got {self._step_rows}. Make the loader with that product."
+            )
+        with checkpoint.damage():
+            self._plan.load_state_dict(saved["plan"])
+            self._measurements.load_state_dict(saved["measurements"])
+            self._steering.load_state_dict(saved["steering"])
+            self._warn.given = set(saved["warned"])
+            self._step_rows = int(saved["step_rows"])
+        self._weights = self.proposed if self._adapting else self._weights
+        self._arm()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "schema": checkpoint.SCHEMA,
+            "domains": list(self.mixture.domains),
+            "sizes": self.mixture.sizes.tolist(),
+            "importance": self.mixture.importance.tolist(),
+            "seed": self._plan.seed,
+            "lag": self._plan.lag,
+            "unit": self._scaler.unit,
+            "update_every": self._update_every,
+            "observe_every": self._observe_every,
+            "half_life": self._half_life,
+        }
+
+    # How it works.
+
+    @property
+    def _observing(self) -> bool:
+        # The last step before an update, so that the update knows the newest gradients.
+        return (self.completed + 1) % self._observe_every == 0
+
+    def _arm(self) -> None:
+        if self._measurements.probe is not None:
+            self._measurements.probe.arm(self._observing)
+
+    def _check_draw(self, draw: Draw) -> None:
+        if not isinstance(draw, Draw):
+            raise TypeError(f"draw must be what the loader yielded; got {type(draw).__name__}.")
+        if draw.plan is not self._plan:
+            raise ValueError(
+                "draw must be one of this controller's; got another controller's. Use the loader "
+                "and the loss of the same controller."
+            )
+        expected = self.completed * self._accumulation + self._micro
+        if draw.ordinal != expected:
+            raise ValueError(
+                f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "
+                "loss() once for every batch in order, and step() after each optimizer.step()."
+            )
+
+    def _update(self) -> None:
+        """Let the policy act on the newest statistics."""
+        stats = self.statistics
+        if not self._steering.update(stats, measured=self._measurements.measured):
+            self._warn(
+                TooFewRowsWarning,
+                "The policy waits for statistics: no domain had two rows in an observed step, or "
+                "none was fresh. Use larger batches or more accumulation.",
+            )
+            return
+        self._measurements.warn_of_gaps(stats, required=self._steering.requires)
+        if self._adapting:
+            self._weights = self.proposed
+            self._plan.publish(self._row_shares())
+        if self._board is not None:
+            in_force = self._plan.shares_at(self.completed) * self._measurements.lengths
+            self._board.write(
+                self.completed, weights=self.proposed, stats=stats, in_force=normalise(in_force)
+            )
+
+    def _row_shares(self) -> FloatArray:
+        """Return the shares of rows: sampling weights are shares of the objective's unit."""
+        return normalise(self._weights.sampling / self._measurements.lengths)
+
+
+class Watch:
+    """Handle on the gradient probe that ``Controller.watch`` installed; a context manager."""
+
+    def __init__(self, measurements: Measurements) -> None:
+        self._measurements = measurements
+        self._probe = measurements.probe
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the probe sees of the trainable parameters; None once it is removed."""
+        return None if self._probe is None else self._probe.coverage
+
+    def remove(self) -> None:
+        """Take the probe's hooks off the model; a second call does nothing."""
+        if self._probe is not None:
+            self._probe.detach()
+            self._measurements.probe = None
+            self._probe = None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def _known_lengths(
+    mixture: Mixture, unit: str, tokens_per_row: Mapping[str, float] | None
+) -> list[float] | None:
+    if tokens_per_row is None:
+        return None
+    if unit != "token":
+        raise ValueError('tokens_per_row goes with unit="token"; got unit="sample". Leave it out.')
+    if set(tokens_per_row) != set(mixture.domains):
+        raise ValueError(
+            f"tokens_per_row must name exactly the domains {', '.join(mixture.domains)}; "
+            f"got {', '.join(map(str, tokens_per_row))}."
+        )
+    return [tokens_per_row[name] for name in mixture.domains]

@@ -1,0 +1,148 @@
+"""The loss scaler: from per-sample losses to the scalar whose gradient is the objective's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptmix.checks import FloatArray
+from adaptmix.data.draw import Draw
+from adaptmix.types import Weights
+
+UNITS = ("sample", "token")
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """One micro-batch's unweighted losses, row by row.
+
+    Attributes:
+        values: (B,) loss of each row: with unit "sample" the mean over its supervised tokens, with
+            unit "token" their sum.
+        tokens: (B,) number of supervised tokens of each row.
+    """
+
+    values: Tensor
+    tokens: Tensor
+
+
+class DomainLossScaler:
+    """Weights each row's loss so that the batch's gradient is that of the stated objective.
+
+    With unit "sample" the objective is Σ π w (mean row loss of domain i); a row enters with the
+    factor π w / (share · N), N being the rows of the step's global batch. With unit "token" it is
+    Σ π w (mean token loss of domain i); a row's summed loss enters with π w / (share · N · T̄), T̄
+    being the domain's mean number of tokens per row. ``share`` is the one the row was drawn with,
+    never today's.
+
+    Gradients are taken to be summed over micro-batches and averaged over processes, as
+    ``backward`` and ``DistributedDataParallel`` do.
+
+    Args:
+        unit: "sample" or "token".
+
+    Source:
+        Salmani et al., arXiv:2511.06913; the correction for draws in flight and units are ours.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+
+    def rows(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> RowLosses:
+        """Reduce (B,) or (B, T, …) losses to one value per row.
+
+        Args:
+            losses: unreduced losses, rows first.
+            draw: of this micro-batch.
+            mask: which entries of ``losses`` are supervised, the same shape; all when None.
+
+        Raises:
+            TypeError: ``losses`` is no tensor.
+            ValueError: a scalar, rows that are not the draw's, a mask of another shape, or one
+                loss per row with unit "token".
+        """
+        self._check(losses, draw, mask)
+        flat = losses.reshape(len(draw), -1)
+        flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+        if mask is None:
+            tokens = torch.full((len(draw),), flat.shape[1], device=flat.device)
+        else:
+            kept = mask.reshape(len(draw), -1).bool()
+            tokens = kept.sum(1)
+            flat = torch.where(kept, flat, 0.0)
+        totals = flat.squeeze(1) if flat.shape[1] == 1 else flat.sum(1)
+        if self.unit == "token":
+            return RowLosses(totals, tokens)
+        if mask is None:
+            return RowLosses(totals / flat.shape[1], tokens)
+        return RowLosses(totals / tokens.clamp(min=1), tokens)
+
+    def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"losses must be a tensor; got {type(losses).__name__}.")
+        if losses.ndim == 0:
+            raise ValueError(
+                "losses must have one entry per row, shape (B,) or (B, T); got a scalar. "
+                'Compute them with reduction="none".'
+            )
+        if losses.shape[0] != len(draw):
+            raise ValueError(
+                f"losses must have the draw's {len(draw)} rows first; got shape "
+                f"{tuple(losses.shape)}. Reshape (B·T,) losses to (B, T)."
+            )
+        if mask is not None and mask.shape != losses.shape:
+            raise ValueError(
+                f"mask must have the shape of losses {tuple(losses.shape)}; "
+                f"got {tuple(mask.shape)}."
+            )
+        if self.unit == "token" and losses.ndim == 1:
+            raise ValueError(
+                'losses must have shape (B, T) with unit="token"; got (B,). Pass per-token losses '
+                'and a mask, or use unit="sample".'
+            )
+
+    def plain(self, rows: RowLosses, accumulation: int) -> tuple[Tensor, Tensor]:
+        """Return what a loop without adaptmix computes, and the (B,) factors it amounts to.
+
+        With unit "sample" that is the mean over rows, with unit "token" the mean over tokens, of
+        this micro-batch, divided by the number of micro-batches.
+        """
+        if self.unit == "token":
+            number = rows.tokens.sum().clamp(min=1)
+            total = rows.values.sum() / number
+        else:
+            number = torch.tensor(len(rows.values), device=rows.values.device)
+            total = rows.values.mean()
+        if accumulation > 1:
+            total = total / accumulation
+        factors = (1.0 / (number * accumulation)).to(rows.values.dtype)
+        return total, factors.expand(len(rows.values))
+
+    def weighted(
+        self,
+        rows: RowLosses,
+        domains: Tensor,
+        draw: Draw,
+        weights: Weights,
+        *,
+        lengths: FloatArray,
+        micro_rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return this process's part of the objective, and the (B,) factor of each row's loss.
+
+        Args:
+            rows: of the micro-batch.
+            domains: (B,) the draw's domains, on the losses' device.
+            draw: whose shares divide.
+            weights: whose loss weights are in force.
+            lengths: (K,) mean tokens per row with unit "token", ones otherwise.
+            micro_rows: this process's rows in a step, batch size times accumulation.
+        """
+        counts = weights.importance * weights.loss
+        divisor = draw.domain_shares * lengths * micro_rows
+        table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
+        factors = torch.from_numpy(table).to(rows.values).index_select(0, domains)
+        return (factors * rows.values).sum(), factors

@@ -1,0 +1,117 @@
+"""What a policy is, and what every policy needs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from adaptmix.checks import FloatArray, lower_share
+from adaptmix.types import Domains, DomainStats, Weights
+
+State = Any
+"""A policy's memory: numbers, strings, NumPy arrays, and dicts, lists and tuples of them."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Weights from statistics, as a pure function of its arguments.
+
+    Any object with these three members works as ``Controller(policy=...)``.
+    """
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The DomainStats fields it reads; a run that does not supply one is an error."""
+        ...
+
+    def init(self, domains: Domains) -> State:
+        """Return the state before the first update."""
+        ...
+
+    def update(self, stats: DomainStats, state: State) -> tuple[Weights, State]:
+        """Return the weights for these statistics, and the next state."""
+        ...
+
+
+@runtime_checkable
+class Refinement(Protocol):
+    """A stage of a chain that starts from the weights of the stage before it."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The DomainStats fields it reads."""
+        ...
+
+    def init(self, domains: Domains) -> State:
+        """Return the state before the first update."""
+        ...
+
+    def refine(self, weights: Weights, stats: DomainStats, state: State) -> tuple[Weights, State]:
+        """Return weights made from ``weights``, and the next state."""
+        ...
+
+
+def bind(policy: Any, *, batch_size: int, horizon: int) -> Any:
+    """Fill in the ``batch_size`` and ``horizon`` that a policy or its parts left as None.
+
+    Args:
+        policy: a policy; one that is no dataclass is returned as it is.
+        batch_size: rows of a step's global batch.
+        horizon: optimizer steps of the whole run.
+    """
+    if isinstance(policy, tuple):
+        return tuple(bind(part, batch_size=batch_size, horizon=horizon) for part in policy)
+    if not is_dataclass(policy) or isinstance(policy, type):
+        return policy
+    known = {"batch_size": batch_size, "horizon": horizon}
+    changes: dict[str, Any] = {}
+    for field in fields(policy):
+        value = getattr(policy, field.name)
+        if value is None and field.name in known:
+            changes[field.name] = known[field.name]
+        elif isinstance(value, tuple) or is_dataclass(value):
+            changes[field.name] = bind(value, batch_size=batch_size, horizon=horizon)
+    return replace(policy, **changes) if changes else policy
+
+
+def pooled(values: FloatArray, count: FloatArray) -> FloatArray:
+    """Replace what is unknown (NaN) by the mean of what is known, weighted by count.
+
+    Args:
+        values: (K,) with NaN for domains that were not seen.
+        count: (K,) samples behind each; infinite means exact.
+
+    Returns:
+        (K,) finite values; ones when nothing is known.
+    """
+    known = np.isfinite(values)
+    if known.all():
+        return values
+    if not known.any():
+        return np.ones_like(values)
+    trust = np.where(np.isinf(count), 1.0, np.maximum(count, 0.0))[known]
+    if not trust.any():
+        trust = np.ones_like(trust)
+    peak = values[known].max()
+    scaled = values[known] / peak if peak > 0.0 else values[known]
+    mean = float(np.average(scaled, weights=trust)) * (peak if peak > 0.0 else 1.0)
+    return np.where(known, values, mean)
+
+
+def floor_for(lower: float | None, num_domains: int, batch_size: int | None) -> float:
+    """Return the lowest share a policy gives any domain.
+
+    When None: one row of every batch where at least two fit, so that multipliers can divide by
+    realised shares, which is quieter; a tenth of an equal share otherwise, so that every
+    estimate stays alive.
+
+    Raises:
+        ValueError: ``lower`` outside [0, 1/K].
+    """
+    if lower is not None:
+        return lower_share("lower", lower, num_domains)
+    if batch_size is not None and batch_size >= 2 * num_domains:
+        return 1.0 / batch_size
+    return 0.1 / num_domains

@@ -1,0 +1,43 @@
+"""One-shot FGLS: loss weights against label noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaptmix.policies.base import pooled
+from adaptmix.solvers import fgls_weights
+from adaptmix.types import Domains, DomainStats, Weights
+
+
+@dataclass(frozen=True)
+class FGLS:
+    """Loss weights w ∝ n / (π σ²), sampling as the importance.
+
+    In the linear model with noise variance σ² per domain, weighting each sample by 1/σ² is the
+    best linear unbiased estimator (Aitken). Feasible, because σ² is estimated; one-shot, because
+    that happens within the one training run.
+
+    Args:
+        use_sizes: whether n is the domains' true size. By default n ∝ π, so that equal noise gives
+            loss weights of exactly 1.
+
+    Source:
+        Salmani et al., arXiv:2511.06913, algorithm "One-shot FGLS".
+    """
+
+    use_sizes: bool = False
+
+    requires = frozenset({"noise"})
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state: importance and the sizes to go by."""
+        sizes = domains.sizes if self.use_sizes else domains.importance
+        return {"importance": domains.importance, "sizes": sizes}
+
+    def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
+        """Return the weights for the noise estimated so far."""
+        pi = state["importance"]
+        noise = pooled(stats.noise, stats.seen)
+        loss = fgls_weights(noise, importance=pi, sizes=state["sizes"])
+        return Weights(pi, loss, pi), state

@@ -1,0 +1,64 @@
+"""Variance-aware sampling (VA): the shares that make the gradient as quiet as it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptmix.policies.base import floor_for, pooled
+from adaptmix.solvers import neyman_shares
+from adaptmix.types import Domains, DomainStats, Weights
+
+
+@dataclass(frozen=True)
+class VarianceAware:
+    """Sampling p ∝ π · w · v within bounds; the loss weights, and so the objective, stay.
+
+    With stratified counts the gradient's variance is Σ (π w v)² / (B p), which this minimises.
+    Alone it keeps w = 1; in a chain it takes the loss weights of the stage before.
+
+    Args:
+        lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
+        upper: greatest share of a domain.
+        batch_size: rows of a step's global batch; the controller fills it in when None.
+
+    Source:
+        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds are ours.
+
+    Example:
+        >>> domains = Domains(("quiet", "loud"), sizes=[100, 100])
+        >>> policy = VarianceAware()
+        >>> weights, _ = policy.update(DomainStats(grad_var=[1.0, 9.0]), policy.init(domains))
+        >>> weights.sampling.tolist()
+        [0.25, 0.75]
+    """
+
+    lower: float | None = None
+    upper: float = 1.0
+    batch_size: int | None = None
+
+    requires = frozenset({"grad_var"})
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state: only the importance, for nothing is remembered."""
+        floor_for(self.lower, len(domains), self.batch_size)
+        return {"importance": domains.importance}
+
+    def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
+        """Return the quietest sampling for the objective as it was stated."""
+        return self.refine(Weights.proportional(state["importance"]), stats, state)
+
+    def refine(
+        self, weights: Weights, stats: DomainStats, state: dict[str, Any]
+    ) -> tuple[Weights, dict[str, Any]]:
+        """Return the quietest sampling for the loss weights of ``weights``."""
+        K = stats.num_domains
+        deviation = np.sqrt(np.maximum(pooled(stats.grad_var, stats.count), 0.0))
+        scale = weights.importance * weights.loss * deviation
+        if not scale.any():
+            scale = weights.importance  # no variance anywhere: nothing to gain
+        floor = floor_for(self.lower, K, self.batch_size)
+        sampling = neyman_shares(scale, lower=floor, upper=self.upper)
+        return Weights(sampling, weights.loss, weights.importance), state

@@ -1,0 +1,167 @@
+"""Water-filling: shares that rise with one common level until they add up, within bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adaptmix.checks import FloatArray, number, vector
+
+# Bounds such as 1/K need not add up to exactly one in float64.
+_ROUNDING = 1e-12
+
+
+def share_bounds(
+    lower: ArrayLike, upper: ArrayLike, num_domains: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return both bounds as (K,) vectors, once they leave room for shares that add up to one.
+
+    Args:
+        lower: scalar or (K,), smallest share.
+        upper: scalar or (K,), largest share.
+        num_domains: K.
+
+    Raises:
+        ValueError: bounds outside [0, 1], crossing, or met by no shares that add up to one.
+    """
+    lo, hi = _bound("lower", lower, num_domains), _bound("upper", upper, num_domains)
+    if (lo > hi).any():
+        i = int((lo > hi).argmax())
+        raise ValueError(f"lower must not exceed upper; got {lo[i]:g} > {hi[i]:g} at {i}.")
+    for name, total, rule, way_out in (
+        ("lower", lo.sum(), "at most", "Lower it: 1/K is the most that all can have."),
+        ("upper", -hi.sum(), "at least", "Raise it: 1/K is the least that all can have."),
+    ):
+        if total > (1.0 if name == "lower" else -1.0) + _ROUNDING:
+            raise ValueError(
+                f"{name} must add up to {rule} 1 over the domains; "
+                f"got {abs(total):g} with K={num_domains}. {way_out}"
+            )
+    return lo, hi
+
+
+def _bound(name: str, value: ArrayLike, num_domains: int) -> FloatArray:
+    if np.ndim(value) == 0:
+        return np.full(num_domains, number(name, value, minimum=0.0, maximum=1.0))
+    bound = vector(name, value, size=num_domains, minimum=0.0)
+    if bound.max() > 1.0:
+        raise ValueError(f"{name} must be in [0, 1]; got {bound.max():g} at {bound.argmax()}.")
+    return bound
+
+
+def water_fill(
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    *,
+    threshold: FloatArray | float = 0.0,
+    total: float = 1.0,
+) -> tuple[FloatArray, int]:
+    """Return shares_i = clip(slope_i · (θ − threshold_i), lower_i, upper_i) that sum to ``total``.
+
+    The sum is piecewise linear in the level θ and never falls, so a binary search over its sorted
+    kinks finds the linear piece that holds θ, and interpolation between the piece's ends is
+    exact. Every evaluation sums non-negative terms: nothing cancels, whatever the range of the
+    slopes. O(K log K).
+
+    Domains of slope 0 come last: they keep ``lower`` until all others are at ``upper``, and what
+    is left then is shared as evenly as their bounds allow. Where a slope is so steep that both
+    of a domain's kinks round to one number, domains with that kink share by upper − lower.
+
+    Args:
+        slope: (K,) finite and non-negative.
+        lower: (K,) at least 0.
+        upper: (K,) at least ``lower``.
+        threshold: scalar or (K,), the level at which a share would leave 0.
+        total: what the shares add up to, between Σ lower and Σ upper.
+
+    Returns:
+        (K,) shares, and the number of levels tried.
+
+    Example:
+        >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4))[0].round(3)
+        array([0.4 , 0.4 , 0.2])
+    """
+    idle = slope == 0.0
+    if idle.any():
+        return _idle_last(idle, slope, lower, upper, threshold, total)
+    with np.errstate(over="ignore"):
+        enter = threshold + lower / slope
+        leave = threshold + upper / slope
+        kinks = np.concatenate((enter, leave))
+        kinks.sort()
+        low, high, tried = 0, kinks.size - 1, 0
+        share = np.empty_like(slope)
+        while high - low > 1:
+            middle = (low + high) // 2
+            np.multiply(slope, kinks[middle] - threshold, out=share)
+            np.minimum(share, upper, out=share)
+            np.maximum(share, lower, out=share)
+            low, high = (middle, high) if share.sum() <= total else (low, middle)
+            tried += 1
+
+        def shares_at(level: float, *, after: bool) -> FloatArray:
+            # Kinks give bounds exactly; where both of a domain's kinks are here, it jumps.
+            share = np.minimum(np.maximum(slope * (level - threshold), lower), upper)
+            jumps = ((upper, leave <= level), (lower, enter >= level))
+            for bound, reached in reversed(jumps) if after else jumps:
+                np.copyto(share, bound, where=reached)
+            return share
+
+        start = shares_at(kinks[low], after=True)
+        end = shares_at(kinks[high], after=False)
+        if total < start.sum():
+            start, end = shares_at(kinks[low], after=False), start
+        elif total > end.sum():
+            start, end = end, shares_at(kinks[high], after=True)
+    rise = end.sum() - start.sum()
+    part = min(max((total - start.sum()) / rise, 0.0), 1.0) if rise > 0.0 else 0.0
+    return start + part * (end - start), tried
+
+
+def _idle_last(
+    idle: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    threshold: FloatArray | float,
+    total: float,
+) -> tuple[FloatArray, int]:
+    rest = ~idle
+    first = min(total - lower[idle].sum(), upper[rest].sum())
+    share = np.empty_like(slope)
+    tried = 0
+    if rest.any():
+        ready = np.broadcast_to(threshold, slope.shape)[rest]
+        share[rest], tried = water_fill(
+            slope[rest], lower[rest], upper[rest], threshold=ready, total=first
+        )
+    share[idle], more = water_fill(
+        np.ones(int(idle.sum())), lower[idle], upper[idle], total=total - first
+    )
+    return share, tried + more
+
+
+def trade_residual(
+    gain: FloatArray, shares: FloatArray, lower: FloatArray, upper: FloatArray
+) -> float:
+    """Return by how much, relatively, shares miss the optimum of a concave separable program.
+
+    Shares are optimal when no domain that may grow gains more from it than a domain that may
+    shrink loses: max over shares < upper of the gain ≤ min over shares > lower of the gain.
+
+    Args:
+        gain: (K,) non-negative marginal value of each share, or any power of it.
+        shares: (K,) shares to judge.
+        lower: (K,) smallest shares.
+        upper: (K,) largest shares.
+
+    Returns:
+        The largest of the relative gap between those two gains (0 to 1), the distance of
+        Σ shares from one, and the excess over a bound.
+    """
+    most = gain.max(where=shares < upper, initial=0.0)
+    least = gain.min(where=shares > lower, initial=np.inf)
+    gap = 1.0 - least / most if most > least else 0.0
+    outside = max((lower - shares).max(), (shares - upper).max(), 0.0)
+    return float(max(gap, abs(shares.sum() - 1.0), outside))

@@ -1,0 +1,133 @@
+"""Which of a model's trainable parameters the gradient probe sees, and which it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from adaptmix.statistics.rules import Rule, find_rule
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a probe sees of a model.
+
+    Args:
+        share: share of the trainable parameters' elements that is seen, in [0, 1].
+        unseen: {module name: type name} of the modules that hold the others.
+    """
+
+    share: float
+    unseen: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A module that has a rule and trainable parameters of its own.
+
+    Args:
+        module: the module.
+        rule: its rule.
+        indices: {parameter name in the module: number of the parameter in the model}.
+    """
+
+    module: nn.Module
+    rule: Rule
+    indices: Mapping[str, int]
+
+
+class ParameterMap:
+    """The trainable parameters of a model, numbered, the layers that use them, and what is seen.
+
+    Tied parameters have one number, however many modules hold them. Numbers, shapes and dtypes
+    are taken once, because sharding may later swap the tensors behind the names.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(
+                "model must have trainable parameters; got none. Unfreeze some before watching it."
+            )
+        self._numbers = {id(p): i for i, p in enumerate(parameters)}
+        self.shapes = [p.shape for p in parameters]
+        # Gradients are computed in float32 at least, whatever the model computes in.
+        self.dtypes = [torch.promote_types(p.dtype, torch.float32) for p in parameters]
+        self.layers: list[Layer] = []
+        self._holders: list[tuple[str, str, frozenset[int]]] = []
+        self._refused: set[int] = set()
+        self._seen: set[int] = set()
+        for name, module in model.named_modules():
+            own = module.named_parameters(recurse=False, remove_duplicate=False)
+            indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
+            if not indices:
+                continue
+            self._holders.append((name, type(module).__name__, frozenset(indices.values())))
+            rule = find_rule(module)
+            if rule is None:
+                self._refused.update(indices.values())
+            else:
+                self.layers.append(Layer(module, rule, indices))
+        # One use without a rule hides part of a tied parameter's gradient, so all of it is out.
+        self.candidates = [i for i in range(len(parameters)) if i not in self._refused]
+
+    def refuse(self, indices: Iterable[int]) -> None:
+        """Leave parameters out from now on: part of their gradient turned out to be hidden."""
+        self._refused.update(indices)
+
+    def refused(self, index: int) -> bool:
+        """Return whether a parameter is left out."""
+        return index in self._refused
+
+    def refuse_used_outside(self, loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> None:
+        """Leave out the parameters that ``loss`` depends on other than through layer ``calls``.
+
+        Args:
+            loss: the scalar that will be differentiated.
+            calls: {graph node of a layer call's output: nodes of its inputs}.
+        """
+        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(loss, calls))
+        self.refuse(number for number in numbers if number is not None)
+
+    def see(self, indices: Iterable[int]) -> None:
+        """Note that gradients of these parameters arrived."""
+        self._seen.update(indices)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is seen; before the first gradient arrives, what should be."""
+        seen = (self._seen or set(self.candidates)) - self._refused
+        sizes = [shape.numel() for shape in self.shapes]
+        share = sum(sizes[i] for i in seen) / sum(sizes)
+        return Coverage(share, {name: kind for name, kind, held in self._holders if held - seen})
+
+
+def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:
+    """Yield the leaves that the graph of ``loss`` reaches without passing through ``calls``.
+
+    A parameter among them is used by a function, as in ``F.linear(x, embedding.weight)``, where
+    no forward hook sees it. Uses that reentrant checkpointing hides from the graph stay hidden.
+    """
+    pending = [loss.grad_fn]
+    visited: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if node in calls:
+            pending.extend(calls[node])
+            continue
+        if node.name() == "torch::autograd::AccumulateGrad":
+            yield node.variable  # type: ignore[attr-defined]
+        pending.extend(parent for parent, _ in node.next_functions)

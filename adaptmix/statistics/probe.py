@@ -1,0 +1,223 @@
+"""The gradient probe: hooks that see every sample's gradient in an ordinary backward pass."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from adaptmix.checks import integer
+from adaptmix.errors import CoverageWarning
+from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
+from adaptmix.statistics.gradients import GradientSums, MicroBatch
+
+_COVERAGE_EXPECTED = 0.9
+
+_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class GradientProbe:
+    """Exact sums of per-sample gradients by domain, taken from the backward pass itself.
+
+    Each step: ``arm`` before the forward; ``expect`` between the forward and the backward of each
+    micro-batch; ``collect`` after the last backward. The backward pass, and so training, is the
+    same to the bit; nothing waits for the device.
+
+    The gradient of sample j is read at the outputs of the layers, so it is that of the sample's
+    own loss only where samples do not meet inside the model: batch normalisation, losses over
+    pairs of samples and auxiliary losses beside ``loss`` break this. The first dim of a layer's
+    input and output must be the sample. A step is one forward and one backward at a time.
+
+    Args:
+        model: the model; of a ``DistributedDataParallel``, the module it wraps.
+        num_domains: K.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it is compiled or has no trainable parameter, or ``num_domains`` < 1.
+    """
+
+    def __init__(self, model: nn.Module, num_domains: int) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        for module in model.modules():
+            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+                raise ValueError(
+                    "model must not be compiled, in whole or in part, now or later; got a compiled "
+                    f"{type(module).__name__}. Hooks are ignored in compiled code: train the "
+                    "uncompiled model, or choose a policy without gradient statistics."
+                )
+        self._num_domains = integer("num_domains", num_domains, minimum=1)
+        self._parameters = ParameterMap(model)
+        self._handles: list[RemovableHandle] = []
+        self._observing = False
+        self._inspected = False
+        self._warned = False
+        self._drop()
+
+    def _drop(self) -> None:
+        self._upcoming = self._new_batch()
+        self._current: MicroBatch | None = None
+        self._total: GradientSums | None = None
+
+    def _new_batch(self) -> MicroBatch:
+        return MicroBatch(self._parameters, self._num_domains)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which parameters are seen: as far as is known before a backward pass, then in fact."""
+        return self._parameters.coverage
+
+    def attach(self) -> None:
+        """Register the hooks.
+
+        Raises:
+            ValueError: this or another probe is attached to the model or to a part of it.
+        """
+        modules = [layer.module for layer in self._parameters.layers]
+        if self._handles or any(module in _watched for module in modules):
+            raise ValueError(
+                "model must have one probe at most; got one that is attached already. "
+                "Call its detach() first."
+            )
+        for layer in self._parameters.layers:
+            # First in line, so that the output is the layer's own whatever other hooks return.
+            hook = partial(self._on_forward, layer)
+            handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            self._handles.append(handle)
+        _watched.update(modules)
+        self._check_coverage()
+
+    def detach(self) -> None:
+        """Remove the hooks and forget what was not collected; nothing when not attached."""
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        _watched.difference_update(layer.module for layer in self._parameters.layers)
+        self._observing = False
+        self._drop()
+
+    def arm(self, observing: bool) -> None:
+        """Choose, before the forward of a step, whether the step is observed.
+
+        Forward passes before it that were never differentiated are forgotten.
+        """
+        self._observing = observing
+        self._upcoming = self._new_batch()
+
+    def expect(self, domains: Tensor, factors: Tensor, loss: Tensor) -> None:
+        """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
+
+        Args:
+            domains: (B,) int64 in [0, K), on the model's device.
+            factors: (B,) c_j of ``loss`` = Σ_j c_j ℓ_j, where ℓ_j is sample j's own loss. Samples
+                with c_j = 0 are left out.
+            loss: () the loss; what is done to it before ``backward`` (mixed precision's scale, a
+                division by the number of micro-batches) is measured, and is not part of c_j.
+
+        Raises:
+            ValueError: different lengths, or a loss that is not a scalar with a gradient.
+        """
+        if domains.ndim != 1 or domains.shape != factors.shape:
+            raise ValueError(
+                "domains and factors must have one entry per sample, shape (B,); "
+                f"got {tuple(domains.shape)} and {tuple(factors.shape)}."
+            )
+        if not self._observing:
+            return
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                "loss must be a scalar that requires grad; "
+                f"got shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}. "
+                "Call expect between the forward and the backward."
+            )
+        self._finish()
+        batch, self._upcoming = self._upcoming, self._new_batch()
+        if not self._inspected:
+            self._parameters.refuse_used_outside(loss, batch.calls)
+            self._inspected = True
+        batch.calls.clear()
+        batch.expect(domains, factors)
+        loss.register_hook(batch.begin)  # type: ignore[no-untyped-call]
+        self._current = batch
+
+    def collect(self) -> GradientSums | None:
+        """Return the sums over the micro-batches since the last call, or None without any.
+
+        Warns:
+            CoverageWarning: once, when less than 0.9 of the parameters is seen.
+        """
+        self._finish()
+        total, self._total = self._total, None
+        if self._observing:
+            self._check_coverage()
+        return total
+
+    def _finish(self) -> None:
+        """Add the micro-batch whose backward is done to the step's sums."""
+        batch, self._current = self._current, None
+        sums = None if batch is None else batch.finish()
+        if sums is None:
+            return
+        if self._total is None:
+            self._total = sums
+            return
+        for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
+            total += part
+
+    def _on_forward(self, layer: Layer, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self._observing:
+            return
+        # Inside a backward pass, a forward is a checkpoint's recomputation: no further use, and
+        # it belongs to the micro-batch that is being differentiated.
+        recomputing = torch._C._current_graph_task_id() != -1
+        batch = self._current if recomputing else self._upcoming
+        if batch is None:
+            return
+        if not recomputing:
+            # Without grad too: reentrant checkpointing runs its first forward that way.
+            batch.uses.update(layer.indices.values())
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not inputs or not isinstance(output, Tensor):
+            self._parameters.refuse(layer.indices.values())
+            return
+        if not output.requires_grad:
+            return
+        if not self._inspected and output.grad_fn is not None:
+            batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
+        hook = partial(self._on_backward, layer, batch, inputs[0].detach())
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _on_backward(self, layer: Layer, batch: MicroBatch, x: Tensor, gradient: Tensor) -> None:
+        if batch is not self._current:
+            return
+        # Backward hooks inherit autocast where backward() is called inside of it.
+        with torch.autocast(gradient.device.type, enabled=False):
+            batch.add(layer, x, gradient.detach())
+
+    def _check_coverage(self) -> None:
+        coverage = self.coverage
+        if self._warned or coverage.share >= _COVERAGE_EXPECTED:
+            return
+        self._warned = True
+        kinds = ", ".join(sorted(set(coverage.unseen.values())))
+        warnings.warn(
+            f"The gradient probe sees {coverage.share:.0%} of the trainable parameters, so "
+            f"gradient variances come out too small. Not seen: parameters in {kinds}. Types "
+            "without a rule get one by adaptmix.statistics.rules.register_rule; layers with one "
+            "must be called, not have their weights used elsewhere, on inputs of shape (B, ...).",
+            CoverageWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,82 @@
+"""What one update reads: sums over processes, on their way to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptmix.distributed import HostCopy, sum_over_ranks
+from adaptmix.statistics.gradients import GradientSums
+from adaptmix.statistics.lengths import RowLengths
+from adaptmix.statistics.running import RunningStatistics
+from adaptmix.statistics.sums import FIELDS
+
+
+class Window:
+    """The sums since the last update and, of an observed step, its gradients' sums.
+
+    Starting a window adds them up over processes and sends them to the host; they are read a step
+    later, so that the host never waits for the step it has just launched.
+
+    Args:
+        step: optimizer steps completed.
+        sums: (fields, K) sums, when an update is due.
+        gradients: per-domain gradient sums, when the step was observed.
+    """
+
+    def __init__(
+        self, step: int, *, sums: Tensor | None = None, gradients: GradientSums | None = None
+    ) -> None:
+        self.step = step
+        self.due = sums is not None
+        self.observed = gradients is not None
+        parts: list[Tensor] = []
+        if sums is not None:
+            sum_over_ranks([sums])
+            parts += [sums]
+        if gradients is not None:
+            sum_over_ranks(gradients.tensors())
+            parts += [
+                gradients.count.unsqueeze(0),
+                gradients.square.unsqueeze(0),
+                gradients.gram(),
+                gradients.skipped.double().expand(1, len(gradients.count)),
+            ]
+        device = parts[0].device
+        self._copy = HostCopy(torch.cat([part.to(device) for part in parts]))
+
+    def add_to(self, running: RunningStatistics, lengths: RowLengths) -> None:
+        """Wait for the sums and add them to the running estimates."""
+        table = self._copy.result().numpy()
+        if self.due:
+            sums, table = table[: len(FIELDS)], table[len(FIELDS) :]
+            named = dict(zip(FIELDS, sums, strict=True))
+            lengths.add(named["tokens"], named["rows"])
+            running.add_losses(self.step, sums)
+        if self.observed:
+            running.add_gradients(self.step, count=table[0], square=table[1], gram=table[2:-1])
+            running.skipped += float(table[-1, 0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and what they are of."""
+        return {
+            "step": self.step,
+            "due": self.due,
+            "observed": self.observed,
+            "table": self._copy.result().numpy(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Window:
+        """Rebuild a window whose sums are already those of all processes."""
+        window = cls.__new__(cls)
+        window.step = int(state["step"])
+        window.due = bool(state["due"])
+        window.observed = bool(state["observed"])
+        table = np.array(state["table"], dtype=np.float64)
+        window._copy = HostCopy(torch.from_numpy(table))
+        return window

@@ -1,0 +1,134 @@
+"""From statistics to weights: the policy of a run, its choice, its state and its checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from adaptmix.checkpoint import expect
+from adaptmix.errors import MissingStatisticError
+from adaptmix.policies import Policy, bind, named
+from adaptmix.types import Domains, DomainStats, Weights
+
+_log = logging.getLogger("adaptmix")
+_SUPPLIERS = {
+    "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
+    "grad_var": "controller.watch(model)",
+    "grad_sq": "controller.watch(model)",
+    "grad_gram": "controller.watch(model)",
+}
+
+
+class Steering:
+    """Holds the policy of a run and the weights it gives.
+
+    Args:
+        domains: of the mixture.
+        policy: a policy, its name, or None to choose at the first update by what the run supplies.
+
+    Raises:
+        TypeError: an object that is no policy.
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, domains: Domains, policy: Policy | str | None) -> None:
+        self._domains = domains
+        self._declared = named(policy) if isinstance(policy, str) else policy
+        _check(self._declared)
+        self._chosen = ""
+        self._bound: Policy | None = None
+        self._state: Any = None
+        self._batch_size = self._horizon = 0
+        self.proposed = Weights.proportional(domains.importance)
+
+    @property
+    def description(self) -> str:
+        """What the user asked for, comparable between runs."""
+        policy = self._declared
+        if policy is None:
+            return "None"
+        return repr(policy) if is_dataclass(policy) else type(policy).__qualname__
+
+    def prepare(self, *, batch_size: int, horizon: int) -> None:
+        """Fill in what a policy may ask of the run, and start its state."""
+        self._batch_size, self._horizon = batch_size, horizon
+        if self._declared is not None:
+            self._adopt(self._declared)
+        elif self._chosen:
+            self._adopt(named(self._chosen))
+
+    def _adopt(self, policy: Policy) -> None:
+        self._bound = bind(policy, batch_size=self._batch_size, horizon=self._horizon)
+        fresh = self._bound.init(self._domains)
+        self._state = fresh if self._state is None else self._state
+
+    def update(self, stats: DomainStats, *, measured: frozenset[str]) -> bool:
+        """Let the policy propose weights; False while what it needs is measured but not known yet.
+
+        Args:
+            stats: running estimates.
+            measured: names of the statistics that the run measures.
+
+        Raises:
+            MissingStatisticError: the policy needs one that it does not.
+        """
+        if self._bound is None:
+            self._chosen = "joint" if "noise" in measured else "variance_aware"
+            _log.info("policy=None: this run uses %r.", self._chosen)
+            self._adopt(named(self._chosen))
+        policy = self._policy
+        missing = policy.requires - stats.supplied()
+        for name in sorted(missing - measured):
+            way_out = _SUPPLIERS.get(name, "a policy that does not need it")
+            raise MissingStatisticError(
+                f"policy {type(policy).__name__} needs the statistic {name!r}, which this run does "
+                f"not supply. Use {way_out}."
+            )
+        if missing:
+            return False
+        self.proposed, self._state = policy.update(stats, self._state)
+        return True
+
+    @property
+    def _policy(self) -> Policy:
+        if self._bound is None:
+            raise ValueError("loader() must be called before step(); no loader was made yet.")
+        return self._bound
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The statistics the policy reads; none before it is chosen."""
+        return frozenset() if self._bound is None else self._bound.requires
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the policy's state and last weights."""
+        return {
+            "policy": self.description,
+            "chosen": self._chosen,
+            "state": self._state,
+            "sampling": self.proposed.sampling,
+            "loss": self.proposed.loss,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved policy's state.
+
+        Raises:
+            StateError: it is of another policy.
+        """
+        expect(state, policy=self.description)
+        self._chosen = str(state["chosen"])
+        self._state = state["state"]
+        importance = self._domains.importance
+        self.proposed = Weights(state["sampling"], state["loss"], importance)
+        if self._batch_size:
+            self.prepare(batch_size=self._batch_size, horizon=self._horizon)
+
+
+def _check(policy: object) -> None:
+    if policy is not None and (isinstance(policy, type) or not isinstance(policy, Policy)):
+        raise TypeError(
+            f"policy must be a name, or an object with requires, init and update; got {policy!r}."
+        )

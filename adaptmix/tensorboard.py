@@ -1,0 +1,86 @@
+"""Weight trajectories as TensorBoard scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from adaptmix.efficiency import variance_ratio
+from adaptmix.simplex import effective_domains
+from adaptmix.types import DomainStats, Weights
+
+_PER_DOMAIN = ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
+
+
+class TensorBoardLog:
+    """Writes ``adaptmix/<quantity>/<domain>`` scalars at every update.
+
+    A custom-scalars layout puts all domains of a quantity on one chart. A directory that already
+    holds events of later steps (of a run that was stopped after its last checkpoint) is cut off
+    at ``step``, so that nothing appears twice.
+
+    Args:
+        target: a directory, or a SummaryWriter of the caller's.
+        names: K domain names.
+        step: optimizer steps completed so far.
+    """
+
+    def __init__(
+        self, target: str | PathLike[str] | SummaryWriter, names: Sequence[str], *, step: int
+    ) -> None:
+        self._names = tuple(names)
+        self._writer = (
+            target
+            if hasattr(target, "add_scalar")
+            else SummaryWriter(str(target), purge_step=step or None)
+        )
+        self._call("add_custom_scalars", self._layout())
+
+    def write(
+        self, step: int, *, weights: Weights, stats: DomainStats, in_force: np.ndarray[Any, Any]
+    ) -> None:
+        """Write one update.
+
+        Args:
+            step: optimizer steps completed.
+            weights: what the policy proposes.
+            stats: what it went by.
+            in_force: (K,) shares the next step is drawn with.
+        """
+        columns = (
+            weights.sampling,
+            weights.loss,
+            np.sqrt(stats.grad_var),
+            stats.loss_mean,
+            stats.seen,
+        )
+        for quantity, column in zip(_PER_DOMAIN, columns, strict=True):
+            for name, value in zip(self._names, column, strict=True):
+                if np.isfinite(value):
+                    self._scalar(f"{quantity}/{name}", value, step)
+        self._scalar("effective_domains", effective_domains(weights.sampling), step)
+        ratio = variance_ratio(in_force, weights, stats.grad_var)
+        if np.isfinite(ratio):
+            self._scalar("variance_ratio", ratio, step)
+        self._call("flush")
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        self._call("add_scalar", f"adaptmix/{tag}", float(value), step)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        getattr(self._writer, method)(*arguments)
+
+    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+        charts = {
+            quantity: ["Multiline", [f"adaptmix/{quantity}/{name}" for name in self._names]]
+            for quantity in _PER_DOMAIN
+        }
+        charts |= {
+            tag: ["Multiline", [f"adaptmix/{tag}"]]
+            for tag in ("effective_domains", "variance_ratio")
+        }
+        return {"adaptmix": charts}

@@ -1,0 +1,253 @@
+"""What the probe cannot see is left out as a whole, and said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adaptmix.errors import CoverageWarning
+from adaptmix.statistics.probe import GradientProbe
+from adaptmix.statistics.rules import RULES, register_rule
+from tests.statistics.test_probe import (
+    B,
+    K,
+    Stack,
+    assert_same,
+    attached,
+    mlp,
+    observe,
+    reference,
+)
+
+V = 11
+
+
+class Gain(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Places(nn.Module):
+    """Positions without a batch dim of their own, as GPT-2 has them."""
+
+    def __init__(self, width: int, *, batched: bool) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(V, width), nn.Embedding(6, width)
+        self.batched = batched
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        output: Tensor = self.words(x) + self.places(places[None] if self.batched else places)
+        return output
+
+
+class Functional(nn.Module):
+    """Ties the head to the embedding by a function; with or without a module call beside it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.words, self.body = nn.Embedding(V, width), nn.Linear(width, width)
+        self.hidden = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = functional.relu(self.body(self.words(x)))
+        return functional.linear(
+            functional.linear(body, self.hidden.weight, self.hidden.bias), self.words.weight
+        )
+
+
+class MultiHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return output
+
+
+class Weighted(nn.Module):
+    """A module whose own parameter is another module's too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.tied = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.second(self.first(x)) @ self.tied
+        return output
+
+
+def stack(middle: nn.Module, width: int = 8) -> Stack:
+    return Stack(nn.Embedding(V, width), [middle], nn.Linear(width, V))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, str], list[str]]] = {
+    "unknown type": (
+        lambda: stack(Gain(8)),
+        {"blocks.0": "Gain"},
+        ["blocks.0.gain"],
+    ),
+    "positions without samples": (
+        lambda: Stack(Places(8, batched=False), [], nn.Linear(8, V)),
+        {"stem.places": "Embedding"},
+        ["stem.places.weight"],
+    ),
+    "positions of one sample": (
+        lambda: Stack(Places(8, batched=True), [], nn.Linear(8, V)),
+        {"stem.places": "Embedding"},
+        ["stem.places.weight"],
+    ),
+    "attention by functions": (
+        lambda: stack(MultiHead(8)),
+        {
+            "blocks.0.attention": "MultiheadAttention",
+            "blocks.0.attention.out_proj": "NonDynamicallyQuantizableLinear",
+        },
+        [
+            "blocks.0.attention.in_proj_weight",
+            "blocks.0.attention.in_proj_bias",
+            "blocks.0.attention.out_proj.weight",
+            "blocks.0.attention.out_proj.bias",
+        ],
+    ),
+    "weights used by functions": (
+        lambda: Functional(8),
+        {"words": "Embedding", "hidden": "Linear"},
+        ["words.weight", "hidden.weight", "hidden.bias"],
+    ),
+    "tied to a module without rule": (
+        lambda: stack(Weighted(8)),
+        {"blocks.0": "Weighted", "blocks.0.second": "Linear"},
+        ["blocks.0.tied"],
+    ),
+    "weight norm": (
+        lambda: stack(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))),
+        {"blocks.0.parametrizations.weight": "_WeightNorm"},
+        [
+            "blocks.0.parametrizations.weight.original0",
+            "blocks.0.parametrizations.weight.original1",
+        ],
+    ),
+    "sparse embedding": (
+        lambda: Stack(nn.Embedding(V, 8, scale_grad_by_freq=True), [], nn.Linear(8, V)),
+        {"stem": "Embedding"},
+        ["stem.weight"],
+    ),
+}
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    return torch.randint(V, (B, 6)), torch.randint(V, (B, 6))
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_hidden_is_left_out_and_named(name: str, parts: int) -> None:
+    build, unseen, hidden = CASES[name]
+    torch.manual_seed(0)
+    model, (inputs, targets) = build().double(), tokens()
+    probe = attached(model)
+    got = observe(probe, model, inputs, targets, parts=parts)
+    coverage = probe.coverage
+    assert coverage.unseen == unseen
+    lost = sum(model.get_parameter(name).numel() for name in hidden)
+    assert coverage.share == pytest.approx(1 - lost / sum(p.numel() for p in model.parameters()))
+    for parameter in hidden:
+        model.get_parameter(parameter).requires_grad_(False)
+    want = reference(model, inputs, targets)
+    assert got is not None
+    torch.testing.assert_close(got.count, want.count)
+    torch.testing.assert_close(got.square, want.square)
+    torch.testing.assert_close(got.gram(), want.gram())
+
+
+def test_what_has_no_rule_is_known_before_training() -> None:
+    probe = GradientProbe(stack(Gain(8)), K)
+    assert probe.coverage.unseen == {"blocks.0": "Gain"}
+    assert probe.coverage.share == pytest.approx(1 - 8 / (8 * V + 8 + 9 * V))
+
+
+def test_a_registered_rule_makes_a_type_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, Gain, None)
+    register_rule(Gain)(lambda _, x, g: {"gain": (x * g).sum(1)})
+    model, data = stack(Gain(8)).double(), tokens()
+    probe = attached(model)
+    assert_same(observe(probe, model, *data), reference(model, *data))
+    assert probe.coverage.share == 1.0
+
+
+def test_a_rule_that_returns_the_wrong_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, Gain, None)
+    register_rule(Gain)(lambda _, x, g: {"gain": x * g})
+    model = stack(Gain(8))
+    with pytest.raises(ValueError, match=r"shape \(b, \*\(8,\)\); got \(7, 6, 8\)"):
+        observe(attached(model), model, *tokens(), factors=torch.ones(B))
+
+
+def test_one_warning_names_the_types_and_the_way_out() -> None:
+    model = Stack(Places(64, batched=False), [], nn.Linear(64, V)).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        probe = attached(model)
+        assert not caught
+        observe(probe, model, *tokens())
+        observe(probe, model, *tokens())
+    (warning,) = caught
+    assert warning.category is CoverageWarning
+    assert "sees 79% of the trainable parameters" in str(warning.message)
+    assert "Not seen: parameters in Embedding." in str(warning.message)
+    assert "register_rule" in str(warning.message)
+
+
+def test_a_model_that_is_hardly_seen_warns_when_attached() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Gain(400))
+    with pytest.warns(CoverageWarning, match="sees 5% .* parameters in Gain"):
+        attached(model)
+
+
+def test_samples_that_are_flattened_into_rows_are_not_mistaken_for_samples() -> None:
+    model = nn.Sequential(nn.Embedding(V, 8), nn.Flatten(0, 1), nn.Linear(8, V)).double()
+    model.append(nn.Unflatten(0, (B, 6)))
+    probe = attached(model)
+    with pytest.warns(CoverageWarning, match="parameters in Linear"):
+        observe(probe, model, *tokens())
+    assert probe.coverage.unseen == {"2": "Linear"}
+
+
+def test_the_whole_model_flattened_still_warns() -> None:
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Embedding(V, V), nn.Unflatten(0, (B, 6))).double()
+    probe = attached(model)
+    with pytest.warns(CoverageWarning, match="sees 0%"):
+        assert observe(probe, model, *tokens()) is None
+
+
+def test_an_expert_is_seen_once_it_is_used() -> None:
+    model = Stack(nn.Embedding(V, 8), [nn.Linear(8, 8), nn.Linear(8, 8)], nn.Linear(8, V)).double()
+    expert = model.blocks.pop(1)
+    probe_model = nn.ModuleList([model, expert])
+    probe = GradientProbe(probe_model, K)
+    probe.attach()
+    with pytest.warns(CoverageWarning):
+        observe(probe, model, *tokens())
+    assert probe.coverage.unseen == {"1": "Linear"}
+    model.blocks.append(expert)
+    inputs, targets = tokens()
+    got = observe(probe, model, inputs, targets)
+    assert probe.coverage.share == 1.0
+    assert_same(got, reference(model, inputs, targets))
+
+
+def test_the_probe_of_a_covered_model_is_silent() -> None:
+    assert attached(mlp()).coverage.share == 1.0

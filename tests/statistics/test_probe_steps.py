@@ -1,0 +1,250 @@
+"""The probe beside the rest of a training step: it disturbs nothing and nothing disturbs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptmix.statistics.probe import GradientProbe
+from tests.statistics.test_probe import (
+    CASES,
+    DOMAINS,
+    FACTORS,
+    K,
+    Stack,
+    assert_same,
+    attached,
+    losses,
+    mlp,
+    observe,
+    reference,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[Stack, Tensor, Tensor]:
+    model, data = CASES[request.param]
+    torch.manual_seed(0)
+    return model().double(), *data()
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+@pytest.mark.parametrize("moment", ["first", "forward", "expect", "backward"])
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_other_forwards_inside_a_step_change_nothing(
+    case: tuple[Stack, Tensor, Tensor], moment: str, differentiable: bool, reentrant: bool | None
+) -> None:
+    model, inputs, targets = case
+    want = reference(model, inputs, targets)
+    model.reentrant = reentrant
+    probe = attached(model)
+    aside = []
+
+    def evaluate(now: str) -> None:
+        if now == moment:
+            with torch.set_grad_enabled(differentiable):
+                aside.append(model(inputs[:2]))
+
+    probe.arm(True)
+    for part in torch.arange(len(DOMAINS)).chunk(2):
+        evaluate("first")
+        output = model(inputs[part])
+        evaluate("forward")
+        loss = FACTORS[part] @ losses(output, targets[part])
+        probe.expect(DOMAINS[part], FACTORS[part], loss)
+        evaluate("expect")
+        loss.backward()  # type: ignore[no-untyped-call]
+        evaluate("backward")
+    assert_same(probe.collect(), want)
+
+
+def test_the_backward_of_another_loss_is_not_counted(case: tuple[Stack, Tensor, Tensor]) -> None:
+    model, inputs, targets = case
+    probe = attached(model)
+    probe.arm(True)
+    early = losses(model(inputs), targets).sum()
+    loss = FACTORS @ losses(model(inputs), targets)
+    probe.expect(DOMAINS, FACTORS, loss)
+    early.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
+    late = losses(model(inputs), targets).sum()
+    late.backward()  # type: ignore[no-untyped-call]
+    assert_same(probe.collect(), reference(model, inputs, targets))
+
+
+def test_steps_do_not_mix(case: tuple[Stack, Tensor, Tensor]) -> None:
+    model, inputs, targets = case
+    probe = attached(model)
+    first, rest = slice(0, 3), slice(3, None)
+    for part in (first, rest):
+        got = observe(
+            probe,
+            model,
+            inputs[part],
+            targets[part],
+            domains=DOMAINS[part],
+            factors=FACTORS[part],
+            parts=2,
+        )
+        assert_same(got, reference(model, inputs[part], targets[part], DOMAINS[part]))
+    assert probe.collect() is None
+
+
+def test_nothing_is_collected_without_observing_or_backward() -> None:
+    model, (inputs, targets) = mlp().double(), CASES["mlp"][1]()
+    probe = attached(model)
+    assert probe.collect() is None
+    for observing, backward in [(False, True), (True, False)]:
+        probe.arm(observing)
+        loss = FACTORS @ losses(model(inputs), targets)
+        probe.expect(DOMAINS, FACTORS, loss)
+        if backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+        assert probe.collect() is None
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert probe.collect() is None
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_training_is_the_same_to_the_bit(
+    case: tuple[Stack, Tensor, Tensor], reentrant: bool | None
+) -> None:
+    model, inputs, targets = case
+    model.reentrant = reentrant
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def train(probe: GradientProbe | None) -> list[Tensor]:
+        model.load_state_dict(start)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(4):
+            if probe is not None:
+                probe.arm(step != 1)
+            for part in torch.arange(len(DOMAINS)).chunk(2):
+                loss = FACTORS[part] @ losses(model(inputs[part]), targets[part])
+                if probe is not None:
+                    probe.expect(DOMAINS[part], FACTORS[part], loss)
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            if probe is not None:
+                assert (probe.collect() is None) == (step == 1)
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    plain, observed = train(None), train(attached(model))
+    assert all(torch.equal(one, other) for one, other in zip(plain, observed, strict=True))
+
+
+def test_detaching_leaves_nothing_behind(case: tuple[Stack, Tensor, Tensor]) -> None:
+    model, inputs, targets = case
+
+    def attributes() -> list[set[str]]:
+        return [set(module.__dict__) for module in model.modules()]
+
+    before = attributes()
+    probe = attached(model)
+    probe.arm(True)
+    loss = FACTORS @ losses(model(inputs), targets)
+    probe.expect(DOMAINS, FACTORS, loss)
+    probe.detach()
+    probe.detach()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert probe.collect() is None
+    assert attributes() == before
+    assert not any(module._forward_hooks for module in model.modules())
+    probe.attach()
+    assert_same(observe(probe, model, inputs, targets), reference(model, inputs, targets))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """Tensors on the meta device have no values: whatever asks for one raises."""
+    for name, (build, data) in CASES.items():
+        torch.manual_seed(0)
+        model, (inputs, targets) = build().double().to("meta"), data()
+        got = observe(
+            attached(model),
+            model,
+            inputs.to("meta"),
+            targets.to("meta"),
+            domains=DOMAINS.to("meta"),
+            factors=FACTORS.to("meta"),
+        )
+        assert got is not None, name
+        assert got.gram().shape == (K, K)
+
+
+def test_one_probe_at_a_time() -> None:
+    model = mlp()
+    probe = attached(model)
+    for other in (probe, GradientProbe(model, K), GradientProbe(model.blocks, K)):
+        with pytest.raises(ValueError, match="one probe at most.*detach"):
+            other.attach()
+    probe.detach()
+    attached(model).detach()
+
+
+def test_what_cannot_be_observed_is_refused() -> None:
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module; got function"):
+        GradientProbe(mlp, K)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_domains must be >= 1; got 0"):
+        GradientProbe(mlp(), 0)
+    with pytest.raises(ValueError, match="model must have trainable parameters"):
+        GradientProbe(nn.ReLU(), K)
+
+
+def test_compiled_models_are_refused() -> None:
+    inside, whole = mlp(), mlp()
+    inside.stem.compile(backend="eager")
+    for model in (inside, torch.compile(whole, backend="eager")):
+        assert isinstance(model, nn.Module)
+        with pytest.raises(ValueError, match=r"must not be compiled.*train the uncompiled model"):
+            GradientProbe(model, K)
+
+
+@pytest.mark.parametrize(
+    ("domains", "factors", "message"),
+    [
+        (DOMAINS, FACTORS[:2], r"got \(7,\) and \(2,\)"),
+        (DOMAINS[0], FACTORS[0], r"got \(\) and \(\)"),
+    ],
+)
+@pytest.mark.parametrize("observing", [True, False])
+def test_lengths_must_agree(
+    domains: Tensor, factors: Tensor, message: str, observing: bool
+) -> None:
+    probe = attached(mlp())
+    probe.arm(observing)
+    with pytest.raises(ValueError, match=message):
+        probe.expect(domains, factors, torch.zeros((), requires_grad=True))
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(2, requires_grad=True), torch.zeros(())])
+def test_the_loss_must_be_a_scalar_to_differentiate(loss: Tensor) -> None:
+    probe = attached(mlp())
+    probe.arm(True)
+    with pytest.raises(ValueError, match="loss must be a scalar that requires grad"):
+        probe.expect(DOMAINS, FACTORS, loss)
+
+
+@pytest.fixture
+def _process_group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_distributed_data_parallel_is_unwrapped(case: tuple[Stack, Tensor, Tensor]) -> None:
+    model, inputs, targets = case
+    wrapped = DistributedDataParallel(model)
+    probe = GradientProbe(wrapped, K)
+    probe.attach()
+    got = observe(probe, wrapped, inputs, targets)
+    assert_same(got, reference(model, inputs, targets))

@@ -1,0 +1,142 @@
+"""Every rule against autograd, one sample at a time, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptmix.statistics.rules import RULES, find_rule, register_rule
+
+# PyTorch's own remark on a convolution that is tested here on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+B, V = 4, 7
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(3, 5), (3,)),
+    "linear, tokens": (lambda: nn.Linear(3, 5), (6, 3)),
+    "linear, grid": (lambda: nn.Linear(3, 5), (2, 4, 3)),
+    "linear, no bias": (lambda: nn.Linear(3, 5, bias=False), (6, 3)),
+    "layer norm": (lambda: nn.LayerNorm(5), (6, 5)),
+    "layer norm, flat": (lambda: nn.LayerNorm(5, eps=0.1), (5,)),
+    "layer norm, two dims": (lambda: nn.LayerNorm((3, 5)), (2, 6, 3, 5)),
+    "layer norm, no bias": (lambda: nn.LayerNorm(5, bias=False), (6, 5)),
+    "rms norm": (lambda: nn.RMSNorm(5), (6, 5)),
+    "rms norm, eps": (lambda: nn.RMSNorm(5, eps=0.1), (5,)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3), (4, 9)),
+    "conv1d, strided": (lambda: nn.Conv1d(4, 6, 3, 2, 2, 2, groups=2, bias=False), (4, 10)),
+    "conv1d, same": (lambda: nn.Conv1d(4, 4, 4, padding="same", groups=4), (4, 9)),
+    "conv1d, valid": (lambda: nn.Conv1d(4, 4, 4, padding="valid"), (4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3), (4, 5, 6)),
+    "conv2d, strided": (lambda: nn.Conv2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), 2), (4, 6, 8)),
+    "conv2d, same": (
+        lambda: nn.Conv2d(4, 6, (2, 5), padding="same", dilation=(3, 1)),
+        (4, 6, 8),
+    ),
+    "conv2d, remainder": (lambda: nn.Conv2d(2, 2, 2, stride=3), (2, 7, 7)),
+    "embedding": (lambda: nn.Embedding(V, 3), (6,)),
+    "embedding, one index": (lambda: nn.Embedding(V, 3), ()),
+    "embedding, grid": (lambda: nn.Embedding(V, 3, padding_idx=-2), (2, 6)),
+}
+
+
+def sample(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """An input and a gradient of the layer's output."""
+    if isinstance(layer, nn.Embedding):
+        x = torch.randint(V, (B, *shape))
+    else:
+        x = torch.randn(B, *shape, dtype=torch.float64)
+    return x, torch.randn_like(layer(x).double())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_matches_autograd(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer = build().double()
+    x, g = sample(layer, shape)
+    rule = find_rule(layer)
+    assert rule is not None
+    got = rule(layer, x, g)
+    names = [name for name, _ in layer.named_parameters()]
+    assert sorted(got) == sorted(names)
+    for j in range(B):
+        want = torch.autograd.grad(layer(x[j : j + 1]), list(layer.parameters()), g[j : j + 1])
+        for parameter, gradient in zip(names, want, strict=True):
+            torch.testing.assert_close(got[parameter][j], gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_frozen_parameters_cost_nothing(name: str) -> None:
+    build, shape = LAYERS[name]
+    layer = build().double()
+    for parameter in layer.parameters():
+        x, g = sample(layer, shape)
+        layer.requires_grad_(False)
+        parameter.requires_grad_(True)
+        rule = find_rule(layer)
+        assert rule is not None
+        (only,) = rule(layer, x, g).values()
+        assert only.shape == (B, *parameter.shape)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Embedding(V, 3, scale_grad_by_freq=True),
+        nn.Embedding(V, 3, sparse=True),
+        nn.Embedding(V, 3, max_norm=1.0),
+        nn.Conv1d(3, 3, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm1d(3),
+        nn.LSTM(3, 3),
+    ],
+    ids=lambda layer: str(layer),
+)
+def test_layers_without_a_per_sample_gradient_have_no_rule(layer: nn.Module) -> None:
+    assert find_rule(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 4), (4,)),
+        (nn.LayerNorm(4), (4,)),
+        (nn.RMSNorm(4), (4,)),
+        (nn.Conv1d(4, 4, 1), (4, 4)),
+        (nn.Conv2d(4, 4, 1), (4, 4, 4)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_inputs_without_a_sample_dim_have_no_gradient(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    rule = find_rule(layer)
+    assert rule is not None
+    assert rule(layer, torch.ones(shape), torch.ones(shape)) == {}
+
+
+class Renamed(nn.Linear):
+    """The same forward under another name."""
+
+
+class Changed(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+def test_subclasses_share_the_rule_unless_they_compute_something_else() -> None:
+    assert find_rule(Renamed(2, 2)) is find_rule(nn.Linear(2, 2))
+    assert find_rule(Changed(2, 2)) is None
+
+
+def test_registering_adds_and_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, Changed, None)
+    for factor in (2.0, 3.0):
+        rule = register_rule(Changed)(lambda _, x, g, factor=factor: {"bias": factor * g})  # type: ignore[misc]
+        assert find_rule(Changed(2, 2)) is rule
+    register_rule(Changed, supports=lambda module: module.bias is None)(rule)
+    assert find_rule(Changed(2, 2)) is None
