@@ -91,7 +91,7 @@ def builtin_domains(
 def text_domains(
     paths: Mapping[str, str | Path], *, length: int = 64, heldout: int = 500
 ) -> dict[str, Domain]:
-    """Return one domain per text file, whole rows supervised; of its last tenth, ``heldout`` are held out.
+    """Return one domain per text file, supervised throughout; its last tenth is held out.
 
     Raises:
         ValueError: no file, or one that is missing, empty or too short.

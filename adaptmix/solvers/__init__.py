@@ -7,7 +7,7 @@ any candidate without running the solver.
 from adaptmix.solvers.allocation import allocation_residual, neyman_shares
 from adaptmix.solvers.counts import counts_residual, neyman_counts
 from adaptmix.solvers.fgls import fgls_residual, fgls_weights
-from adaptmix.solvers.gap import gap_weights
+from adaptmix.solvers.gap import gap_residual, gap_weights
 from adaptmix.solvers.joint import JointSolution, joint_residual, joint_weights
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "counts_residual",
     "fgls_residual",
     "fgls_weights",
+    "gap_residual",
     "gap_weights",
     "joint_residual",
     "joint_weights",

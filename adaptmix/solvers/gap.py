@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from adaptmix.checks import FloatArray, number, vector
 from adaptmix.solvers.waterfill import water_fill
 
+# Curvature lent to domains that have none, relative to the least there is: it picks one of the
+# minimisers and is far too small to move it.
 _RIDGE = 1e-40
-_MAX_STEPS = 500
+# A search that must cross many orders of magnitude towards zero does so in steps of this, squared
+# root taken.
+_STEP_TO_ZERO = 1e-8
+# The bias, in units of the losses' range, that rounding of the shares makes by itself.
+_BIAS_ROUNDING = 1e-15
+# Values of F below this part of F(1) count as zero.
+_NEGLIGIBLE = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
 class _Program:
-    """Minimise (Σ (π − u) L)² + Σ D u² subject to Σ u = 1 and u ≥ floor, with u = π w."""
+    """Minimise (Σ (π − u) L)² + Σ D u² subject to Σ u = 1 and u ≥ floor, for u = π w."""
 
     importance: FloatArray  # (K,) π, on the simplex
-    lean: FloatArray  # (K,) L, from 0 to 1 after shift and scale, which change nothing
-    curvature: FloatArray  # (K,) D = λ Var / n in the same units
+    lean: FloatArray  # (K,) L, shifted and scaled to [0, 1]
+    curvature: FloatArray  # (K,) D = λ Var / n, scaled alike
     floor: FloatArray  # (K,)
 
-    def bias(self, u: FloatArray, lean: FloatArray) -> float:
-        return float((self.importance - u) @ lean)
+    def lean_from(self, pivot: int) -> FloatArray:
+        """Return L relative to one domain's, so that differences to it lose no digits."""
+        return self.lean - self.lean[pivot]
 
 
 def gap_weights(
@@ -38,8 +48,12 @@ def gap_weights(
 ) -> FloatArray:
     """Minimise F(w) = (Σ π_i (1 − w_i) L_i)² + λ Σ π_i² w_i² Var_i / n_i over loss weights.
 
-    Subject to Σ π w = 1 and w ≥ lower. The first term is the bias that re-weighting brings in, the
-    second the variance that it can take out.
+    Subject to Σ π w = 1 and w ≥ lower. The first term is the bias that re-weighting brings in,
+    the second the variance that it can take out. Equal losses and variances with sizes in
+    proportion to importance give w = 1.
+
+    Where Var_i / n_i is 0 the minimiser may not be unique. Among the minimisers this is the one
+    nearest to w = 1, by Σ π (w − 1)²: the limit of a ridge that vanishes.
 
     Args:
         loss_mean: (K,) mean loss L_i.
@@ -56,57 +70,145 @@ def gap_weights(
         ValueError: an argument outside its range.
 
     Source:
-        Salmani et al., arXiv:2511.06913, algorithm ERMA, whose update is mirror descent on F.
+        Salmani et al., arXiv:2511.06913, algorithm ERMA, whose update is mirror descent on F. The
+        exact minimiser is this library's own.
 
     Example:
         >>> gap_weights([1.0, 1.0], [1.0, 3.0], importance=[0.5, 0.5], sizes=[100, 100])
         array([1.5, 0.5])
     """
-    p = _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower)
-    w = _minimise(p)[0] / p.importance
-    return np.maximum(w, lower)
+    program = _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower)
+    weights: FloatArray = np.maximum(_minimise(program) / program.importance, lower)
+    return weights
 
-def _minimise(p):
-    # A vanishing ridge
-    scaled = p.curvature * p.importance
+
+def gap_residual(
+    loss_mean: ArrayLike,
+    loss_var: ArrayLike,
+    loss: ArrayLike,
+    *,
+    importance: ArrayLike,
+    sizes: ArrayLike,
+    variance_penalty: float = 1.0,
+    lower: float = 0.0,
+) -> float:
+    """Return a bound on (F(w) − min F) / F(w), by duality; 0 when w meets the KKT conditions.
+
+    For every g and ν, F is at least Σ D u² − 2 g Σ u L − 2 ν (Σ u − 1) + const, whose minimiser over
+    u ≥ floor is û = max(floor, (ν + g L) / D). The bound is the distance between the two functions at
+    u = π w, with g and ν fitted to w. It does not change with the units of the loss.
+
+    Args:
+        loss_mean: (K,) as in ``gap_weights``.
+        loss_var: (K,) as in ``gap_weights``.
+        loss: (K,) loss weights to judge.
+        importance: as in ``gap_weights``.
+        sizes: as in ``gap_weights``.
+        variance_penalty: as in ``gap_weights``.
+        lower: as in ``gap_weights``.
+
+    Returns:
+        The relative duality gap, or the excess over a constraint if larger. A bias as small as the
+        rounding of Σ π w L counts as zero.
+
+    Raises:
+        ValueError: as ``gap_weights``, or weights that are negative or of another length.
+
+    Example:
+        >>> data = {"importance": [0.5, 0.5], "sizes": [100, 100]}
+        >>> gap_residual([1.0, 1.0], [1.0, 3.0], [1.5, 0.5], **data)
+        0.0
+    """
+    program = _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower)
+    pi, d = program.importance, program.curvature
+    w = vector("loss", loss, size=pi.size, minimum=0.0)
+    u = pi * w
+    bias = float((pi - u) @ program.lean_from(int(u.argmax())))
+    value, start = bias**2 + d @ u**2, d @ pi**2
+    gap = _duality_gap(program, u, bias)
+    relative = gap / max(value, _NEGLIGIBLE * start) if gap > 0.0 else 0.0
+    return float(max(relative, abs(u.sum() - 1.0), lower - w.min()))
+
+
+def _duality_gap(program: _Program, u: FloatArray, bias: float) -> float:
+    """Return F(u) less the largest of three lower bounds, at g = 0, the bias and a fit to u."""
+    d, floor = program.curvature, program.floor
+    slope = d * u
+    # Least squares in the norm of the gap itself, leaving out what is at its floor.
+    scale = max(_NEGLIGIBLE * slope.max(), np.finfo(np.float64).tiny)
+    weight = np.maximum(u - floor, 0.0) / np.maximum(slope, scale)
+    weight /= max(weight.sum(), np.finfo(np.float64).tiny)
+    lean = program.lean_from(int(weight.argmax()))
+    centred = lean - weight @ lean
+    moment = weight @ centred**2
+    fitted = float((weight * centred) @ (slope - weight @ slope) / moment) if moment > 0.0 else 0.0
+    gaps = []
+    for g in (0.0, bias, fitted):
+        price = -g * lean
+        # Above the least price of a domain without curvature the bound is −∞.
+        nu = min(weight @ (slope + price), price.min(where=d == 0.0, initial=np.inf))
+        best = np.maximum(np.divide(nu - price, d, out=np.zeros_like(d), where=d > 0.0), floor)
+        slack = np.where(best > floor, 0.0, np.maximum(d * best + price - nu, 0.0))
+        off = max(abs(bias - g) - _BIAS_ROUNDING, 0.0)
+        gaps.append(off**2 + d @ (u - best) ** 2 + 2.0 * slack @ (u - best))
+    return float(min(gaps))
+
+
+def _minimise(program: _Program) -> FloatArray:
+    """Return the minimiser u by a search for the multiplier g of the bias.
+
+    For given g the minimiser of Σ D u² − 2 g Σ u L is water-filling. At the optimum g equals the
+    bias G(g) = Σ (π − u(g)) L, which never rises with g and is piecewise linear: Newton's method
+    is exact as soon as two steps fall on one piece. When a step leaves the bracket, the geometric
+    mean of its ends halves the bracket's logarithm, which bounds the number of steps.
+    """
+    pi, floor = program.importance, program.floor
+    scaled = program.curvature * pi
     least = scaled.min(where=scaled > 0.0, initial=np.inf)
-    D = np.where(scaled > 0, p.curvature, (_RIDGE * least if np.isfinite(least) else 1.0) / p.importance)
-    slope = 1.0 / D
-    ceiling = p.importance / p.importance.min()
-    g, low, high = 0.0, (-np.inf, 0.0), (np.inf, 0.0)
+    ridge = _RIDGE * least if np.isfinite(least) else 1.0
+    slope = pi / np.where(scaled > 0.0, scaled, ridge)
+    ceiling = pi / pi.min()
     pivot = int(slope.argmax())
-    previous = None
-    for step in range(_MAX_STEPS):
-        lean = p.lean - p.lean[pivot]
-        u, _ = water_fill(slope, p.floor, ceiling, threshold=-g * lean)
-        error = p.bias(u, lean) - g
-        free = u > p.floor
-        if error == 0.0 or not free.any() or (previous is not None and np.array_equal(free, previous)):
-            return u, step
-        pivot = int(np.where(free, slope, 0.0).argmax())
-        lean = p.lean - p.lean[pivot]
-        weight = np.where(free, slope, 0.0)
-        mean = (weight @ lean) / weight.sum()
-        response = weight @ (lean - mean) ** 2
-        new = g + error / (1.0 + response)
-        if error > 0: low = (g, error)
-        else: high = (g, error)
-        previous = free
-        if not low[0] < new < high[0]:
-            previous = None
-            new = 0.5*(low[0]+high[0])
-            if not low[0] < new < high[0]: return u, step
-        g = new
-    raise RuntimeError("x")
+    g, low, high, sign = 0.0, 0.0, math.inf, 1.0
+    piece: NDArray[np.bool_] | None = None
+    while True:
+        lean = sign * program.lean_from(pivot)
+        u, _ = water_fill(slope, floor, ceiling, threshold=-g * lean)
+        lean = sign * program.lean_from(int(u.argmax()))  # the heaviest share's rounding is out
+        error = float((pi - u) @ lean) - g
+        if g == 0.0 and error < 0.0:
+            sign, lean, error = -1.0, -lean, -error  # so that the search runs upwards
+        free = u > floor
+        if error == 0.0 or not free.any() or (piece is not None and (free == piece).all()):
+            return u
+        low, high = (g, high) if error > 0.0 else (low, g)
+        active = np.where(free, slope, 0.0)
+        pivot = int(active.argmax())
+        lean = sign * program.lean_from(pivot)
+        response = active @ (lean - (active @ lean) / active.sum()) ** 2
+        g, piece = g + error / (1.0 + response), free
+        if not low < g < high:
+            g, piece = math.sqrt(max(low, _STEP_TO_ZERO * high) * high), None
+            if not low < g < high:
+                return u
 
-def _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower):
+
+def _program(
+    loss_mean: ArrayLike,
+    loss_var: ArrayLike,
+    importance: ArrayLike,
+    sizes: ArrayLike,
+    variance_penalty: float,
+    lower: float,
+) -> _Program:
+    """Check the arguments; take the losses' origin and unit out of the problem."""
     mean = vector("loss_mean", loss_mean)
-    size = mean.size
-    var = vector("loss_var", loss_var, size=size, minimum=0.0)
-    pi = vector("importance", importance, size=size, minimum=0.0, strict=True)
-    n = vector("sizes", sizes, size=size, minimum=0.0, strict=True, infinite=True)
+    variance = vector("loss_var", loss_var, size=mean.size, minimum=0.0)
+    pi = vector("importance", importance, size=mean.size, minimum=0.0, strict=True)
+    n = vector("sizes", sizes, size=mean.size, minimum=0.0, strict=True, infinite=True)
     penalty = number("variance_penalty", variance_penalty, minimum=0.0)
     floor = number("lower", lower, minimum=0.0, maximum=1.0)
     pi /= pi.sum()
     span = float(np.ptp(mean)) or 1.0
-    return _Program(pi, (mean - mean.min()) / span, penalty * (var / n) / span**2, floor * pi)
+    curvature = penalty * (variance / n) / span**2
+    return _Program(pi, (mean - mean.min()) / span, curvature, floor * pi)

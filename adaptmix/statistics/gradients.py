@@ -78,18 +78,20 @@ class MicroBatch:
 
     def begin(self, upstream: Tensor) -> None:
         """Start the backward pass, given the gradient () that arrives at the loss."""
-        inverse = 1.0 / (upstream.double() * self._factors)
+        inverse = 1.0 / (upstream.detach().double() * self._factors)
         self._scale = torch.where(self._kept, inverse, 0.0)
 
     def add(self, layer: Layer, x: Tensor, gradient: Tensor) -> None:
         """Add what one call of ``layer`` contributes, given its input and output gradient."""
         if self._scale is None:  # the gradient is that of another loss
             return
+        indices = layer.indices.values()
+        if all(self._parameters.refused(index) for index in indices):
+            return
         size = len(self._domains)
         if x.ndim == 0 or gradient.ndim == 0 or not len(x) == len(gradient) == size:
-            self._parameters.refuse(layer.indices.values())
+            self._parameters.refuse(indices)
             return
-        indices = layer.indices.values()
         dtype = self._parameters.dtypes[next(iter(indices))]
         # Where, not times: a sample that is left out may have overflowed.
         g = _where(self._kept, gradient.to(dtype) * _align(self._scale.to(dtype), gradient))
@@ -169,6 +171,4 @@ def _align(values: Tensor, like: Tensor) -> Tensor:
 
 def _where(kept: Tensor, values: Tensor) -> Tensor:
     """Return (B, ...) values with zeros for the samples that are not kept."""
-    return torch.where(
-        _align(kept, values), values, torch.zeros((), dtype=values.dtype, device=values.device)
-    )
+    return torch.where(_align(kept, values), values, 0)

@@ -32,7 +32,8 @@ class GradientProbe:
     The gradient of sample j is read at the outputs of the layers, so it is that of the sample's
     own loss only where samples do not meet inside the model: batch normalisation, losses over
     pairs of samples and auxiliary losses beside ``loss`` break this. The first dim of a layer's
-    input and output must be the sample. A step is one forward and one backward at a time.
+    input and output must be the sample; any other dim of length B passes for it. Forwards and
+    backwards alternate, and each backward runs once.
 
     Args:
         model: the model; of a ``DistributedDataParallel``, the module it wraps.
@@ -73,7 +74,10 @@ class GradientProbe:
 
     @property
     def coverage(self) -> Coverage:
-        """Which parameters are seen: as far as is known before a backward pass, then in fact."""
+        """Which parameters are seen: foreseeably, before a backward pass, and then in fact.
+
+        A layer that was never called, such as an expert without tokens, is not seen so far.
+        """
         return self._parameters.coverage
 
     def attach(self) -> None:

@@ -1,0 +1,305 @@
+"""The controller end to end in a plain loop: adapting, observing, stopping and refusing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adaptmix import (
+    Controller,
+    DomainStats,
+    LagError,
+    MissingStatisticError,
+    NoiseWarning,
+    NonFiniteWarning,
+    StateError,
+    TooFewRowsWarning,
+    Weights,
+    noise,
+)
+from adaptmix.checkpoint import load, save
+from tests import runs
+
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+
+
+def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
+    loader = controller.loader(8, steps=4, **options)
+    return controller, next(iter(loader))[1]
+
+
+def test_adapts_both_weights() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), policy="joint", update_every=5, lag=2)
+    with controller.watch(net) as handle:
+        assert handle.coverage is not None
+        assert handle.coverage.share == 1.0
+        run = runs.Run(controller, net).train()
+    weights = controller.weights
+    assert weights.sampling[2] > weights.importance[2]  # the loudest gradients by far
+    assert np.abs(weights.loss - 1.0).max() > 0.01
+    drawn = np.bincount(controller.mixture.domain_of(np.concatenate(run.rows[-10:])), minlength=3)
+    assert drawn / drawn.sum() == pytest.approx(weights.sampling, abs=0.1)
+    stats = controller.statistics
+    assert stats.seen.sum() == 35 * 12
+    assert stats.age.max() == 40 - 35
+    assert controller.predicted_gain > 1.03
+    assert "grad std" in controller.report()
+
+
+def test_observing_changes_nothing() -> None:
+    mix, net, plain = runs.mixture(), runs.model(), runs.model()
+    controller = Controller(mix, mode="observe", update_every=5, seed=3)
+    controller.watch(net)
+    state = torch.random.get_rng_state()
+    run = runs.Run(controller, net).train()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.02, momentum=0.9)
+    for inputs, targets, _ in runs.plain_loader(mix, run.rows):
+        F.cross_entropy(plain(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(runs.parameters(net), runs.parameters(plain))
+    assert controller.weights.sampling.tolist() == mix.importance.tolist()
+    assert np.abs(controller.proposed.sampling - mix.importance).max() > 0.05
+    assert controller.predicted_gain > 1.03
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_rows_weights_and_parameters_do_not_depend_on_workers(accumulation: int) -> None:
+    results = []
+    for workers in (0, 2):
+        net = runs.model()
+        controller = Controller(runs.mixture(), policy="joint", update_every=3, lag=4)
+        controller.watch(net)
+        run = runs.Run(
+            controller, net, steps=20, accumulation=accumulation, num_workers=workers
+        ).train()
+        results.append((run.rows, run.weights, runs.parameters(net)))
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == results[1][1]
+    assert len({tuple(weights) for weights in results[0][1]}) > 3
+    assert torch.equal(results[0][2], results[1][2])
+
+
+# A stop right after an update, between updates, in an observed step, and before anything is known.
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 17, 39])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Path) -> None:
+    def make(net: nn.Module) -> runs.Run:
+        controller = Controller(runs.mixture(), update_every=5, observe_every=3, lag=4, seed=2)
+        controller.watch(net)
+        return runs.Run(controller, net, accumulation=2, batch_size=6, num_workers=workers)
+
+    whole = make(runs.model()).train()
+    first = make(runs.model()).train(stop)
+    save(first.state_dict(), tmp_path / "state.pt")
+    second = make(runs.model(seed=9))
+    second.load_state_dict(load(tmp_path / "state.pt"))
+    second.train()
+    assert first.rows + second.rows == whole.rows
+    assert first.weights + second.weights == whole.weights
+    assert torch.equal(runs.parameters(second.net), runs.parameters(whole.net))
+    for key, value in second.controller.statistics.__dict__.items():
+        np.testing.assert_array_equal(value, getattr(whole.controller.statistics, key))
+
+
+def test_equal_domains_are_left_alone() -> None:
+    part = runs.dataset(200, seed=1, scale=1.0)
+    mix = runs.Mixture({"x": part, "y": part, "z": part})
+    controller = Controller(mix, policy="joint", half_life=500.0, update_every=5)
+    net = runs.model()
+    controller.watch(net)
+    run = runs.Run(controller, net, batch_size=24, steps=25).train()
+    sampling = np.array(run.weights[-1][:3])
+    # Each domain's standard deviation comes from about 40 samples here.
+    assert sampling == pytest.approx(np.full(3, 1 / 3), abs=0.06)
+    assert run.weights[-1][3:] == pytest.approx(np.ones(3), abs=0.15)
+
+
+def test_the_policy_is_chosen_by_what_the_run_supplies() -> None:
+    for with_noise, moves in ((True, True), (False, False)):
+        net = runs.model()
+        controller = Controller(runs.mixture(), update_every=5)
+        controller.watch(net)
+        runs.Run(controller, net, steps=12, with_noise=with_noise).train()
+        assert bool(np.abs(controller.weights.loss - 1.0).max() > 1e-9) is moves
+
+
+def test_a_users_own_policy_works_as_the_built_in_ones() -> None:
+    class Loudest:
+        requires = frozenset({"loss_mean"})
+
+        def init(self, domains: Any) -> dict[str, Any]:
+            return {"pi": domains.importance, "calls": 0}
+
+        def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, Any]:
+            shares = stats.loss_mean / stats.loss_mean.sum()
+            return Weights(shares, np.ones(3), state["pi"]), {**state, "calls": state["calls"] + 1}
+
+    controller = Controller(runs.mixture(), policy=Loudest(), update_every=2)
+    runs.Run(controller, runs.model(), steps=12).train()
+    stats = controller.statistics
+    assert controller.weights.sampling == pytest.approx(stats.loss_mean / stats.loss_mean.sum())
+    state = controller.state_dict()
+    assert state["steering"]["state"]["calls"] == 5
+
+
+@pytest.mark.filterwarnings("default::adaptmix.NoiseWarning")
+def test_noise_is_out_of_sample_only() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), policy="fgls", update_every=2)
+    with pytest.warns(NoiseWarning, match="'[abc]' repeats"):
+        runs.Run(controller, net, steps=30).train()
+    frozen = controller.statistics.noise
+    controller.loader(12, steps=60)
+    runs.Run(controller, net, steps=60).train()
+    assert controller.statistics.noise.tolist() == frozen.tolist()
+    held_out = torch.full((50,), 7.0)
+    controller.record_noise(held_out, "b")
+    runs.Run(controller, net, steps=70).train()
+    after = controller.statistics.noise
+    assert after[1] > frozen[1]
+    assert after[[0, 2]].tolist() == frozen[[0, 2]].tolist()
+
+
+def test_non_finite_losses_stay_out_of_the_statistics() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), policy="joint", update_every=2)
+    controller.watch(net)
+    with pytest.warns(NonFiniteWarning, match="were left out of the statistics"):
+        for (inputs, targets, _), draw in controller.loader(12, steps=12):
+            logits = net(inputs)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            if draw.step in (3, 4):
+                losses = torch.where(torch.arange(12) == 5, torch.nan, 1.0) * losses
+            controller.loss(losses, draw, noise=noise.softmax(logits, targets)).backward()
+            net.zero_grad()
+            controller.step()
+    stats = controller.statistics
+    for field in (stats.loss_mean, stats.loss_var, stats.grad_var, stats.noise):
+        assert np.isfinite(field).all()
+    assert np.isfinite(controller.weights.multipliers).all()
+
+
+def test_too_small_batches_make_the_policy_wait() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), policy="variance_aware", update_every=1)
+    controller.watch(net)
+    with pytest.warns(TooFewRowsWarning, match="no domain had two rows"):
+        runs.Run(controller, net, batch_size=1, steps=6).train()
+    assert controller.weights.sampling.tolist() == controller.mixture.importance.tolist()
+
+
+@pytest.mark.parametrize(
+    ("policy", "watched", "message"),
+    [
+        ("variance_aware", False, r"'grad_var'.*controller.watch\(model\)"),
+        ("fgls", True, r"'noise'.*noise="),
+        (None, False, r"'grad_var'.*controller.watch\(model\)"),
+    ],
+)
+def test_a_missing_statistic_is_an_error(policy: str | None, watched: bool, message: str) -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), policy=policy, update_every=2)
+    if watched:
+        controller.watch(net)
+    with pytest.raises(MissingStatisticError, match=message):
+        runs.Run(controller, net, with_noise=False).train()
+
+
+def test_refuses_what_cannot_be_right() -> None:
+    controller, draw = started(Controller(runs.mixture()))
+    other, _ = started(Controller(runs.mixture()))
+    losses = torch.ones(8, requires_grad=True)
+    with pytest.raises(ValueError, match=r"step\(\) must follow 1 calls of loss"):
+        controller.step()
+    with pytest.raises(ValueError, match="another controller"):
+        other.loss(losses, draw)
+    with pytest.raises(TypeError, match="draw must be"):
+        controller.loss(losses, "draw")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='got a scalar.*reduction="none"'):
+        controller.loss(losses.mean(), draw)
+    with pytest.raises(ValueError, match="8 rows first; got shape"):
+        controller.loss(torch.ones(7), draw)
+    with pytest.raises(ValueError, match="one term per row"):
+        controller.loss(losses, draw, noise=torch.ones(7))
+    controller.loss(losses, draw)
+    with pytest.raises(ValueError, match="draw must be number 1"):
+        controller.loss(losses, draw)
+    with pytest.raises(ValueError, match="between optimizer steps|between the"):
+        controller.state_dict()
+
+
+def test_refuses_a_backward_that_the_probe_does_not_see() -> None:
+    controller = Controller(runs.mixture(), update_every=1)
+    watched, trained = runs.model(), runs.model()
+    controller.watch(watched)
+    with pytest.raises(ValueError, match="probe saw no gradient"):
+        runs.Run(controller, trained).train()
+
+
+def test_refuses_loaders_that_run_ahead() -> None:
+    controller = Controller(runs.mixture(), lag=1)
+    with pytest.raises(LagError, match="lag must be at least 4"):
+        controller.loader(8, num_workers=2)
+    loader = controller.loader(8, steps=10)
+    with pytest.raises(LagError, match="step 2 was drawn and step 0 was next"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "best"}, "policy must be one of variance_aware"),
+        ({"policy": runs.Run}, "policy must be a name, or an object"),
+        ({"update_every": 0}, "update_every must be an integer >= 1"),
+        ({"observe_every": 2.5}, "observe_every must be an integer"),
+        ({"lag": -1}, "lag must be an integer >= 0"),
+        ({"seed": -1}, "seed must be an integer >= 0"),
+        ({"unit": "row"}, "unit must be one of sample, token"),
+        ({"mode": "off"}, "mode must be one of adapt, observe"),
+        ({"half_life": 0.0}, "half_life must be finite and in"),
+        ({"tokens_per_row": {"a": 1.0}}, 'tokens_per_row goes with unit="token"'),
+        ({"unit": "token", "tokens_per_row": {"a": 1.0}}, "must name exactly the domains a, b, c"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Controller(runs.mixture(), **arguments)
+
+
+def test_bad_loaders_and_mixtures_are_named() -> None:
+    with pytest.raises(TypeError, match="mixture must be an adaptmix.Mixture; got dict"):
+        Controller({"a": [1]})  # type: ignore[arg-type]
+    controller = Controller(runs.mixture())
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1; got 0"):
+        controller.loader(0)
+    with pytest.raises(TypeError, match="shuffle must not be given"):
+        controller.loader(4, shuffle=True)
+    with pytest.raises(ValueError, match="model must be watched once"):
+        net = runs.model()
+        controller.watch(net)
+        controller.watch(net)
+
+
+def test_a_state_fits_only_its_own_run() -> None:
+    controller = Controller(runs.mixture(), policy="static")
+    runs.Run(controller, runs.model(), steps=4, batch_size=8).train()
+    state = controller.state_dict()
+    with pytest.raises(StateError, match="seed must be what the saved run had: 0; got 1"):
+        Controller(runs.mixture(), policy="static", seed=1).load_state_dict(state)
+    with pytest.raises(StateError, match="policy must be"):
+        Controller(runs.mixture(), policy="fgls").load_state_dict(state)
+    with pytest.raises(StateError, match="damaged"):
+        Controller(runs.mixture(), policy="static").load_state_dict({**state, "plan": {}})
+    resumed = Controller(runs.mixture(), policy="static")
+    resumed.load_state_dict(state)
+    with pytest.raises(StateError, match="must stay 8 in a run; got 4 × 1 × 1 = 4"):
+        resumed.loader(4)
