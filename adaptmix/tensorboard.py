@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from adaptmix.checks import FloatArray
 from adaptmix.efficiency import variance_ratio
 from adaptmix.simplex import effective_domains
 from adaptmix.types import DomainStats, Weights
@@ -33,15 +34,16 @@ class TensorBoardLog:
         self, target: str | PathLike[str] | SummaryWriter, names: Sequence[str], *, step: int
     ) -> None:
         self._names = tuple(names)
-        self._writer = (
+        self._writer: SummaryWriter = (
             target
-            if hasattr(target, "add_scalar")
+            if isinstance(target, SummaryWriter)
             else SummaryWriter(str(target), purge_step=step or None)
         )
-        self._call("add_custom_scalars", self._layout())
+        self._writer.add_custom_scalars(self._layout())
+        self._writer.flush()
 
     def write(
-        self, step: int, *, weights: Weights, stats: DomainStats, in_force: np.ndarray[Any, Any]
+        self, step: int, *, weights: Weights, stats: DomainStats, in_force: FloatArray
     ) -> None:
         """Write one update.
 
@@ -66,13 +68,10 @@ class TensorBoardLog:
         ratio = variance_ratio(in_force, weights, stats.grad_var)
         if np.isfinite(ratio):
             self._scalar("variance_ratio", ratio, step)
-        self._call("flush")
+        self._writer.flush()
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._call("add_scalar", f"adaptmix/{tag}", float(value), step)
-
-    def _call(self, method: str, *arguments: Any) -> None:
-        getattr(self._writer, method)(*arguments)
+        self._writer.add_scalar(f"adaptmix/{tag}", float(value), step)
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
         charts = {

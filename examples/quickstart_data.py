@@ -66,7 +66,7 @@ class Domain:
 
 
 def builtin_domains(
-    *, rows: int = 6000, heldout: int = 500, length: int = 64, wrong: float = 0.7, seed: int = 0
+    *, rows: int = 10_000, heldout: int = 400, length: int = 64, wrong: float = 0.7, seed: int = 0
 ) -> dict[str, Domain]:
     """Return five domains of at most ``rows`` training rows of ``length`` bytes each.
 
@@ -141,7 +141,7 @@ def _codepage_rows() -> list[Pair]:
         codec = vars(importlib.import_module(f"encodings.{module.name}"))
         if codec.keys().isdisjoint({"decoding_table", "decoding_map"}):
             continue
-        for byte in range(128, 256):
+        for byte in range(256):
             character = bytes([byte]).decode(module.name, errors="ignore")
             if len(character) == 1 and (title := unicodedata.name(character, "")):
                 question = f"{module.name} {byte:02X} {title} = "

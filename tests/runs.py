@@ -92,7 +92,7 @@ class Run:
             self.optimizer.zero_grad()
             self.controller.step()
             weights = self.controller.weights
-            self.weights.append([*weights.sampling, *weights.loss])
+            self.weights.append([*weights.sampling.tolist(), *weights.loss.tolist()])
             if self.controller.completed == stop:
                 break
         return self

@@ -16,6 +16,7 @@ from adaptmix import (
     DomainStats,
     LagError,
     MissingStatisticError,
+    Mixture,
     NoiseWarning,
     NonFiniteWarning,
     StateError,
@@ -112,7 +113,7 @@ def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Pat
 
 def test_equal_domains_are_left_alone() -> None:
     part = runs.dataset(200, seed=1, scale=1.0)
-    mix = runs.Mixture({"x": part, "y": part, "z": part})
+    mix = Mixture({"x": part, "y": part, "z": part})
     controller = Controller(mix, policy="joint", half_life=500.0, update_every=5)
     net = runs.model()
     controller.watch(net)
@@ -224,7 +225,7 @@ def test_refuses_what_cannot_be_right() -> None:
         other.loss(losses, draw)
     with pytest.raises(TypeError, match="draw must be"):
         controller.loss(losses, "draw")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='got a scalar.*reduction="none"'):
+    with pytest.raises(ValueError, match=r'got a scalar.*reduction="none"'):
         controller.loss(losses.mean(), draw)
     with pytest.raises(ValueError, match="8 rows first; got shape"):
         controller.loss(torch.ones(7), draw)
@@ -233,7 +234,7 @@ def test_refuses_what_cannot_be_right() -> None:
     controller.loss(losses, draw)
     with pytest.raises(ValueError, match="draw must be number 1"):
         controller.loss(losses, draw)
-    with pytest.raises(ValueError, match="between optimizer steps|between the"):
+    with pytest.raises(ValueError, match="must be called between optimizer steps"):
         controller.state_dict()
 
 
@@ -276,7 +277,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 
 def test_bad_loaders_and_mixtures_are_named() -> None:
-    with pytest.raises(TypeError, match="mixture must be an adaptmix.Mixture; got dict"):
+    with pytest.raises(TypeError, match=r"mixture must be .*; got dict"):
         Controller({"a": [1]})  # type: ignore[arg-type]
     controller = Controller(runs.mixture())
     with pytest.raises(ValueError, match="batch_size must be an integer >= 1; got 0"):

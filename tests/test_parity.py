@@ -168,7 +168,7 @@ def mean_gradient_errors() -> tuple[float, float]:
     truth = torch.stack([jacobian[domains == i].mean(0) for i in range(3)]).mean(0)
     controller = Controller(mix, policy=Cycle(), lag=4, update_every=1, seed=5)
     ours, forgetful = [], []
-    for _, draw in controller.loader(4, steps=6000, num_workers=2, prefetch_factor=2):
+    for _, draw in controller.loader(4, steps=2500, num_workers=2, prefetch_factor=2):
         losses = each.detach()[draw.rows].requires_grad_()
         controller.loss(losses, draw).backward()
         assert losses.grad is not None

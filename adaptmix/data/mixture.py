@@ -125,7 +125,7 @@ class Mixture(Dataset[Any]):
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
         if order is not None:
-            self._domain_of = np.empty(order.size, dtype=np.int64)
+            self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
 
     @property
@@ -161,7 +161,7 @@ class Mixture(Dataset[Any]):
 
     def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
         """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
-        places = self._starts[domain] + np.asarray(positions, dtype=np.int64)
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domain]
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

@@ -100,18 +100,22 @@ def pooled(values: FloatArray, count: FloatArray) -> FloatArray:
     return np.where(known, values, mean)
 
 
+# A domain that counts must be drawn now and then, or no multiplier makes the gradient unbiased.
+_LEAST_SHARE = 1e-6
+
+
 def floor_for(lower: float | None, num_domains: int, batch_size: int | None) -> float:
     """Return the lowest share a policy gives any domain.
 
     When None: one row of every batch where at least two fit, so that multipliers can divide by
     realised shares, which is quieter; a tenth of an equal share otherwise, so that every
-    estimate stays alive.
+    estimate stays alive. Never 0: a domain without variance still has a mean to learn from.
 
     Raises:
         ValueError: ``lower`` outside [0, 1/K].
     """
     if lower is not None:
-        return lower_share("lower", lower, num_domains)
+        return max(lower_share("lower", lower, num_domains), _LEAST_SHARE / num_domains)
     if batch_size is not None and batch_size >= 2 * num_domains:
         return 1.0 / batch_size
     return 0.1 / num_domains

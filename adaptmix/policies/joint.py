@@ -67,8 +67,11 @@ class Joint:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
         pi = state["importance"]
+        variance = np.maximum(pooled(stats.grad_var, stats.count), 0.0)
+        if not variance.any():
+            variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
         solution = joint_weights(
-            np.maximum(pooled(stats.grad_var, stats.count), 0.0),
+            variance,
             pooled(stats.noise, stats.seen),
             importance=pi,
             sizes=state["sizes"],

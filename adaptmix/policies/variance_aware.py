@@ -58,7 +58,7 @@ class VarianceAware:
         deviation = np.sqrt(np.maximum(pooled(stats.grad_var, stats.count), 0.0))
         scale = weights.importance * weights.loss * deviation
         if not scale.any():
-            scale = weights.importance  # no variance anywhere: nothing to gain
+            scale = weights.importance * weights.loss  # no variance anywhere: nothing to gain
         floor = floor_for(self.lower, K, self.batch_size)
         sampling = neyman_shares(scale, lower=floor, upper=self.upper)
         return Weights(sampling, weights.loss, weights.importance), state

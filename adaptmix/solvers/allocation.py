@@ -47,7 +47,10 @@ def neyman_shares(
         array([0.5 , 0.25, 0.25])
     """
     rate, lo, hi = _program(scale, lower, upper, cost)
-    return water_fill(rate, lo, hi)[0]
+    free = rate / max(rate.sum(), np.finfo(np.float64).tiny)
+    if ((free >= lo) & (free <= hi)).all() and rate.any():  # with default bounds always
+        return free
+    return water_fill(rate, lo, hi)
 
 
 def allocation_residual(

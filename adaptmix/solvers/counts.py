@@ -116,8 +116,8 @@ def _largest_units(a: FloatArray, low: IntArray, high: IntArray, total: int) -> 
     """
     size = a.size
     lo, hi = low.astype(np.float64), high.astype(np.float64)
-    below, _ = water_fill(a, lo, hi, total=max(total - size, lo.sum()))
-    above, _ = water_fill(a, lo, hi, total=min(total + size, hi.sum()))
+    below = water_fill(a, lo, hi, total=max(total - size, lo.sum()))
+    above = water_fill(a, lo, hi, total=min(total + size, hi.sum()))
     counts = np.floor(below).astype(np.int64)
     window = np.ceil(above).astype(np.int64) - counts
     missing = total - int(counts.sum())

@@ -173,7 +173,7 @@ def _minimise(program: _Program) -> FloatArray:
     piece: NDArray[np.bool_] | None = None
     while True:
         lean = sign * program.lean_from(pivot)
-        u, _ = water_fill(slope, floor, ceiling, threshold=-g * lean)
+        u = water_fill(slope, floor, ceiling, threshold=-g * lean)
         lean = sign * program.lean_from(int(u.argmax()))  # the heaviest share's rounding is out
         error = float((pi - u) @ lean) - g
         if g == 0.0 and error < 0.0:

@@ -27,7 +27,7 @@ class JointSolution:
         sampling: (K,) shares p, Σ p = 1.
         value: the objective at (loss, sampling), in units of ``grad_var`` per sample.
         kkt_residual: ``joint_residual`` of this solution, relative.
-        iterations: levels tried by the search for the shares' common level.
+        iterations: passes of water-filling; always 1, for the solution is exact.
     """
 
     loss: FloatArray
@@ -50,9 +50,13 @@ class _Program:
     upper: FloatArray
     strength: FloatArray  # s_i = v_i / σ_i², relative to the largest
 
+    @property
+    def finite_sizes(self) -> FloatArray:
+        return np.minimum(self.sizes, _INFINITE_SIZE)
+
     def gain(self, shares: FloatArray) -> FloatArray:
         """Return s_i / (1/n_i + κ'/p_i) / p_i, the root of Φ's slope up to √κ'."""
-        spread = shares / self.sizes + self.kappa
+        spread = shares / self.finite_sizes + self.kappa
         never = np.where(self.strength > 0.0, np.inf, 0.0)
         return np.divide(self.strength, spread, out=never, where=spread > 0.0)
 
@@ -127,14 +131,14 @@ def joint_weights(
         (array([0.4, 1.6]), array([0.333, 0.667]))
     """
     program = _program(grad_var, noise, importance, sizes, batch_size, horizon, lower, upper)
-    s, n = program.strength, np.minimum(program.sizes, _INFINITE_SIZE)
+    s, n = program.strength, program.finite_sizes
     threshold = np.divide(program.kappa, s, out=np.zeros_like(s), where=s > 0.0)
-    p, tried = water_fill(n * s, program.lower, program.upper, threshold=threshold)
+    p = water_fill(n * s, program.lower, program.upper, threshold=threshold)
     w = program.loss_weights(p)
     used = w > 0.0
     error = (program.importance * w) ** 2 * program.grad_var
     value = float((error[used] / program.samples(p)[used]).sum())
-    return JointSolution(w, p, value, _residual(program, w, p), tried)
+    return JointSolution(w, p, value, _residual(program, w, p), 1)
 
 
 def joint_residual(

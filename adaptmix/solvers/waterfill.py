@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from adaptmix.checks import FloatArray, number, vector
 
@@ -56,7 +58,7 @@ def water_fill(
     *,
     threshold: FloatArray | float = 0.0,
     total: float = 1.0,
-) -> tuple[FloatArray, int]:
+) -> FloatArray:
     """Return shares_i = clip(slope_i · (θ − threshold_i), lower_i, upper_i) that sum to ``total``.
 
     The sum is piecewise linear in the level θ and never falls, so a binary search over its sorted
@@ -76,10 +78,10 @@ def water_fill(
         total: what the shares add up to, between Σ lower and Σ upper.
 
     Returns:
-        (K,) shares, and the number of levels tried.
+        (K,) shares.
 
     Example:
-        >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4))[0].round(3)
+        >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
         array([0.4 , 0.4 , 0.2])
     """
     idle = slope == 0.0
@@ -90,56 +92,60 @@ def water_fill(
         leave = threshold + upper / slope
         kinks = np.concatenate((enter, leave))
         kinks.sort()
-        low, high, tried = 0, kinks.size - 1, 0
         share = np.empty_like(slope)
-        while high - low > 1:
-            middle = (low + high) // 2
-            np.multiply(slope, kinks[middle] - threshold, out=share)
+
+        def amount(level: float) -> float:
+            np.multiply(slope, level - threshold, out=share)
             np.minimum(share, upper, out=share)
             np.maximum(share, lower, out=share)
-            low, high = (middle, high) if share.sum() <= total else (low, middle)
-            tried += 1
+            return float(np.add.reduce(share))
 
-        def shares_at(level: float, *, after: bool) -> FloatArray:
-            # Kinks give bounds exactly; where both of a domain's kinks are here, it jumps.
-            share = np.minimum(np.maximum(slope * (level - threshold), lower), upper)
-            jumps = ((upper, leave <= level), (lower, enter >= level))
-            for bound, reached in reversed(jumps) if after else jumps:
-                np.copyto(share, bound, where=reached)
-            return share
+        def side(index: int) -> FloatArray:
+            """Return the shares just before (even index) or after (odd) kink index // 2."""
+            level = kinks[index // 2]
+            amount(level)
+            # Bounds are met exactly; a domain whose kinks are both here jumps.
+            if index % 2:
+                np.copyto(share, upper, where=leave <= level)
+                np.copyto(share, lower, where=enter > level)
+            else:
+                np.copyto(share, upper, where=leave < level)
+                np.copyto(share, lower, where=enter >= level)
+            return share.copy()
 
-        start = shares_at(kinks[low], after=True)
-        end = shares_at(kinks[high], after=False)
-        if total < start.sum():
-            start, end = shares_at(kinks[low], after=False), start
-        elif total > end.sum():
-            start, end = end, shares_at(kinks[high], after=True)
-    rise = end.sum() - start.sum()
-    part = min(max((total - start.sum()) / rise, 0.0), 1.0) if rise > 0.0 else 0.0
-    return start + part * (end - start), tried
+        beyond = bisect_right(kinks, total, lo=1, hi=kinks.size - 1, key=amount)
+        start, end = side(2 * beyond - 1), side(2 * beyond)
+        base, top = start.sum(), end.sum()
+        if not base <= total <= top:  # a jump, or kinks that rounding has displaced
+            sides = range(1, 2 * kinks.size - 1)
+            index = 1 + bisect_right(sides, total, key=lambda i: float(side(i).sum()))
+            start, end = side(index - 1), side(index)
+            base, top = start.sum(), end.sum()
+    part = min(max((total - base) / (top - base), 0.0), 1.0) if top > base else 0.0
+    return start + part * (end - start)
 
 
 def _idle_last(
-    idle: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    idle: NDArray[np.bool_],
     slope: FloatArray,
     lower: FloatArray,
     upper: FloatArray,
     threshold: FloatArray | float,
     total: float,
-) -> tuple[FloatArray, int]:
-    rest = ~idle
-    first = min(total - lower[idle].sum(), upper[rest].sum())
-    share = np.empty_like(slope)
-    tried = 0
-    if rest.any():
-        ready = np.broadcast_to(threshold, slope.shape)[rest]
-        share[rest], tried = water_fill(
-            slope[rest], lower[rest], upper[rest], threshold=ready, total=first
+) -> FloatArray:
+    active = ~idle
+    room, most = total - lower[idle].sum(), upper[active].sum()
+    share: FloatArray = np.where(idle, lower, upper)
+    if active.any() and room <= most:
+        ready = np.broadcast_to(threshold, slope.shape)[active]
+        share[active] = water_fill(
+            slope[active], lower[active], upper[active], threshold=ready, total=room
         )
-    share[idle], more = water_fill(
-        np.ones(int(idle.sum())), lower[idle], upper[idle], total=total - first
-    )
-    return share, tried + more
+    else:
+        share[idle] = water_fill(
+            np.ones(int(idle.sum())), lower[idle], upper[idle], total=total - most
+        )
+    return share
 
 
 def trade_residual(

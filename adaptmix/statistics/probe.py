@@ -152,7 +152,7 @@ class GradientProbe:
             self._inspected = True
         batch.calls.clear()
         batch.expect(domains, factors)
-        loss.register_hook(batch.begin)  # type: ignore[no-untyped-call]
+        loss.register_hook(batch.begin)
         self._current = batch
 
     def collect(self) -> GradientSums | None:
@@ -201,11 +201,11 @@ class GradientProbe:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         # On the output and not on the module, whose backward hooks forbid in-place activations.
         hook = partial(self._on_backward, layer, batch, inputs[0].detach())
-        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        output.register_hook(hook)
 
     @torch.no_grad()
     def _on_backward(self, layer: Layer, batch: MicroBatch, x: Tensor, gradient: Tensor) -> None:
-        if batch is not self._current:
+        if batch is not self._current:  # collected or detached meanwhile
             return
         # Backward hooks inherit autocast where backward() is called inside of it.
         with torch.autocast(gradient.device.type, enabled=False):

@@ -181,7 +181,7 @@ def observe(
     for part in torch.arange(len(domains)).chunk(parts):
         loss = (factors[part] * losses(model(inputs[part]), targets[part])).sum()
         probe.expect(domains[part], factors[part], loss)
-        after(loss).backward()  # type: ignore[no-untyped-call]
+        after(loss).backward()
     return probe.collect()
 
 
@@ -279,7 +279,7 @@ def test_samples_without_weight_are_left_out_even_when_not_finite() -> None:
     probe.arm(True)
     loss = factors[kept] @ losses(model(inputs), targets)[kept]
     probe.expect(DOMAINS, factors, loss)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     want = reference(model, inputs[kept], targets[kept], DOMAINS[kept])
     assert_same(probe.collect(), want)
 
@@ -306,7 +306,7 @@ class Overflow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         factors = torch.ones(len(x), 1, dtype=x.dtype).index_fill(0, torch.tensor([2]), torch.inf)
         output = x.clone()
-        output.register_hook(lambda g: g * factors)  # type: ignore[no-untyped-call]
+        output.register_hook(lambda g: g * factors)
         return output
 
 
@@ -358,9 +358,9 @@ def test_autocast(backward_inside: bool) -> None:
         loss = (FACTORS.float() * losses(model(inputs), targets)).sum()
         probe.expect(DOMAINS, FACTORS.float(), loss)
         if backward_inside:
-            (loss * 1024.0).backward()  # type: ignore[no-untyped-call]
+            (loss * 1024.0).backward()
     if not backward_inside:
-        (loss * 1024.0).backward()  # type: ignore[no-untyped-call]
+        (loss * 1024.0).backward()
     got = probe.collect()
     assert got is not None
     assert {vector.dtype for vector in got.vectors} == {torch.float32}

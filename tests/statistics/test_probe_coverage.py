@@ -51,6 +51,18 @@ class Places(nn.Module):
         return output
 
 
+class Twice(nn.Module):
+    """One table for words and places, of which the second use only has samples."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(V, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.table(torch.arange(x.shape[1])) + self.table(x)
+        return output
+
+
 class Functional(nn.Module):
     """Ties the head to the embedding by a function; with or without a module call beside it."""
 
@@ -108,6 +120,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, str], list[str]]] = {
         lambda: Stack(Places(8, batched=True), [], nn.Linear(8, V)),
         {"stem.places": "Embedding"},
         ["stem.places.weight"],
+    ),
+    "one use of two without samples": (
+        lambda: Stack(Twice(8), [], nn.Linear(8, V)),
+        {"stem.table": "Embedding"},
+        ["stem.table.weight"],
     ),
     "attention by functions": (
         lambda: stack(MultiHead(8)),

@@ -63,7 +63,7 @@ def test_other_forwards_inside_a_step_change_nothing(
         loss = FACTORS[part] @ losses(output, targets[part])
         probe.expect(DOMAINS[part], FACTORS[part], loss)
         evaluate("expect")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         evaluate("backward")
     assert_same(probe.collect(), want)
 
@@ -75,10 +75,10 @@ def test_the_backward_of_another_loss_is_not_counted(case: tuple[Stack, Tensor, 
     early = losses(model(inputs), targets).sum()
     loss = FACTORS @ losses(model(inputs), targets)
     probe.expect(DOMAINS, FACTORS, loss)
-    early.backward()  # type: ignore[no-untyped-call]
-    loss.backward()  # type: ignore[no-untyped-call]
+    early.backward()
+    loss.backward()
     late = losses(model(inputs), targets).sum()
-    late.backward()  # type: ignore[no-untyped-call]
+    late.backward()
     assert_same(probe.collect(), reference(model, inputs, targets))
 
 
@@ -109,9 +109,9 @@ def test_nothing_is_collected_without_observing_or_backward() -> None:
         loss = FACTORS @ losses(model(inputs), targets)
         probe.expect(DOMAINS, FACTORS, loss)
         if backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         assert probe.collect() is None
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert probe.collect() is None
 
 
@@ -133,7 +133,7 @@ def test_training_is_the_same_to_the_bit(
                 loss = FACTORS[part] @ losses(model(inputs[part]), targets[part])
                 if probe is not None:
                     probe.expect(DOMAINS[part], FACTORS[part], loss)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             if probe is not None:
@@ -157,7 +157,7 @@ def test_detaching_leaves_nothing_behind(case: tuple[Stack, Tensor, Tensor]) -> 
     probe.expect(DOMAINS, FACTORS, loss)
     probe.detach()
     probe.detach()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert probe.collect() is None
     assert attributes() == before
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,0 +1,141 @@
+"""What each policy computes, against its formula written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adaptmix import Domains, DomainStats
+from adaptmix.efficiency import variance_ratio
+from adaptmix.policies import (
+    ERMA,
+    FGLS,
+    NAMED,
+    Joint,
+    Static,
+    VarianceAware,
+    bind,
+    chain,
+    named,
+)
+from adaptmix.solvers import gap_weights, joint_weights, neyman_shares
+from tests.policies.cases import run
+
+INFO = Domains(("a", "b", "c", "d"), [100, 400, 50, 250], [0.4, 0.3, 0.2, 0.1])
+STATS = DomainStats(
+    loss_mean=[1.0, 2.0, 0.5, 1.5],
+    loss_var=[0.3, 1.0, 0.1, 4.0],
+    noise=[1.0, 4.0, 0.5, 2.0],
+    grad_var=[1.0, 9.0, 4.0, 0.25],
+)
+PI = INFO.importance
+
+
+def test_variance_aware_is_neyman_allocation() -> None:
+    weights = run(VarianceAware(lower=0.0), INFO, STATS)
+    scale = PI * np.sqrt(STATS.grad_var)
+    np.testing.assert_allclose(weights.sampling, scale / scale.sum())
+    assert weights.loss.tolist() == [1.0] * 4
+    assert variance_ratio(weights.sampling, weights, STATS.grad_var) == pytest.approx(1.0)
+
+
+def test_fgls_is_inverse_noise() -> None:
+    weights = run(FGLS(), INFO, STATS)
+    expected = 1.0 / STATS.noise
+    np.testing.assert_allclose(weights.loss, expected / (PI @ expected))
+    sized = run(FGLS(use_sizes=True), INFO, STATS).loss
+    expected = INFO.sizes / (PI * STATS.noise)
+    np.testing.assert_allclose(sized, expected / (PI @ expected))
+
+
+def test_chain_samples_for_the_loss_weights_before_it() -> None:
+    weights = run(chain(FGLS(), VarianceAware(lower=0.01)), INFO, STATS)
+    loss = run(FGLS(), INFO, STATS).loss
+    scale = PI * loss * np.sqrt(STATS.grad_var)
+    np.testing.assert_allclose(weights.loss, loss)
+    np.testing.assert_allclose(weights.sampling, neyman_shares(scale, lower=0.01))
+
+
+def test_joint_by_default_is_its_own_limit_of_noise_alone() -> None:
+    weights = run(Joint(lower=0.02), INFO, STATS)
+    limit = run(chain(FGLS(), VarianceAware(lower=0.02)), INFO, STATS)
+    np.testing.assert_allclose(weights.loss, limit.loss, rtol=1e-9)
+    np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-9)
+
+
+def test_joint_with_sizes_is_the_whole_program() -> None:
+    policy = Joint(use_sizes=True, batch_size=20, horizon=300, lower=0.05)
+    weights = run(policy, INFO, STATS)
+    solution = joint_weights(
+        STATS.grad_var,
+        STATS.noise,
+        importance=PI,
+        sizes=INFO.sizes,
+        batch_size=20,
+        horizon=300,
+        lower=0.05,
+    )
+    np.testing.assert_array_equal(weights.loss, solution.loss)
+    scale = PI * weights.loss * np.sqrt(STATS.grad_var)
+    np.testing.assert_allclose(weights.sampling, neyman_shares(scale, lower=0.05), rtol=1e-9)
+
+
+@pytest.mark.parametrize("use_sizes", [False, True])
+@pytest.mark.parametrize("penalty", [50.0, 300.0])
+def test_ermas_iterated_update_converges_to_the_exact_minimiser(
+    use_sizes: bool, penalty: float
+) -> None:
+    step = ERMA(variance_penalty=penalty, use_sizes=use_sizes, rate=1.0)
+    exact = ERMA(variance_penalty=penalty, use_sizes=use_sizes, exact=True)
+    sizes = INFO.sizes if use_sizes else INFO.sizes.sum() * PI
+    minimiser = gap_weights(
+        STATS.loss_mean, STATS.loss_var, importance=PI, sizes=sizes, variance_penalty=penalty
+    )
+    np.testing.assert_array_equal(run(exact, INFO, STATS).loss, minimiser)
+    near = run(step, INFO, STATS, updates=10_000).loss
+    np.testing.assert_allclose(near, minimiser, atol=1e-3)
+
+
+def test_static_normalises_what_it_is_given() -> None:
+    policy = Static(
+        sampling={"a": 2, "b": 2, "c": 2, "d": 4}, loss={"a": 1, "b": 1, "c": 1, "d": 11}
+    )
+    weights = run(policy, INFO, STATS)
+    assert weights.sampling == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    assert weights.loss == pytest.approx([0.5, 0.5, 0.5, 5.5])
+    with pytest.raises(ValueError, match="sampling must name exactly the domains a, b, c, d"):
+        Static(sampling={"a": 1.0}).init(INFO)
+
+
+def test_the_floor_keeps_a_row_of_every_domain_in_each_batch() -> None:
+    stats = DomainStats(grad_var=[1.0, 1.0, 1.0, 1e-12])
+    policy = bind(VarianceAware(), batch_size=16, horizon=100)
+    assert run(policy, INFO, stats).sampling.min() == pytest.approx(1 / 16)
+    assert run(VarianceAware(), INFO, stats).sampling.min() == pytest.approx(0.1 / 4)
+
+
+def test_bind_fills_in_what_a_policy_left_open() -> None:
+    policy = bind(chain(FGLS(), VarianceAware()), batch_size=32, horizon=10)
+    assert policy.then[0].batch_size == 32
+    assert bind(Joint(batch_size=8), batch_size=32, horizon=10) == Joint(batch_size=8, horizon=10)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_make_policies(name: str) -> None:
+    weights = run(named(name), INFO, STATS)
+    assert weights.sampling.sum() == pytest.approx(1.0)
+
+
+def test_bad_policies_are_named() -> None:
+    with pytest.raises(ValueError, match=r"lower must be in \[0, 1/K\]; got 0.4 with K=4"):
+        VarianceAware(lower=0.4).init(INFO)
+    with pytest.raises(ValueError, match=r"lower must be in \[0, 1/K\]; got 0.4 with K=4"):
+        Joint(lower=0.4).init(INFO)
+    with pytest.raises(ValueError, match="horizon must be given with use_sizes=True"):
+        Joint(use_sizes=True, batch_size=4).init(INFO)
+    with pytest.raises(TypeError, match="then must be stages"):
+        chain(VarianceAware(), FGLS())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="first must have requires"):
+        chain("fgls")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rate must be finite and in"):
+        ERMA(rate=2.0)

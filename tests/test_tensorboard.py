@@ -1,0 +1,87 @@
+"""Event files, read back by TensorBoard itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from adaptmix import Controller
+from tests import runs
+
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+
+TAGS = {
+    f"adaptmix/{quantity}/{domain}"
+    for quantity in ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
+    for domain in "abc"
+} | {"adaptmix/effective_domains", "adaptmix/variance_ratio"}
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def logged_run(folder: Path, **options: object) -> runs.Run:
+    net = runs.model()
+    controller = Controller(runs.mixture(), update_every=4, lag=2, **options)  # type: ignore[arg-type]
+    controller.watch(net)
+    controller.log_to(folder)
+    return runs.Run(controller, net, steps=30)
+
+
+def test_trajectories_are_the_weights(tmp_path: Path) -> None:
+    run = logged_run(tmp_path).train()
+    events = read(tmp_path)
+    assert set(events.Tags()["scalars"]) == TAGS
+    for i, domain in enumerate("abc"):
+        scalars = events.Scalars(f"adaptmix/sampling_weight/{domain}")
+        assert [event.step for event in scalars] == [5, 9, 13, 17, 21, 25, 29]
+        expected = [run.weights[event.step - 1][i] for event in scalars]
+        assert [event.value for event in scalars] == pytest.approx(expected, rel=1e-6)
+    seen = [events.Scalars(f"adaptmix/samples_seen/{domain}")[-1].value for domain in "abc"]
+    assert sum(seen) == 28 * 12
+    assert events.Scalars("adaptmix/variance_ratio")[0].value > 1.0
+    assert 1.0 < events.Scalars("adaptmix/effective_domains")[-1].value < 3.0
+
+
+def test_the_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) -> None:
+    logged_run(tmp_path)
+    events = read(tmp_path)
+    summary = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(summary)
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts["loss_weight"] == [f"adaptmix/loss_weight/{domain}" for domain in "abc"]
+    assert {tag for tags in charts.values() for tag in tags} == TAGS
+
+
+def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
+    first = logged_run(tmp_path).train(14)
+    state = first.state_dict()
+    first.train(22)  # goes on, and is lost
+    second = logged_run(tmp_path)
+    second.load_state_dict(state)
+    second.controller.log_to(tmp_path)
+    second.train()
+    steps = [event.step for event in read(tmp_path).Scalars("adaptmix/loss/a")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 29
+
+
+def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        net = runs.model()
+        controller = Controller(runs.mixture(), update_every=4, lag=2, mode="observe")
+        controller.watch(net)
+        controller.log_to(writer)
+        runs.Run(controller, net, steps=30).train()
+    events = read(tmp_path)
+    last = [events.Scalars(f"adaptmix/sampling_weight/{domain}")[-1].value for domain in "abc"]
+    np.testing.assert_allclose(last, controller.proposed.sampling, rtol=1e-6)
+    assert np.abs(np.array(last) - controller.mixture.importance).max() > 0.01
