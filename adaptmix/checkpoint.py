@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +28,10 @@ def encode(state: Any) -> Any:
     Raises:
         TypeError: anything else.
     """
+    if isinstance(state, np.generic):  # before float and str, which two of them are
+        return state.item()
     if state is None or isinstance(state, (bool, int, float, str, Tensor)):
         return state
-    if isinstance(state, np.generic):
-        return state.item()
     if isinstance(state, np.ndarray):
         return {_ARRAY: torch.from_numpy(state.copy())}
     if isinstance(state, Mapping):
@@ -83,7 +82,7 @@ def damage() -> Iterator[None]:
         yield
     except StateError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StateError(
             f"state must be what state_dict() returned; it is damaged: {error}. "
             "Use an older checkpoint."
@@ -98,15 +97,15 @@ def save(state: Any, path: str | os.PathLike[str]) -> None:
         path: file to replace.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(target)
+        partial.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

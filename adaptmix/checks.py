@@ -36,7 +36,10 @@ def vector(
         ValueError: wrong shape, NaN, infinite or too small.
     """
     try:
-        array = np.array(value, dtype=np.float64)
+        given = np.asarray(value)
+        if given.dtype.kind not in "biuf" and given.size:
+            raise TypeError(given.dtype)
+        array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a vector of numbers; got {type(value).__name__}."

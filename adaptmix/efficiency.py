@@ -31,7 +31,7 @@ def variance_ratio(shares: FloatArray, weights: Weights, grad_var: FloatArray) -
         return 1.0
     scale = scale[known] / scale[known].max()
     with np.errstate(divide="ignore"):
-        return float((np.square(scale) / shares[known]).sum() / scale.sum() ** 2)
+        return float((scale * (scale / shares[known])).sum() / scale.sum() ** 2)
 
 
 def predicted_gain(weights: Weights, grad_var: FloatArray) -> float:

@@ -118,7 +118,7 @@ class DomainLossScaler:
             total = rows.values.mean()
         if accumulation > 1:
             total = total / accumulation
-        factors = (1.0 / (number * accumulation)).to(rows.values.dtype)
+        factors = (number * accumulation).to(rows.values.dtype).reciprocal()
         return total, factors.expand(len(rows.values))
 
     def weighted(

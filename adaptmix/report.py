@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptmix.efficiency import predicted_gain
+from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.types import DomainStats, Weights
 
 
@@ -39,7 +39,8 @@ def report(names: Sequence[str], weights: Weights, stats: DomainStats) -> str:
         ).rstrip()
         for row in (header, *rows)
     ]
-    gain = predicted_gain(weights, stats.grad_var)
+    left = variance_ratio(weights.sampling, weights, stats.grad_var)
+    gain = predicted_gain(weights, stats.grad_var) / left
     moved = np.abs(weights.loss - 1.0).max()
     lines.append(
         f"Sampling by these shares makes the gradient's variance {gain:.2f} times smaller; "

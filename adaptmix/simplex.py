@@ -27,7 +27,9 @@ def normalise(values: ArrayLike, *, importance: ArrayLike | None = None) -> Floa
         raise ValueError("values must not all be 0; got nothing to normalise.")
     v = v / peak  # so that the sum neither overflows nor underflows
     weight = (
-        np.ones_like(v) if importance is None else vector("importance", importance, size=v.size)
+        np.ones_like(v)
+        if importance is None
+        else vector("importance", importance, size=v.size, minimum=0.0)
     )
     total = float(weight @ v)
     if not total > 0.0:

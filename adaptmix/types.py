@@ -50,6 +50,7 @@ class Domains:
         pi = vector("importance", importance, size=len(names), minimum=0.0, strict=True)
         object.__setattr__(self, "names", tuple(names))
         object.__setattr__(self, "sizes", size)
+        pi = pi / pi.max()  # so that the sum cannot overflow
         object.__setattr__(self, "importance", pi / pi.sum())
 
     def __len__(self) -> int:
@@ -132,7 +133,9 @@ class DomainStats:
     """Running estimates per domain. NaN means not known: not measured, or never seen.
 
     Every field is given by keyword; one that is left out is unknown. Losses and gradients are
-    those of the *unweighted* loss in the controller's unit.
+    those of the *unweighted* loss in the controller's unit. With unit "token", variances and second
+    moments are per token, those of a row's summed loss over its mean length, so that they divide
+    by a number of tokens as they otherwise do by a number of rows.
 
     Args:
         count: (K,) effective number of samples behind the gradient estimates; infinite when left

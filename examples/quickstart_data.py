@@ -141,7 +141,7 @@ def _codepage_rows() -> list[Pair]:
         codec = vars(importlib.import_module(f"encodings.{module.name}"))
         if codec.keys().isdisjoint({"decoding_table", "decoding_map"}):
             continue
-        for byte in range(256):
+        for byte in range(128, 256):  # below, almost every table is ASCII
             character = bytes([byte]).decode(module.name, errors="ignore")
             if len(character) == 1 and (title := unicodedata.name(character, "")):
                 question = f"{module.name} {byte:02X} {title} = "

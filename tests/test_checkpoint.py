@@ -164,7 +164,9 @@ def test_expect_names_both_values() -> None:
         checkpoint.expect({"lag": 4}, lag=8)
 
 
-@pytest.mark.parametrize("error", [AttributeError, IndexError, KeyError, TypeError, ValueError])
+@pytest.mark.parametrize(
+    "error", [AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError]
+)
 def test_damage_becomes_a_state_error(error: type[Exception]) -> None:
     with (
         pytest.raises(StateError, match=r"^state must be .* it is damaged: .*why.*older") as caught,

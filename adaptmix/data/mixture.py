@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
 from adaptmix.checks import FloatArray, vector
 from adaptmix.types import Domains
@@ -54,7 +54,7 @@ class Mixture(Dataset[Any]):
                 "Mixture.from_labels(dataset, labels)."
             )
         for name, part in datasets.items():
-            if not isinstance(part, Sized) or not hasattr(part, "__getitem__"):
+            if not _is_map_style(part):
                 raise TypeError(
                     f"datasets must be map-style, with a length; {name!r} is {type(part).__name__}."
                 )
@@ -84,11 +84,14 @@ class Mixture(Dataset[Any]):
             TypeError: labels that are neither names nor integers.
             ValueError: labels whose length is not the dataset's.
         """
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(f"dataset must be map-style; got {type(dataset).__name__}.")
+        if not _is_map_style(dataset):
+            raise TypeError(
+                f"dataset must be map-style, with a length; got {type(dataset).__name__}."
+            )
         column = dataset[labels] if isinstance(labels, str) else labels
         values = np.asarray(column if hasattr(column, "__array__") else list(column))
-        if values.ndim != 1 or values.dtype.kind not in "iuUTO":
+        named = values.dtype.kind != "O" or all(isinstance(v, (str, int)) for v in values.flat)
+        if values.ndim != 1 or values.dtype.kind not in "iuUTO" or not named:
             raise TypeError(
                 "labels must be one name or integer per row; "
                 f"got an array of shape {values.shape} and type {values.dtype}."
@@ -102,6 +105,8 @@ class Mixture(Dataset[Any]):
             values = values.astype(str)
         names, codes = np.unique(values, return_inverse=True)
         order = np.argsort(codes, kind="stable")
+        if importance is not None and isinstance(importance, Mapping):
+            importance = {str(label): value for label, value in importance.items()}
         mixture = cls.__new__(cls)
         sizes = np.bincount(codes).tolist()
         mixture._finish(tuple(map(str, names)), sizes, importance, order=order)
@@ -169,6 +174,12 @@ class Mixture(Dataset[Any]):
 
     def __getitem__(self, row: int) -> Any:
         return self._dataset[row]
+
+
+def _is_map_style(dataset: Any) -> bool:
+    # IterableDataset inherits a __getitem__ that only raises.
+    sized = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
+    return sized and not isinstance(dataset, IterableDataset)
 
 
 def _importance(

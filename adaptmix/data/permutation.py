@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from adaptmix.checks import integer
 
-_ROUNDS = 4
+_ROUNDS = 8
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)

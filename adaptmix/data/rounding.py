@@ -38,6 +38,6 @@ def systematic_counts(expected: FloatArray, uniform: float) -> NDArray[np.int64]
         return whole
     fractions = np.maximum(expected - whole, 0.0)
     edges = np.cumsum(fractions * (missing / fractions.sum()))
-    edges[-1] = missing
-    ticks = np.floor(edges + uniform).astype(np.int64)
+    edges[int(np.flatnonzero(fractions)[-1]) :] = missing
+    ticks = np.minimum(np.floor(edges + uniform), missing).astype(np.int64)
     return whole + np.diff(ticks, prepend=0)

@@ -47,10 +47,10 @@ def neyman_shares(
         array([0.5 , 0.25, 0.25])
     """
     rate, lo, hi = _program(scale, lower, upper, cost)
-    free = rate / max(rate.sum(), np.finfo(np.float64).tiny)
-    if ((free >= lo) & (free <= hi)).all() and rate.any():  # with default bounds always
-        return free
-    return water_fill(rate, lo, hi)
+    free: FloatArray = rate / rate.sum() if rate.any() else rate
+    if (free < lo).any() or (free > hi).any() or not rate.any():
+        return water_fill(rate, lo, hi)
+    return free
 
 
 def allocation_residual(

@@ -63,7 +63,8 @@ def weigh(noise: FloatArray, samples: FloatArray | None, importance: FloatArray)
     if samples is not None:
         weights *= _leading(np.where(weights > 0.0, samples, 0.0)) / importance
     # Both sums run over the same numbers when all weights are one, which then stay exactly one.
-    return weights / ((importance * weights).sum() / importance.sum())
+    weights /= (importance * weights).sum() / importance.sum()
+    return weights
 
 
 def _leading(values: FloatArray) -> FloatArray:

@@ -34,7 +34,8 @@ class _Program:
 
     def lean_from(self, pivot: int) -> FloatArray:
         """Return L relative to one domain's, so that differences to it lose no digits."""
-        return self.lean - self.lean[pivot]
+        shifted: FloatArray = self.lean - self.lean[pivot]
+        return shifted
 
 
 def gap_weights(
@@ -94,9 +95,10 @@ def gap_residual(
 ) -> float:
     """Return a bound on (F(w) − min F) / F(w), by duality; 0 when w meets the KKT conditions.
 
-    For every g and ν, F is at least Σ D u² − 2 g Σ u L − 2 ν (Σ u − 1) + const, whose minimiser over
-    u ≥ floor is û = max(floor, (ν + g L) / D). The bound is the distance between the two functions at
-    u = π w, with g and ν fitted to w. It does not change with the units of the loss.
+    With u = π w and D = λ Var / n: for every g and ν, F is at least Σ D u² − 2 g Σ u L −
+    2 ν (Σ u − 1) + const, whose minimiser over u ≥ π lower is û = max(π lower, (ν + g L) / D). The
+    bound is the value of F at w less that minimum, with g and ν fitted to w. It does not change
+    with the units of the loss.
 
     Args:
         loss_mean: (K,) as in ``gap_weights``.
@@ -167,7 +169,7 @@ def _minimise(program: _Program) -> FloatArray:
     least = scaled.min(where=scaled > 0.0, initial=np.inf)
     ridge = _RIDGE * least if np.isfinite(least) else 1.0
     slope = pi / np.where(scaled > 0.0, scaled, ridge)
-    ceiling = pi / pi.min()
+    ceiling = 2.0 * pi / pi.min()  # never reached; ties share by it, that is, by importance
     pivot = int(slope.argmax())
     g, low, high, sign = 0.0, 0.0, math.inf, 1.0
     piece: NDArray[np.bool_] | None = None
@@ -209,6 +211,7 @@ def _program(
     penalty = number("variance_penalty", variance_penalty, minimum=0.0)
     floor = number("lower", lower, minimum=0.0, maximum=1.0)
     pi /= pi.sum()
-    span = float(np.ptp(mean)) or 1.0
-    curvature = penalty * (variance / n) / span**2
-    return _Program(pi, (mean - mean.min()) / span, curvature, floor * pi)
+    curvature = penalty * (variance / n)
+    # Losses that hardly differ are equal: a smaller unit would only overflow.
+    unit = max(float(np.ptp(mean)), 1e-100 * math.sqrt(curvature.max())) or 1.0
+    return _Program(pi, (mean - mean.min()) / unit, curvature / unit / unit, floor * pi)

@@ -186,8 +186,8 @@ def joint_residual(
 
 def _residual(program: _Program, loss: FloatArray, shares: FloatArray) -> float:
     trade = trade_residual(program.gain(shares), shares, program.lower, program.upper)
-    distance = program.importance @ np.abs(loss - program.loss_weights(shares))
-    return float(max(trade, distance))
+    distance = float(program.importance @ np.abs(loss - program.loss_weights(shares)))
+    return max(trade, distance)
 
 
 def _program(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from adaptmix.checks import FloatArray, number, vector
 
@@ -30,15 +30,16 @@ def share_bounds(
     if (lo > hi).any():
         i = int((lo > hi).argmax())
         raise ValueError(f"lower must not exceed upper; got {lo[i]:g} > {hi[i]:g} at {i}.")
-    for name, total, rule, way_out in (
-        ("lower", lo.sum(), "at most", "Lower it: 1/K is the most that all can have."),
-        ("upper", -hi.sum(), "at least", "Raise it: 1/K is the least that all can have."),
-    ):
-        if total > (1.0 if name == "lower" else -1.0) + _ROUNDING:
-            raise ValueError(
-                f"{name} must add up to {rule} 1 over the domains; "
-                f"got {abs(total):g} with K={num_domains}. {way_out}"
-            )
+    if (least := lo.sum()) > 1.0 + _ROUNDING:
+        raise ValueError(
+            f"lower must add up to at most 1 over the domains; got {least:g} with "
+            f"K={num_domains}. Lower it: 1/K is the most that all can have."
+        )
+    if (most := hi.sum()) < 1.0 - _ROUNDING:
+        raise ValueError(
+            f"upper must add up to at least 1 over the domains; got {most:g} with "
+            f"K={num_domains}. Raise it: 1/K is the least that all can have."
+        )
     return lo, hi
 
 
@@ -84,9 +85,8 @@ def water_fill(
         >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
         array([0.4 , 0.4 , 0.2])
     """
-    idle = slope == 0.0
-    if idle.any():
-        return _idle_last(idle, slope, lower, upper, threshold, total)
+    if not slope.all():
+        return _idle_last(slope, lower, upper, threshold, total)
     with np.errstate(over="ignore"):
         enter = threshold + lower / slope
         leave = threshold + upper / slope
@@ -94,45 +94,45 @@ def water_fill(
         kinks.sort()
         share = np.empty_like(slope)
 
-        def amount(level: float) -> float:
+        def fill(level: float) -> float:
             np.multiply(slope, level - threshold, out=share)
             np.minimum(share, upper, out=share)
             np.maximum(share, lower, out=share)
             return float(np.add.reduce(share))
 
-        def side(index: int) -> FloatArray:
-            """Return the shares just before (even index) or after (odd) kink index // 2."""
+        def fill_side(index: int) -> float:
+            """Fill just before (even index) or just after (odd) kink index // 2."""
             level = kinks[index // 2]
-            amount(level)
-            # Bounds are met exactly; a domain whose kinks are both here jumps.
+            fill(level)
+            # Kinks meet the bounds exactly, and a domain whose kinks are both here jumps.
             if index % 2:
-                np.copyto(share, upper, where=leave <= level)
-                np.copyto(share, lower, where=enter > level)
+                np.putmask(share, leave <= level, upper)
+                np.putmask(share, enter > level, lower)
             else:
-                np.copyto(share, upper, where=leave < level)
-                np.copyto(share, lower, where=enter >= level)
-            return share.copy()
+                np.putmask(share, leave < level, upper)
+                np.putmask(share, enter >= level, lower)
+            return float(np.add.reduce(share))
 
-        beyond = bisect_right(kinks, total, lo=1, hi=kinks.size - 1, key=amount)
-        start, end = side(2 * beyond - 1), side(2 * beyond)
-        base, top = start.sum(), end.sum()
+        last = 2 * kinks.size - 1
+        beyond = 2 * bisect_right(kinks, total, lo=1, hi=kinks.size - 1, key=fill)
+        base, start = fill_side(beyond - 1), share.copy()
+        top = fill_side(beyond)
         if not base <= total <= top:  # a jump, or kinks that rounding has displaced
-            sides = range(1, 2 * kinks.size - 1)
-            index = 1 + bisect_right(sides, total, key=lambda i: float(side(i).sum()))
-            start, end = side(index - 1), side(index)
-            base, top = start.sum(), end.sum()
+            beyond = bisect_right(range(last + 1), total, lo=1, hi=last, key=fill_side)
+            base, start = fill_side(beyond - 1), share.copy()
+            top = fill_side(beyond)
     part = min(max((total - base) / (top - base), 0.0), 1.0) if top > base else 0.0
-    return start + part * (end - start)
+    return np.minimum(start + part * (share - start), share)
 
 
 def _idle_last(
-    idle: NDArray[np.bool_],
     slope: FloatArray,
     lower: FloatArray,
     upper: FloatArray,
     threshold: FloatArray | float,
     total: float,
 ) -> FloatArray:
+    idle = slope == 0.0
     active = ~idle
     room, most = total - lower[idle].sum(), upper[active].sum()
     share: FloatArray = np.where(idle, lower, upper)

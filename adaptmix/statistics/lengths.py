@@ -82,10 +82,11 @@ class RowLengths:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved sums."""
-        self._tokens = np.array(state["tokens"], dtype=np.float64)
-        self._rows = np.array(state["rows"], dtype=np.float64)
+        size = self._tokens.size
+        self._tokens = vector("tokens", state["tokens"], size=size, minimum=0.0)
+        self._rows = vector("rows", state["rows"], size=size, minimum=0.0)
         start = state["start"]
-        self._start = None if start is None else np.array(start, dtype=np.float64)
+        self._start = None if start is None else vector("start", start, size=size, minimum=0.0)
         self._warned = bool(state["warned"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import FloatArray
+from adaptmix.checks import FloatArray, vector
 from adaptmix.statistics.discounted import DiscountedSums, ratio
 from adaptmix.statistics.sums import FIELDS
 from adaptmix.types import DomainStats
@@ -120,9 +120,12 @@ class RunningStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved sums."""
-        self.seen = np.array(state["seen"], dtype=np.float64)
+        self.seen = vector("seen", state["seen"], size=self.seen.size)
         self.skipped = float(state["skipped"])
-        self._last_seen = np.array(state["last_seen"], dtype=np.float64)
+        age = vector(
+            "last_seen", -np.asarray(state["last_seen"]), size=self.seen.size, infinite=True
+        )
+        self._last_seen = -age
         self._losses.load_state_dict(state["losses"])
         self._noise.load_state_dict(state["noise"])
         self._gradients.load_state_dict(state["gradients"])

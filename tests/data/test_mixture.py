@@ -201,5 +201,7 @@ def test_bad_labels_are_named(labels: Any, error: type[Exception], message: str)
 
 
 def test_labels_need_a_map_style_dataset() -> None:
-    with pytest.raises(TypeError, match=r"^dataset must be map-style; got list_iterator\.$"):
+    with pytest.raises(
+        TypeError, match=r"^dataset must be map-style, with a length; got list_iterator\.$"
+    ):
         Mixture.from_labels(iter(["x"]), ["a"])

@@ -34,7 +34,8 @@ def shares_by_bisection(a: FloatArray, lower: FloatArray, upper: FloatArray) -> 
     def excess(log_level: float) -> float:
         return float(np.clip(np.exp(log_level) * a, lower, upper).sum() - 1.0)
 
-    return np.clip(np.exp(brentq(excess, -100.0, 100.0, xtol=1e-14)) * a, lower, upper)
+    level = float(np.exp(brentq(excess, -100.0, 100.0, xtol=1e-14)))
+    return np.clip(level * a, lower, upper)
 
 
 @given(bounded(), st.none() | positive)

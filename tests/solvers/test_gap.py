@@ -50,7 +50,7 @@ class Exact:
 
     def __init__(self, problem: dict[str, Any]) -> None:
         pi = exact(problem["importance"])
-        self.pi = [value / sum(pi) for value in pi]
+        self.pi = [value / sum(pi, Fraction(0)) for value in pi]
         self.lean = exact(problem["loss_mean"])
         penalty = Fraction(problem["variance_penalty"])
         data = zip(exact(problem["loss_var"]), exact(problem["sizes"]), strict=True)
@@ -60,7 +60,8 @@ class Exact:
     def value(self, u: list[Fraction]) -> Fraction:
         moves = zip(self.pi, u, self.lean, strict=True)
         bias = sum(((p - x) * mean for p, x, mean in moves), Fraction(0))
-        return bias**2 + sum(d * x * x for d, x in zip(self.curvature, u, strict=True))
+        spread = (d * x * x for d, x in zip(self.curvature, u, strict=True))
+        return bias * bias + sum(spread, Fraction(0))
 
     def value_at(self, weights: FloatArray) -> Fraction:
         u = [p * w for p, w in zip(self.pi, exact(weights), strict=True)]
@@ -73,10 +74,13 @@ class Exact:
             if not any(free):
                 continue
             at = [i for i in every if free[i]]
-            moments = [sum(self.lean[i] ** k / self.curvature[i] for i in at) for k in range(3)]
-            mass = 1 - sum(self.floor[i] for i in every if not free[i])
-            mean = sum(self.pi[i] * self.lean[i] for i in every)
-            mean -= sum(self.floor[i] * self.lean[i] for i in every if not free[i])
+            moments = [
+                sum((self.lean[i] ** k / self.curvature[i] for i in at), Fraction(0))
+                for k in range(3)
+            ]
+            held = [Fraction(0) if free[i] else self.floor[i] for i in every]
+            mean = sum(((self.pi[i] - held[i]) * self.lean[i] for i in every), Fraction(0))
+            mass = 1 - sum(held)
             determinant = moments[0] * (moments[2] + 1) - moments[1] ** 2
             nu = (mass * (moments[2] + 1) - mean * moments[1]) / determinant
             g = (moments[0] * mean - moments[1] * mass) / determinant
@@ -181,7 +185,7 @@ def test_unit_and_order_do_not_matter(problem: dict[str, Any], exponent: int) ->
         "loss_var": problem["loss_var"] * unit**2,
     }
     np.testing.assert_array_equal(pi * gap_weights(**scaled), u)
-    turned = {
+    turned: dict[str, Any] = {
         name: value[::-1] if isinstance(value, np.ndarray) else value
         for name, value in problem.items()
     }

@@ -1,0 +1,147 @@
+"""Train a small language model on five domains twice: sampled in proportion, and with adaptmix.
+
+``python examples/quickstart.py`` uses domains cut from this Python installation; ``--data
+name=path ...`` your own text files; ``--observe`` only measures what would be gained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from quickstart_data import IGNORED, Domain, builtin_domains, text_domains
+from quickstart_model import ByteLM
+from quickstart_report import Run, draw, table
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from adaptmix import Controller, Mixture, noise
+from adaptmix.efficiency import variance_ratio
+
+LENGTH = 64
+Domains = dict[str, Domain]
+
+
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the unreduced (B, T) losses; 0 where nothing is supervised."""
+    return functional.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
+
+
+@torch.no_grad()
+def evaluate(model: ByteLM, domains: Domains, device: torch.device) -> dict[str, float]:
+    """Return each domain's mean held-out loss per row, a row's being the mean over its answer."""
+    model.eval()
+    means = {}
+    for name, domain in domains.items():
+        rows = [domain.heldout[i] for i in range(len(domain.heldout))]
+        inputs, labels = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
+        losses = row_losses(model(inputs), labels).sum(1) / (labels != IGNORED).sum(1)
+        means[name] = float(losses.mean())
+    model.train()
+    return means
+
+
+def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) -> Run:
+    """Train from scratch and return the trajectories of weights and held-out losses."""
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    model = ByteLM(LENGTH).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
+    warm_up = max(1, args.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min((step + 1) / warm_up, 1.0) * (0.55 + 0.45 * math.cos(math.pi * step / args.steps))
+        ),
+    )
+
+    mixture = Mixture({name: domain.train for name, domain in domains.items()})
+    controller = Controller(mixture, policy="joint", mode=mode, seed=args.seed)
+    controller.watch(model)
+    controller.log_to(args.out / label)
+
+    names = mixture.domains
+    importance = dict(zip(names, mixture.importance.tolist(), strict=True))
+    run = Run(label, importance, dict(zip(names, mixture.sizes.tolist(), strict=True)))
+    every = max(1, args.steps // 15)
+    loader = controller.loader(args.batch_size, steps=args.steps)
+    for (inputs, labels), batch_draw in tqdm(loader, desc=label, unit="step"):
+        inputs, labels = inputs.to(device), labels.to(device)
+        logits = model(inputs)
+        loss = controller.loss(
+            row_losses(logits, labels),
+            batch_draw,
+            mask=labels != IGNORED,
+            noise=noise.softmax(logits, labels),
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        controller.step()
+
+        done = controller.completed
+        if done == 1 or done % 10 == 0:
+            weights = controller.weights.as_dict(names)
+            run.update_steps.append(done)
+            for name in names:
+                run.sampling.setdefault(name, []).append(weights[name]["sampling"])
+                run.loss_weights.setdefault(name, []).append(weights[name]["loss"])
+        if done % every == 0 or done == args.steps:
+            run.eval_steps.append(done)
+            for name, value in evaluate(model, domains, device).items():
+                run.heldout.setdefault(name, []).append(value)
+
+    variance = controller.statistics.grad_var
+    run.grad_std = dict(zip(names, (variance**0.5).tolist(), strict=True))
+    weights_now = controller.proposed
+    in_force = controller.weights.sampling if mode == "adapt" else weights_now.sampling
+    attained = variance_ratio(in_force, weights_now, variance)
+    run.variance_ratio = controller.predicted_gain / attained
+    if mode == "observe":
+        print(controller.report())
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", metavar="NAME=PATH", help="your own text files")
+    parser.add_argument("--observe", action="store_true", help="only measure and print")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    args = parser.parse_args()
+
+    started = time.perf_counter()
+    try:
+        if args.data:
+            paths = dict(pair.split("=", 1) for pair in args.data)
+            domains = text_domains(paths, length=LENGTH)
+        else:
+            domains = builtin_domains(length=LENGTH)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    baseline = train(domains, args, label="proportional", mode="observe")
+    if args.observe:
+        return
+    adapted = train(domains, args, label="adaptmix", mode="adapt")
+    print(table(baseline, adapted))
+    draw(baseline, adapted, args.out / "trajectories.png")
+    print(f"\n{time.perf_counter() - started:.0f} s on {args.device}.")
+    print(f"picture: {args.out / 'trajectories.png'}")
+    print(f"TensorBoard: tensorboard --logdir {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Per-domain sums against a loop over samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adaptmix.checks import FloatArray
+from adaptmix.noise import NoiseTerms
+from adaptmix.statistics.sums import FIELDS, DomainSums
+
+K = 3
+CPU = torch.device("cpu")
+
+
+def batch(seed: int, size: int = 12) -> dict[str, Tensor]:
+    """A micro-batch; domain 2 does not occur."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "domains": torch.randint(K - 1, (size,), generator=generator),
+        "losses": torch.randn(size, generator=generator),
+        "tokens": torch.randint(1, 9, (size,), generator=generator),
+        "fresh": torch.rand(size, generator=generator) < 0.5,
+        "residual": torch.rand(size, generator=generator),
+        "expected": torch.rand(size, generator=generator),
+    }
+
+
+def add(sums: DomainSums, values: dict[str, Tensor], *, noise: bool = True) -> None:
+    sums.add(
+        values["domains"],
+        values["losses"],
+        values["tokens"],
+        noise=NoiseTerms(values["residual"], values["expected"]) if noise else None,
+        fresh=values["fresh"],
+    )
+
+
+def loop(*batches: dict[str, Tensor], noise: bool = True) -> FloatArray:
+    """The same sums, sample by sample."""
+    table = {name: [0.0] * K for name in FIELDS}
+    for values in batches:
+        columns = {name: column.tolist() for name, column in values.items()}
+        for j, d in enumerate(columns["domains"]):
+            loss, residual, expected = (columns[k][j] for k in ("losses", "residual", "expected"))
+            table["rows"][d] += 1
+            table["tokens"][d] += columns["tokens"][j]
+            if not math.isfinite(loss):
+                table["skipped"][d] += 1
+                continue
+            table["count"][d] += 1
+            table["loss"][d] += loss
+            table["loss_sq"][d] += loss**2
+            if noise and columns["fresh"][j] and math.isfinite(residual + expected):
+                table["residual"][d] += residual
+                table["expected"][d] += expected
+    return np.array([table[name] for name in FIELDS])
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_sums_are_those_of_a_loop(noise: bool) -> None:
+    sums, batches = DomainSums(K, CPU), [batch(0), batch(1)]
+    for values in batches:
+        add(sums, values, noise=noise)
+    assert sums.tensor.dtype == torch.float64
+    np.testing.assert_allclose(sums.take(), loop(*batches, noise=noise), rtol=1e-13)
+
+
+def test_what_is_not_finite_is_left_out_and_counted() -> None:
+    values = batch(2)
+    values["domains"][:] = torch.tensor([0, 1] * 6)
+    values["fresh"][:] = True
+    values["losses"][0], values["losses"][3] = math.nan, -math.inf
+    values["residual"][4], values["expected"][5] = math.inf, math.nan
+    sums = DomainSums(K, CPU)
+    add(sums, values)
+    taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
+    assert taken["rows"] == [6.0, 6.0, 0.0]
+    assert taken["count"] == [5.0, 5.0, 0.0]
+    assert taken["skipped"] == [1.0, 1.0, 0.0]
+    np.testing.assert_allclose(np.array(list(taken.values())), loop(values), rtol=1e-13)
+
+
+def test_taking_starts_again() -> None:
+    sums = DomainSums(K, CPU)
+    add(sums, batch(0))
+    first = sums.take()
+    before = first.clone()
+    assert not sums.take().any()
+    add(sums, batch(1))
+    assert torch.equal(first, before)
+    np.testing.assert_allclose(sums.take(), loop(batch(1)), rtol=1e-13)
+
+
+def test_sums_are_additive_over_processes() -> None:
+    """Each sample on one of two processes: their sums add up to those of one."""
+    whole, parts = batch(3), [DomainSums(K, CPU), DomainSums(K, CPU)]
+    for rank, sums in enumerate(parts):
+        add(sums, {name: column[rank::2] for name, column in whole.items()})
+    np.testing.assert_allclose(parts[0].take() + parts[1].take(), loop(whole), rtol=1e-13)
+
+
+def test_large_sums_keep_their_small_terms() -> None:
+    losses = torch.full((4096,), 1.0 + 2.0**-20)
+    sums = DomainSums(1, CPU)
+    ones = torch.ones(4096, dtype=torch.int64)
+    sums.add(0 * ones, losses, ones, noise=None, fresh=ones.bool())
+    taken = dict(zip(FIELDS, sums.take()[:, 0].tolist(), strict=True))
+    assert taken["loss"] == 4096 + 2.0**-8
+
+
+def test_losses_may_carry_gradients() -> None:
+    sums, values = DomainSums(K, CPU), batch(4)
+    values["losses"].requires_grad_()
+    values["residual"].requires_grad_()
+    add(sums, values)
+    assert not sums.tensor.requires_grad
+
+
+def test_held_out_noise_is_added_by_itself() -> None:
+    sums = DomainSums(K, CPU)
+    terms = NoiseTerms(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, math.nan]))
+    told = torch.tensor([True, True, True])
+    sums.add_noise(torch.tensor([1, 1, 1]), terms, told)
+    sums.add_noise(torch.tensor([1, 0, 1]), NoiseTerms(*torch.ones(2, 3)), ~told)
+    taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
+    assert taken.pop("residual") == [0.0, 3.0, 0.0]
+    assert taken.pop("expected") == [0.0, 2.0, 0.0]
+    assert not np.array(list(taken.values())).any()
