@@ -39,12 +39,16 @@ COLOURS = dict(zip(POLICIES, ("#777777", "#0072b2", "#e69f00", "#cc79a7", "#009e
 HELD_OUT = 100
 
 
-def make_domain(
-    theta: Tensor, *, scale: float, sd: float, size: int, rng: torch.Generator
-) -> TensorDataset:
-    """Rows (x, y) with covariance ``scale`` · I of x and noise of standard deviation ``sd``."""
-    x = scale**0.5 * torch.randn(size, len(theta), generator=rng, dtype=torch.float64)
-    return TensorDataset(x, x @ theta + sd * torch.randn(size, generator=rng, dtype=torch.float64))
+def make_domains(
+    theta: Tensor, args: argparse.Namespace, sizes: list[int], rng: torch.Generator
+) -> dict[str, TensorDataset]:
+    """Return rows (x, y) per domain: x with covariance scale · I, y with noise of its own sd."""
+    parts = {}
+    for i, size in enumerate(sizes):
+        x = args.scale[i] ** 0.5 * torch.randn(size, len(theta), generator=rng, dtype=theta.dtype)
+        y = x @ theta + args.noise[i] * torch.randn(size, generator=rng, dtype=theta.dtype)
+        parts[str(i)] = TensorDataset(x, y)
+    return parts
 
 
 def train(policy: Policy, args: argparse.Namespace, seed: int) -> tuple[list[float], list[float]]:
@@ -52,13 +56,8 @@ def train(policy: Policy, args: argparse.Namespace, seed: int) -> tuple[list[flo
     rng = torch.Generator().manual_seed(seed)
     theta = torch.randn(args.dimension, generator=rng, dtype=torch.float64)
     domains = range(len(args.scale))
-    parts, held_out = (
-        {
-            str(i): make_domain(theta, scale=args.scale[i], sd=args.noise[i], size=size(i), rng=rng)
-            for i in domains
-        }
-        for size in (lambda i: args.size[i], lambda i: HELD_OUT)
-    )
+    parts = make_domains(theta, args, args.size, rng)
+    held_out = make_domains(theta, args, [HELD_OUT] * len(args.size), rng)
     mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))
     curvature = np.array(args.scale)
     model = torch.nn.Linear(args.dimension, 1, bias=False, dtype=torch.float64)
