@@ -55,7 +55,6 @@ def train(policy: Policy, args: argparse.Namespace, seed: int) -> tuple[list[flo
     """Return the excess risk after each step, and the gradient variance over uniform's."""
     rng = torch.Generator().manual_seed(seed)
     theta = torch.randn(args.dimension, generator=rng, dtype=torch.float64)
-    domains = range(len(args.scale))
     parts = make_domains(theta, args, args.size, rng)
     held_out = make_domains(theta, args, [HELD_OUT] * len(args.size), rng)
     mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))

@@ -83,7 +83,7 @@ def water_fill(
 
     Example:
         >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
-        array([0.4 , 0.4 , 0.2])
+        array([0.4, 0.4, 0.2])
     """
     if not slope.all():
         return _idle_last(slope, lower, upper, threshold, total)

@@ -65,7 +65,7 @@ def slsqp(value: Any, gradient: Any, start: FloatArray, bounds: Any, rows: Any) 
 def programs() -> dict[str, tuple[Callable[[], FloatArray], Any, Callable[[], Any]]]:
     """Return name: (our minimiser, the objective, SLSQP's run) for K = 100 domains."""
     rng = np.random.default_rng(0)
-    a, noise, n = rng.lognormal(0.0, 0.5, (3, K))
+    a, noise, n = rng.lognormal(0.0, 1.0, (3, K))
     a /= a.sum()
     mean, variance = rng.lognormal(0.0, 0.3, (2, K))
     pi = rng.dirichlet(np.full(K, 5.0))
