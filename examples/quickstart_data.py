@@ -89,7 +89,7 @@ def builtin_domains(
 
 
 def text_domains(
-    paths: Mapping[str, str | Path], *, length: int = 64, heldout: int = 500
+    paths: Mapping[str, str | Path], *, length: int = 64, heldout: int = 400
 ) -> dict[str, Domain]:
     """Return one domain per text file, supervised throughout; its last tenth is held out.
 

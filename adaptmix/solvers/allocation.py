@@ -47,10 +47,11 @@ def neyman_shares(
         array([0.5 , 0.25, 0.25])
     """
     rate, lo, hi = _program(scale, lower, upper, cost)
-    free: FloatArray = rate / rate.sum() if rate.any() else rate
-    if (free < lo).any() or (free > hi).any() or not rate.any():
-        return water_fill(rate, lo, hi)
-    return free
+    if rate.any():
+        free: FloatArray = rate / rate.sum()
+        if (free >= lo).all() and (free <= hi).all():  # always so with the default bounds
+            return free
+    return water_fill(rate, lo, hi)
 
 
 def allocation_residual(

@@ -14,9 +14,8 @@ from adaptmix.solvers.waterfill import water_fill
 # Curvature lent to domains that have none, relative to the least there is: it picks one of the
 # minimisers and is far too small to move it.
 _RIDGE = 1e-40
-# A search that must cross many orders of magnitude towards zero does so in steps of this, squared
-# root taken.
-_STEP_TO_ZERO = 1e-8
+# A bracket that begins at 0 has no geometric mean; this part of its end stands for the 0.
+_NEXT_TO_ZERO = 1e-8
 # The bias, in units of the losses' range, that rounding of the shares makes by itself.
 _BIAS_ROUNDING = 1e-15
 # Values of F below this part of F(1) count as zero.
@@ -190,7 +189,7 @@ def _minimise(program: _Program) -> FloatArray:
         response = active @ (lean - (active @ lean) / active.sum()) ** 2
         g, piece = g + error / (1.0 + response), free
         if not low < g < high:
-            g, piece = math.sqrt(max(low, _STEP_TO_ZERO * high) * high), None
+            g, piece = math.sqrt(max(low, _NEXT_TO_ZERO * high) * high), None
             if not low < g < high:
                 return u
 

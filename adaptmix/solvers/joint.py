@@ -52,6 +52,7 @@ class _Program:
 
     @property
     def finite_sizes(self) -> FloatArray:
+        """(K,) sizes with the stand-in for infinity."""
         return np.minimum(self.sizes, _INFINITE_SIZE)
 
     def gain(self, shares: FloatArray) -> FloatArray:
@@ -62,7 +63,7 @@ class _Program:
 
     def samples(self, shares: FloatArray) -> FloatArray:
         """Return 1 / (1/n_i + κ'/p_i), what a domain's data and draws are worth; 0 at p_i = 0."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             spread = self.kappa / shares if self.kappa > 0.0 else np.zeros_like(shares)
             return np.where(shares > 0.0, 1.0 / (1.0 / self.sizes + spread), 0.0)
 
