@@ -38,6 +38,8 @@ class Controller:
         update_every: optimizer steps between updates of the weights.
         observe_every: optimizer steps between observations of per-sample gradients;
             ``update_every`` when None.
+        sampler: "stratified": each domain's rows in a batch are its share, rounded up or down;
+            "multinomial": each row's domain is drawn on its own.
         lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
         seed: of everything that is drawn.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
@@ -63,6 +65,7 @@ class Controller:
         policy: Policy | str | None = None,
         update_every: int = 10,
         observe_every: int | None = None,
+        sampler: str = "stratified",
         lag: int = 16,
         seed: int = 0,
         unit: str = "sample",
@@ -82,7 +85,7 @@ class Controller:
         self._adapting = choice("mode", mode, _MODES) == "adapt"
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
-        self._steering = Steering(mixture.info, policy)
+        self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
         self._measurements = Measurements(
             mixture.info,
@@ -92,7 +95,7 @@ class Controller:
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
-        self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed)
+        self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
         self._board: TensorBoardLog | None = None
         self._micro = 0
         self._accumulation = 1
@@ -254,7 +257,9 @@ class Controller:
             target: a directory, or a SummaryWriter.
         """
         if distributed.world()[0] == 0:
-            self._board = TensorBoardLog(target, self.mixture.domains, step=self.completed)
+            self._board = TensorBoardLog(
+                target, self.mixture.domains, step=self.completed, sampler=self._plan.sampler
+            )
 
     # What the user reads.
 
@@ -281,11 +286,13 @@ class Controller:
     @property
     def predicted_gain(self) -> float:
         """How many times quieter the gradient is with the best shares than by importance."""
-        return predicted_gain(self.proposed, self.statistics.grad_var)
+        return predicted_gain(self.proposed, self.statistics, sampler=self._plan.sampler)
 
     def report(self) -> str:
         """Return a table of the proposed weights, the statistics and the predicted gain."""
-        return report(self.mixture.domains, self.proposed, self.statistics)
+        return report(
+            self.mixture.domains, self.proposed, self.statistics, sampler=self._plan.sampler
+        )
 
     # State.
 
@@ -343,6 +350,7 @@ class Controller:
             "importance": self.mixture.importance.tolist(),
             "seed": self._plan.seed,
             "lag": self._plan.lag,
+            "sampler": self._plan.sampler,
             "unit": self._scaler.unit,
             "update_every": self._update_every,
             "observe_every": self._observe_every,

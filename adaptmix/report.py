@@ -10,13 +10,16 @@ from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.types import DomainStats, Weights
 
 
-def report(names: Sequence[str], weights: Weights, stats: DomainStats) -> str:
+def report(
+    names: Sequence[str], weights: Weights, stats: DomainStats, *, sampler: str = "stratified"
+) -> str:
     """Return a table of weights and statistics, closed by the gain they predict.
 
     Args:
         names: K domain names.
         weights: the policy's.
         stats: what it went by.
+        sampler: "stratified" or "multinomial".
     """
     header = ("domain", "seen", "share", "was", "loss weight", "grad std", "loss")
     rows = [
@@ -39,8 +42,8 @@ def report(names: Sequence[str], weights: Weights, stats: DomainStats) -> str:
         ).rstrip()
         for row in (header, *rows)
     ]
-    left = variance_ratio(weights.sampling, weights, stats.grad_var)
-    gain = predicted_gain(weights, stats.grad_var) / left
+    left = variance_ratio(weights.sampling, weights, stats, sampler=sampler)
+    gain = predicted_gain(weights, stats, sampler=sampler) / left
     moved = np.abs(weights.loss - 1.0).max()
     lines.append(
         f"Sampling by these shares makes the gradient's variance {gain:.2f} times smaller; "

@@ -27,20 +27,21 @@ class Steering:
     Args:
         domains: of the mixture.
         policy: a policy, its name, or None to choose at the first update by what the run supplies.
+        sampler: how the plan draws rows.
 
     Raises:
         TypeError: an object that is no policy.
         ValueError: an unknown name.
     """
 
-    def __init__(self, domains: Domains, policy: Policy | str | None) -> None:
+    def __init__(self, domains: Domains, policy: Policy | str | None, *, sampler: str) -> None:
         self._domains = domains
         self._declared = named(policy) if isinstance(policy, str) else policy
         _check(self._declared)
         self._chosen = ""
         self._bound: Policy | None = None
         self._state: Any = None
-        self._batch_size = self._horizon = 0
+        self._run: dict[str, Any] = {"sampler": sampler}
         self.proposed = Weights.proportional(domains.importance)
 
     @property
@@ -53,14 +54,14 @@ class Steering:
 
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
-        self._batch_size, self._horizon = batch_size, horizon
+        self._run |= {"batch_size": batch_size, "horizon": horizon}
         if self._declared is not None:
             self._adopt(self._declared)
         elif self._chosen:
             self._adopt(named(self._chosen))
 
     def _adopt(self, policy: Policy) -> None:
-        self._bound = bind(policy, batch_size=self._batch_size, horizon=self._horizon)
+        self._bound = bind(policy, **self._run)
         fresh = self._bound.init(self._domains)
         self._state = fresh if self._state is None else self._state
 
@@ -123,8 +124,8 @@ class Steering:
         self._state = state["state"]
         importance = self._domains.importance
         self.proposed = Weights(state["sampling"], state["loss"], importance)
-        if self._batch_size:
-            self.prepare(batch_size=self._batch_size, horizon=self._horizon)
+        if "horizon" in self._run:
+            self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
 
 
 def _check(policy: object) -> None:

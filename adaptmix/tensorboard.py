@@ -28,12 +28,19 @@ class TensorBoardLog:
         target: a directory, or a SummaryWriter of the caller's.
         names: K domain names.
         step: optimizer steps completed so far.
+        sampler: "stratified" or "multinomial".
     """
 
     def __init__(
-        self, target: str | PathLike[str] | SummaryWriter, names: Sequence[str], *, step: int
+        self,
+        target: str | PathLike[str] | SummaryWriter,
+        names: Sequence[str],
+        *,
+        step: int,
+        sampler: str,
     ) -> None:
         self._names = tuple(names)
+        self._sampler = sampler
         self._writer: SummaryWriter = (
             target
             if isinstance(target, SummaryWriter)
@@ -65,7 +72,7 @@ class TensorBoardLog:
                 if np.isfinite(value):
                     self._scalar(f"{quantity}/{name}", value, step)
         self._scalar("effective_domains", effective_domains(weights.sampling), step)
-        ratio = variance_ratio(in_force, weights, stats.grad_var)
+        ratio = variance_ratio(in_force, weights, stats, sampler=self._sampler)
         if np.isfinite(ratio):
             self._scalar("variance_ratio", ratio, step)
         self._writer.flush()

@@ -102,7 +102,7 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
     run.grad_std = dict(zip(names, (variance**0.5).tolist(), strict=True))
     weights_now = controller.proposed
     in_force = controller.weights.sampling if mode == "adapt" else weights_now.sampling
-    attained = variance_ratio(in_force, weights_now, variance)
+    attained = variance_ratio(in_force, weights_now, controller.statistics)
     run.variance_ratio = controller.predicted_gain / attained
     if mode == "observe":
         print(controller.report())

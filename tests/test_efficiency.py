@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptmix import efficiency
 from adaptmix.checks import FloatArray
-from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.solvers import neyman_shares
-from adaptmix.types import Weights
+from adaptmix.types import DomainStats, Weights
 from tests.helpers_data import simplex
+
+
+def variance_ratio(shares: FloatArray, weights: Weights, grad_var: FloatArray) -> float:
+    return efficiency.variance_ratio(shares, weights, DomainStats(grad_var=grad_var))
+
+
+def predicted_gain(weights: Weights, grad_var: FloatArray) -> float:
+    return efficiency.predicted_gain(weights, DomainStats(grad_var=grad_var))
 
 
 @st.composite
@@ -103,3 +111,29 @@ def test_a_noisy_domain_that_is_not_sampled_makes_the_variance_infinite() -> Non
     assert variance_ratio(np.array([1.0, 0.0]), weights, np.ones(2)) == np.inf
     # However little noise it has: never NaN.
     assert variance_ratio(np.array([1.0, 0.0]), weights, np.array([1e300, 1e-300])) == np.inf
+
+
+@given(problem=problems(), data=st.data())
+def test_multinomial_variance_is_that_of_independent_draws(
+    problem: tuple[Weights, FloatArray, FloatArray], data: st.DataObject
+) -> None:
+    weights, grad_var, shares = problem
+    K = len(shares)
+    means = np.array(data.draw(st.lists(st.floats(-10, 10), min_size=3 * K, max_size=3 * K)))
+    means = means.reshape(K, 3)
+    stats = DomainStats(
+        grad_var=grad_var, grad_sq=grad_var + (means**2).sum(1), grad_gram=means @ means.T
+    )
+
+    def variance(p: FloatArray) -> float:
+        # E‖g‖² − ‖E g‖² of one draw's multiplied gradient.
+        multipliers = weights.importance * weights.loss / p
+        mean = (p * multipliers) @ means
+        return float((p * multipliers**2) @ stats.grad_sq - mean @ mean)
+
+    best = neyman_shares(weights.importance * weights.loss * np.sqrt(stats.grad_sq))
+    ratio = efficiency.variance_ratio(shares, weights, stats, sampler="multinomial")
+    assert ratio == pytest.approx(variance(shares) / variance(best), rel=1e-6)
+    assert efficiency.variance_ratio(best, weights, stats, sampler="multinomial") == pytest.approx(
+        1.0
+    )

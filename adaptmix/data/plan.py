@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptmix.checks import FloatArray, integer, vector
+from adaptmix.checks import FloatArray, choice, integer, vector
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.permutation import Permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
 from adaptmix.errors import LagError
+from adaptmix.types import MOMENTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,9 @@ class Plan:
     number of processes, and a checkpoint needs only the step, how many rows each domain has
     given, and a short history of shares.
 
-    Within a step the domains' counts are stratified: ⌊N·p⌋ or ⌈N·p⌉ with mean N·p. Within a domain,
-    rows come without replacement, in a new random order each time the domain is used up.
+    Within a step the domains' counts are stratified, ⌊N·p⌋ or ⌈N·p⌉ with mean N·p, or multinomial:
+    each row's domain drawn on its own, with the noise that this adds. Within a domain, rows come
+    without replacement, in a new random order each time the domain is used up.
 
     Args:
         mixture: where rows come from.
@@ -52,10 +54,20 @@ class Plan:
         lag: steps between publishing shares and drawing with them; at least how far the loader
             runs ahead of training.
         seed: of every random choice.
+        sampler: "stratified" or "multinomial".
     """
 
-    def __init__(self, mixture: Mixture, *, shares: FloatArray, lag: int, seed: int) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        shares: FloatArray,
+        lag: int,
+        seed: int,
+        sampler: str = "stratified",
+    ) -> None:
         self.mixture = mixture
+        self.sampler = choice("sampler", sampler, tuple(MOMENTS))
         self.lag = integer("lag", lag, minimum=0)
         self.seed = integer("seed", seed, minimum=0)
         self.completed = 0
@@ -99,7 +111,7 @@ class Plan:
         for step in range(start, stop):
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
             shares = self.shares_at(step)
-            counts = systematic_counts(size * shares, rng.random())
+            counts, divisor = self._counts(shares, size, rng)
             domains = np.repeat(np.arange(len(names)), counts)
             ranks = np.concatenate(
                 [np.arange(a, a + n) for a, n in zip(drawn, counts, strict=True)]
@@ -116,14 +128,23 @@ class Plan:
             shuffle = rng.permutation(size)
             drawn = drawn + counts
             self._drawn[step + 1] = drawn
-            sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
             yield StepRows(
                 step=step,
                 rows=rows[shuffle],
                 domains=domains[shuffle],
                 fresh=(epochs == 0)[shuffle],
-                domain_shares=counts / size if sure.all() else shares,
+                domain_shares=divisor,
             )
+
+    def _counts(
+        self, shares: FloatArray, size: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], FloatArray]:
+        """Return each domain's rows of a step, and the shares that multipliers divide by."""
+        if self.sampler == "multinomial":
+            return rng.multinomial(size, shares), shares
+        counts = systematic_counts(size * shares, rng.random())
+        sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
+        return counts, counts / size if sure.all() else shares
 
     def _order(self, domain: int, epoch: int) -> Permutation:
         size = int(self.mixture.sizes[domain])

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from adaptmix.checks import FloatArray, lower_share
-from adaptmix.types import Domains, DomainStats, Weights
+from adaptmix.checks import FloatArray, choice, lower_share
+from adaptmix.types import MOMENTS, Domains, DomainStats, Weights
 
 State = Any
 """A policy's memory: numbers, strings, NumPy arrays, and dicts, lists and tuples of them."""
@@ -53,27 +53,39 @@ class Refinement(Protocol):
         ...
 
 
-def bind(policy: Any, *, batch_size: int, horizon: int) -> Any:
-    """Fill in the ``batch_size`` and ``horizon`` that a policy or its parts left as None.
+def bind(policy: Any, **run: Any) -> Any:
+    """Fill in what a policy or its parts left as None with what is known of the run.
 
     Args:
         policy: a policy; one that is no dataclass is returned as it is.
-        batch_size: rows of a step's global batch.
-        horizon: optimizer steps of the whole run.
+        run: ``batch_size``, rows of a step's global batch; ``horizon``, optimizer steps of the
+            whole run; ``sampler``, "stratified" or "multinomial".
     """
     if isinstance(policy, tuple):
-        return tuple(bind(part, batch_size=batch_size, horizon=horizon) for part in policy)
+        return tuple(bind(part, **run) for part in policy)
     if not is_dataclass(policy) or isinstance(policy, type):
         return policy
-    known = {"batch_size": batch_size, "horizon": horizon}
     changes: dict[str, Any] = {}
     for field in fields(policy):
         value = getattr(policy, field.name)
-        if value is None and field.name in known:
-            changes[field.name] = known[field.name]
+        if value is None and field.name in run:
+            changes[field.name] = run[field.name]
         elif isinstance(value, tuple) or is_dataclass(value):
-            changes[field.name] = bind(value, batch_size=batch_size, horizon=horizon)
+            changes[field.name] = bind(value, **run)
     return replace(policy, **changes) if changes else policy
+
+
+def moment_for(sampler: str | None) -> str:
+    """Return the DomainStats field that a sampler's variance is made of.
+
+    Stratified counts pay for the variance within domains alone, E‖∇ℓ − μ‖². Where the domain of
+    each row is drawn independently, differences between domains add to it, and the uncentred
+    E‖∇ℓ‖² takes its place.
+
+    Raises:
+        ValueError: an unknown sampler.
+    """
+    return MOMENTS[choice("sampler", sampler or "stratified", tuple(MOMENTS))]
 
 
 def pooled(values: FloatArray, count: FloatArray) -> FloatArray:

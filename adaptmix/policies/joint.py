@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import integer
-from adaptmix.policies.base import floor_for, pooled
+from adaptmix.policies.base import floor_for, moment_for, pooled
 from adaptmix.solvers import joint_weights
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -33,6 +33,8 @@ class Joint:
         horizon: optimizer steps of the run; the controller fills it in when None.
         lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
         upper: greatest share of a domain.
+        sampler: "stratified" or "multinomial", whose shares answer to E‖∇ℓ‖² in place of v²; the
+            controller fills it in when None.
 
     Raises:
         ValueError: at ``init``, ``use_sizes`` without batch size or horizon.
@@ -46,12 +48,17 @@ class Joint:
     horizon: int | None = None
     lower: float | None = None
     upper: float = 1.0
+    sampler: str | None = None
 
-    requires = frozenset({"grad_var", "noise"})
+    @property
+    def requires(self) -> frozenset[str]:
+        """The noise, and the moment that fits the sampler."""
+        return frozenset({moment_for(self.sampler), "noise"})
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: importance and the sizes to go by."""
         floor_for(self.lower, len(domains), self.batch_size)
+        moment_for(self.sampler)
         for name in ("batch_size", "horizon"):
             value = getattr(self, name)
             if value is not None:
@@ -67,7 +74,7 @@ class Joint:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
         pi = state["importance"]
-        variance = np.maximum(pooled(stats.grad_var, stats.count), 0.0)
+        variance = np.maximum(pooled(getattr(stats, moment_for(self.sampler)), stats.count), 0.0)
         if not variance.any():
             variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
         solution = joint_weights(

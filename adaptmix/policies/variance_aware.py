@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.policies.base import floor_for, pooled
+from adaptmix.policies.base import floor_for, moment_for, pooled
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -16,16 +16,18 @@ from adaptmix.types import Domains, DomainStats, Weights
 class VarianceAware:
     """Sampling p ∝ π · w · v within bounds; the loss weights, and so the objective, stay.
 
-    With stratified counts the gradient's variance is Σ (π w v)² / (B p), which this minimises.
-    Alone it keeps w = 1; in a chain it takes the loss weights of the stage before.
+    With stratified counts the gradient's variance is Σ (π w v)² / (B p), which this minimises. With
+    multinomial ones it is [Σ (π w s)² / p − ‖Σ π w μ‖²] / B, minimised by p ∝ π · w · s. Alone it
+    keeps w = 1; in a chain it takes the loss weights of the stage before.
 
     Args:
         lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
         upper: greatest share of a domain.
         batch_size: rows of a step's global batch; the controller fills it in when None.
+        sampler: "stratified" or "multinomial"; the controller fills it in when None.
 
     Source:
-        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds are ours.
+        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds and the multinomial form are ours.
 
     Example:
         >>> domains = Domains(("quiet", "loud"), sizes=[100, 100])
@@ -38,12 +40,17 @@ class VarianceAware:
     lower: float | None = None
     upper: float = 1.0
     batch_size: int | None = None
+    sampler: str | None = None
 
-    requires = frozenset({"grad_var"})
+    @property
+    def requires(self) -> frozenset[str]:
+        """The moment that fits the sampler."""
+        return frozenset({moment_for(self.sampler)})
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: only the importance, for nothing is remembered."""
         floor_for(self.lower, len(domains), self.batch_size)
+        moment_for(self.sampler)
         return {"importance": domains.importance}
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
@@ -55,7 +62,8 @@ class VarianceAware:
     ) -> tuple[Weights, dict[str, Any]]:
         """Return the quietest sampling for the loss weights of ``weights``."""
         K = stats.num_domains
-        deviation = np.sqrt(np.maximum(pooled(stats.grad_var, stats.count), 0.0))
+        moment = getattr(stats, moment_for(self.sampler))
+        deviation = np.sqrt(np.maximum(pooled(moment, stats.count), 0.0))
         scale = weights.importance * weights.loss * deviation
         if not scale.any():
             scale = weights.importance * weights.loss  # no variance anywhere: nothing to gain

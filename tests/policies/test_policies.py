@@ -36,7 +36,7 @@ def test_variance_aware_is_neyman_allocation() -> None:
     scale = PI * np.sqrt(STATS.grad_var)
     np.testing.assert_allclose(weights.sampling, scale / scale.sum())
     assert weights.loss.tolist() == [1.0] * 4
-    assert variance_ratio(weights.sampling, weights, STATS.grad_var) == pytest.approx(1.0)
+    assert variance_ratio(weights.sampling, weights, STATS) == pytest.approx(1.0)
 
 
 def test_fgls_is_inverse_noise() -> None:
