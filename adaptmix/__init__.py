@@ -1,27 +1,31 @@
 """Online adaptive sampling and loss weights for training one model on several domains."""
 
 from adaptmix import noise, policies, solvers
-from adaptmix.controller import Controller, Watch
+from adaptmix.controller import Controller
 from adaptmix.data import Draw, Loader, Mixture
 from adaptmix.errors import (
     AdaptmixWarning,
+    CollapseWarning,
     CoverageWarning,
     ExhaustedLoaderWarning,
     LagError,
     MissingStatisticError,
     NoiseWarning,
     NonFiniteWarning,
+    RegressionWarning,
     RowLengthWarning,
     StateError,
     TooFewRowsWarning,
     UnseenDomainWarning,
 )
-from adaptmix.statistics import register_rule
+from adaptmix.statistics import Coverage, Watch, register_rule
 from adaptmix.types import Domains, DomainStats, Weights
 
 __all__ = [
     "AdaptmixWarning",
+    "CollapseWarning",
     "Controller",
+    "Coverage",
     "CoverageWarning",
     "DomainStats",
     "Domains",
@@ -33,6 +37,7 @@ __all__ = [
     "Mixture",
     "NoiseWarning",
     "NonFiniteWarning",
+    "RegressionWarning",
     "RowLengthWarning",
     "StateError",
     "TooFewRowsWarning",

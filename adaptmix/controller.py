@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,12 +14,14 @@ from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Draw, Loader, Mixture, Plan
 from adaptmix.efficiency import predicted_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
+from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.noise import NoiseTerms
+from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.simplex import normalise
-from adaptmix.statistics import Coverage, Measurements
+from adaptmix.statistics import Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
 from adaptmix.tensorboard import TensorBoardLog
 from adaptmix.types import DomainStats, Weights
@@ -87,11 +88,12 @@ class Controller:
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
+        self._guards = Guards(mixture.domains, self._warn)
         self._measurements = Measurements(
             mixture.info,
             half_life=self._half_life,
             per_token=unit == "token",
-            tokens_per_row=_known_lengths(mixture, unit, tokens_per_row),
+            tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -250,6 +252,39 @@ class Controller:
         self._measurements.close_step(self.completed, due=due, observed=observed)
         self._arm()
 
+    def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
+        """Hold or bound one domain's weights, whatever the policy says; the others keep proportion.
+
+        New loss weights count at once, new shares ``lag`` + 1 steps later. Each call replaces the
+        domain's bounds, so that ``pin(domain)`` takes them off.
+
+        Args:
+            domain: its name.
+            sampling: the share to hold, or (lowest, highest).
+            loss: the loss weight to hold, or (lowest, highest).
+
+        Raises:
+            ValueError: an unknown domain, or bounds that no weights meet.
+        """
+        index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
+        self._steering.pin(index, sampling=sampling, loss=loss)
+        self._publish(between_steps=False)
+
+    def record_evaluation(self, losses: Mapping[str, float]) -> None:
+        """Log held-out losses, and be warned when a domain gets worse.
+
+        Args:
+            losses: mean held-out loss by domain name.
+
+        Raises:
+            ValueError: an unknown domain, or a loss that is not finite.
+        """
+        for name in losses:
+            choice("domain", name, self.mixture.domains)
+        self._guards.check_losses(losses)
+        if self._board is not None:
+            self._board.write_evaluation(self.completed, losses)
+
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
 
@@ -316,6 +351,7 @@ class Controller:
             "plan": self._plan.state_dict(),
             "measurements": self._measurements.state_dict(),
             "steering": self._steering.state_dict(),
+            "guards": self._guards.state_dict(),
             "warned": sorted(self._warn.given),
         }
         return dict(checkpoint.encode(state))
@@ -337,6 +373,7 @@ class Controller:
             self._plan.load_state_dict(saved["plan"])
             self._measurements.load_state_dict(saved["measurements"])
             self._steering.load_state_dict(saved["steering"])
+            self._guards.load_state_dict(saved["guards"])
             self._warn.given = set(saved["warned"])
             self._step_rows = int(saved["step_rows"])
         self._weights = self.proposed if self._adapting else self._weights
@@ -394,61 +431,19 @@ class Controller:
             )
             return
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)
-        if self._adapting:
-            self._weights = self.proposed
-            self._plan.publish(self._row_shares())
+        self._guards.check_weights(self.proposed)
+        self._publish()
         if self._board is not None:
             in_force = self._plan.shares_at(self.completed) * self._measurements.lengths
             self._board.write(
                 self.completed, weights=self.proposed, stats=stats, in_force=normalise(in_force)
             )
 
+    def _publish(self, *, between_steps: bool = True) -> None:
+        if self._adapting:
+            self._weights = self.proposed
+            self._plan.publish(self._row_shares(), between_steps=between_steps)
+
     def _row_shares(self) -> FloatArray:
         """Return the shares of rows: sampling weights are shares of the objective's unit."""
         return normalise(self._weights.sampling / self._measurements.lengths)
-
-
-class Watch:
-    """Handle on the gradient probe that ``Controller.watch`` installed; a context manager."""
-
-    def __init__(self, measurements: Measurements) -> None:
-        self._measurements = measurements
-        self._probe = measurements.probe
-
-    @property
-    def coverage(self) -> Coverage | None:
-        """What the probe sees of the trainable parameters; None once it is removed."""
-        return None if self._probe is None else self._probe.coverage
-
-    def remove(self) -> None:
-        """Take the probe's hooks off the model; a second call does nothing."""
-        if self._probe is not None:
-            self._probe.detach()
-            self._measurements.probe = None
-            self._probe = None
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
-
-
-def _known_lengths(
-    mixture: Mixture, unit: str, tokens_per_row: Mapping[str, float] | None
-) -> list[float] | None:
-    if tokens_per_row is None:
-        return None
-    if unit != "token":
-        raise ValueError('tokens_per_row goes with unit="token"; got unit="sample". Leave it out.')
-    if set(tokens_per_row) != set(mixture.domains):
-        raise ValueError(
-            f"tokens_per_row must name exactly the domains {', '.join(mixture.domains)}; "
-            f"got {', '.join(map(str, tokens_per_row))}."
-        )
-    return [tokens_per_row[name] for name in mixture.domains]

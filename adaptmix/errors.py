@@ -49,6 +49,14 @@ class TooFewRowsWarning(AdaptmixWarning):
     """No domain had two rows in an observed step, so no variance within domains is known yet."""
 
 
+class CollapseWarning(AdaptmixWarning):
+    """One domain has nearly all of the batch, or of the objective."""
+
+
+class RegressionWarning(AdaptmixWarning):
+    """A domain's held-out loss has risen well above its best."""
+
+
 class WarnOnce:
     """Emits each kind of warning once in a run, also when the run is stopped and resumed."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptmix.checkpoint import expect
 from adaptmix.errors import MissingStatisticError
+from adaptmix.pins import Bound, Pins
 from adaptmix.policies import Policy, bind, named
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -42,7 +43,8 @@ class Steering:
         self._bound: Policy | None = None
         self._state: Any = None
         self._run: dict[str, Any] = {"sampler": sampler}
-        self.proposed = Weights.proportional(domains.importance)
+        self._pins = Pins(domains)
+        self._free = self.proposed = Weights.proportional(domains.importance)
 
     @property
     def description(self) -> str:
@@ -89,8 +91,22 @@ class Steering:
             )
         if missing:
             return False
-        self.proposed, self._state = policy.update(stats, self._state)
+        self._free, self._state = policy.update(stats, self._state)
+        self.proposed = self._pinned(self._pins)
         return True
+
+    def pin(self, domain: int, **bounds: Bound | None) -> None:
+        """Bound one domain's weights from now on; None takes a bound off.
+
+        Raises:
+            ValueError: bounds that no weights meet; nothing is changed then.
+        """
+        pins = self._pins.with_bounds(domain, **bounds)
+        self.proposed = self._pinned(pins)
+        self._pins = pins
+
+    def _pinned(self, pins: Pins) -> Weights:
+        return pins.apply(self._free) if pins.any else self._free
 
     @property
     def _policy(self) -> Policy:
@@ -109,8 +125,9 @@ class Steering:
             "policy": self.description,
             "chosen": self._chosen,
             "state": self._state,
-            "sampling": self.proposed.sampling,
-            "loss": self.proposed.loss,
+            "sampling": self._free.sampling,
+            "loss": self._free.loss,
+            "pins": self._pins.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -123,7 +140,9 @@ class Steering:
         self._chosen = str(state["chosen"])
         self._state = state["state"]
         importance = self._domains.importance
-        self.proposed = Weights(state["sampling"], state["loss"], importance)
+        self._free = Weights(state["sampling"], state["loss"], importance)
+        self._pins.load_state_dict(state["pins"])
+        self.proposed = self._pinned(self._pins)
         if "horizon" in self._run:
             self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -77,13 +77,19 @@ class TensorBoardLog:
             self._scalar("variance_ratio", ratio, step)
         self._writer.flush()
 
+    def write_evaluation(self, step: int, losses: Mapping[str, float]) -> None:
+        """Write held-out losses by domain."""
+        for name, value in losses.items():
+            self._scalar(f"heldout_loss/{name}", value, step)
+        self._writer.flush()
+
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(f"adaptmix/{tag}", float(value), step)
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
         charts = {
             quantity: ["Multiline", [f"adaptmix/{quantity}/{name}" for name in self._names]]
-            for quantity in _PER_DOMAIN
+            for quantity in (*_PER_DOMAIN, "heldout_loss")
         }
         charts |= {
             tag: ["Multiline", [f"adaptmix/{tag}"]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def evaluate(model: ByteLM, domains: Domains, device: torch.device) -> dict[str,
     return means
 
 
+def gain(controller: Controller) -> float:
+    """Return how many times quieter the gradient is with the proposed shares than without."""
+    weights, stats = controller.proposed, controller.statistics
+    return controller.predicted_gain / variance_ratio(weights.sampling, weights, stats)
+
+
 def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) -> Run:
     """Train from scratch and return the trajectories of weights and held-out losses."""
     torch.manual_seed(args.seed)
@@ -69,7 +76,8 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
     names = mixture.domains
     importance = dict(zip(names, mixture.importance.tolist(), strict=True))
     run = Run(label, importance, dict(zip(names, mixture.sizes.tolist(), strict=True)))
-    every = max(1, args.steps // 15)
+    every = max(1, args.steps // 10)
+    gains: list[float] = []
     loader = controller.loader(args.batch_size, steps=args.steps)
     for (inputs, labels), batch_draw in tqdm(loader, desc=label, unit="step"):
         inputs, labels = inputs.to(device), labels.to(device)
@@ -93,17 +101,15 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
             for name in names:
                 run.sampling.setdefault(name, []).append(weights[name]["sampling"])
                 run.loss_weights.setdefault(name, []).append(weights[name]["loss"])
+            gains.append(gain(controller))
         if done % every == 0 or done == args.steps:
             run.eval_steps.append(done)
             for name, value in evaluate(model, domains, device).items():
                 run.heldout.setdefault(name, []).append(value)
 
-    variance = controller.statistics.grad_var
-    run.grad_std = dict(zip(names, (variance**0.5).tolist(), strict=True))
-    weights_now = controller.proposed
-    in_force = controller.weights.sampling if mode == "adapt" else weights_now.sampling
-    attained = variance_ratio(in_force, weights_now, controller.statistics)
-    run.variance_ratio = controller.predicted_gain / attained
+    run.variance_ratio = statistics.median(gains)
+    deviation = controller.statistics.grad_var**0.5
+    run.grad_std = dict(zip(names, deviation.tolist(), strict=True))
     if mode == "observe":
         print(controller.report())
     return run
@@ -115,9 +121,9 @@ def main() -> None:
     )
     parser.add_argument("--data", nargs="+", metavar="NAME=PATH", help="your own text files")
     parser.add_argument("--observe", action="store_true", help="only measure and print")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
@@ -129,7 +135,7 @@ def main() -> None:
             paths = dict(pair.split("=", 1) for pair in args.data)
             domains = text_domains(paths, length=LENGTH)
         else:
-            domains = builtin_domains(length=LENGTH)
+            domains = builtin_domains(length=LENGTH, heldout=300)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     baseline = train(domains, args, label="proportional", mode="observe")

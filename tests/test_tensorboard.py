@@ -58,7 +58,8 @@ def test_the_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) 
     layout = layout_pb2.Layout.FromString(summary)
     charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
     assert charts["loss_weight"] == [f"adaptmix/loss_weight/{domain}" for domain in "abc"]
-    assert {tag for tags in charts.values() for tag in tags} == TAGS
+    heldout = {f"adaptmix/heldout_loss/{domain}" for domain in "abc"}
+    assert {tag for tags in charts.values() for tag in tags} == TAGS | heldout
 
 
 def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
@@ -85,3 +86,12 @@ def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path
     last = [events.Scalars(f"adaptmix/sampling_weight/{domain}")[-1].value for domain in "abc"]
     np.testing.assert_allclose(last, controller.proposed.sampling, rtol=1e-6)
     assert np.abs(np.array(last) - controller.mixture.importance).max() > 0.01
+
+
+def test_evaluations_are_logged(tmp_path: Path) -> None:
+    run = logged_run(tmp_path).train(3)
+    run.controller.record_evaluation({"a": 1.5, "c": 0.25})
+    events = read(tmp_path)
+    for domain, value in (("a", 1.5), ("c", 0.25)):
+        scalars = events.Scalars(f"adaptmix/heldout_loss/{domain}")
+        assert [(event.step, event.value) for event in scalars] == [(3, value)]

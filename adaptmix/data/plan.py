@@ -85,9 +85,13 @@ class Plan:
         for step in [step for step in self._history if step < in_force]:
             del self._history[step]
 
-    def publish(self, shares: FloatArray) -> None:
-        """Let ``shares`` (K,) of rows take effect ``lag`` steps after the next one to train."""
-        self._history[self.completed + self.lag] = shares
+    def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
+        """Let ``shares`` (K,) of rows take effect ``lag`` steps after the next one to train.
+
+        One step later when published while a step is trained (``between_steps=False``), for the
+        loader may have drawn further by then than it had between steps.
+        """
+        self._history[self.completed + self.lag + (not between_steps)] = shares
 
     def shares_at(self, step: int) -> FloatArray:
         """Return the (K,) shares in force at a step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,26 @@ from numpy.typing import ArrayLike
 
 from adaptmix.checks import FloatArray, vector
 from adaptmix.errors import RowLengthWarning
+
+
+def known_lengths(
+    names: Sequence[str], unit: str, tokens_per_row: Mapping[str, float] | None
+) -> list[float] | None:
+    """Return the lengths a user gave by name, in the order of the domains.
+
+    Raises:
+        ValueError: given with unit "sample", or not for exactly the domains.
+    """
+    if tokens_per_row is None:
+        return None
+    if unit != "token":
+        raise ValueError('tokens_per_row goes with unit="token"; got unit="sample". Leave it out.')
+    if set(tokens_per_row) != set(names):
+        raise ValueError(
+            f"tokens_per_row must name exactly the domains {', '.join(names)}; "
+            f"got {', '.join(map(str, tokens_per_row))}."
+        )
+    return [tokens_per_row[name] for name in names]
 
 
 class RowLengths:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
@@ -58,6 +59,7 @@ class GradientProbe:
                 )
         self._num_domains = integer("num_domains", num_domains, minimum=1)
         self._parameters = ParameterMap(model)
+        self._mixes_samples = any(isinstance(module, _BatchNorm) for module in model.modules())
         self._handles: list[RemovableHandle] = []
         self._observing = False
         self._inspected = False
@@ -99,6 +101,14 @@ class GradientProbe:
             self._handles.append(handle)
         _watched.update(modules)
         self._check_coverage()
+        if self._mixes_samples:
+            warnings.warn(
+                "The model normalises over the batch, so a sample's gradient holds parts of the "
+                "others' and variances within domains are approximate. Group or layer "
+                "normalisation keeps samples apart.",
+                CoverageWarning,
+                stacklevel=3,
+            )
 
     def detach(self) -> None:
         """Remove the hooks and forget what was not collected; nothing when not attached."""
@@ -220,7 +230,7 @@ class GradientProbe:
         warnings.warn(
             f"The gradient probe sees {coverage.share:.0%} of the trainable parameters, so "
             f"gradient variances come out too small. Not seen: parameters in {kinds}. Types "
-            "without a rule get one by adaptmix.statistics.rules.register_rule; layers with one "
+            "without a rule get one by adaptmix.register_rule; layers with one "
             "must be called, not have their weights used elsewhere, on inputs of shape (B, ...).",
             CoverageWarning,
             stacklevel=3,

@@ -272,3 +272,10 @@ def test_an_expert_is_seen_once_it_is_used() -> None:
 
 def test_the_probe_of_a_covered_model_is_silent() -> None:
     assert attached(mlp()).coverage.share == 1.0
+
+
+def test_batch_normalisation_is_a_named_warning() -> None:
+    model = nn.Sequential(nn.Linear(50, 50), nn.BatchNorm1d(50), nn.Linear(50, 50))
+    probe = GradientProbe(model, 2)
+    with pytest.warns(CoverageWarning, match="normalises over the batch"):
+        probe.attach()

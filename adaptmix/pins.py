@@ -1,0 +1,96 @@
+"""Operator overrides: bounds on single domains' weights, put on and taken off in mid-run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptmix.checks import number, vector
+from adaptmix.solvers import neyman_shares
+from adaptmix.types import Domains, Weights
+
+Bound = float | tuple[float, float]
+"""A weight to hold, or the lowest and the highest it may have."""
+
+
+class Pins:
+    """Bounds on sampling and loss weights, by domain.
+
+    What a policy proposes is rescaled by one common factor and clipped to the bounds, so that the
+    domains without a pin keep their proportions and the weights their sums.
+
+    Args:
+        domains: of the mixture.
+    """
+
+    def __init__(self, domains: Domains) -> None:
+        self._domains = domains
+        K = len(domains)
+        self._bounds = {
+            "sampling": (np.zeros(K), np.ones(K)),
+            "loss": (np.zeros(K), 1.0 / domains.importance),  # the most Σ π w = 1 allows
+        }
+
+    def with_bounds(self, domain: int, **bounds: Bound | None) -> Pins:
+        """Return pins with new bounds for one domain; None takes a bound off.
+
+        Args:
+            domain: its index.
+            bounds: ``sampling`` and ``loss``.
+
+        Raises:
+            TypeError: a bound that is no number.
+            ValueError: a bound out of range, or the lower one above the upper one.
+        """
+        free, new = Pins(self._domains), Pins(self._domains)
+        new._bounds = dict(self._bounds)
+        for kind, bound in bounds.items():
+            lower, upper = (values.copy() for values in self._bounds[kind])
+            least, most = (float(values[domain]) for values in free._bounds[kind])
+            low, high = bound if isinstance(bound, tuple) else (bound, bound)
+            lower[domain] = least if low is None else number(kind, low, minimum=least, maximum=most)
+            upper[domain] = (
+                most if high is None else number(kind, high, minimum=least, maximum=most)
+            )
+            if lower[domain] > upper[domain]:
+                raise ValueError(f"{kind} must be (low, high) with low <= high; got {bound}.")
+            new._bounds[kind] = (lower, upper)
+        return new
+
+    def apply(self, weights: Weights) -> Weights:
+        """Return the weights within the bounds.
+
+        Raises:
+            ValueError: bounds that no weights meet together.
+        """
+        pi = weights.importance
+        sampling = neyman_shares(weights.sampling, **self._limits("sampling", np.ones_like(pi)))
+        used = neyman_shares(pi * weights.loss, **self._limits("loss", pi))
+        return Weights(sampling, used / pi, pi)
+
+    def _limits(self, kind: str, scale: Any) -> dict[str, Any]:
+        lower, upper = self._bounds[kind]
+        return {"lower": lower * scale, "upper": np.minimum(upper * scale, 1.0)}
+
+    @property
+    def any(self) -> bool:
+        """Whether a bound is on."""
+        free = Pins(self._domains)._bounds
+        return any(
+            not np.array_equal(mine, theirs)
+            for kind, bounds in self._bounds.items()
+            for mine, theirs in zip(bounds, free[kind], strict=True)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bounds as arrays."""
+        return {kind: list(bounds) for kind, bounds in self._bounds.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over saved bounds."""
+        K = len(self._domains)
+        for kind in self._bounds:
+            lower, upper = (vector(kind, bound, size=K, minimum=0.0) for bound in state[kind])
+            self._bounds[kind] = (lower, upper)
