@@ -59,16 +59,16 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     model = ByteLM(LENGTH).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
-    warm_up = max(1, args.steps // 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min((step + 1) / warm_up, 1.0) * (0.55 + 0.45 * math.cos(math.pi * step / args.steps))
+            min((step + 1) / 50, 1.0) * (0.55 + 0.45 * math.cos(math.pi * step / args.steps))
         ),
     )
 
-    mixture = Mixture({name: domain.train for name, domain in domains.items()})
+    parts = {name: domain.train for name, domain in domains.items()}
+    mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))
     controller = Controller(mixture, policy="joint", mode=mode, seed=args.seed)
     controller.watch(model)
     controller.log_to(args.out / label)
@@ -104,7 +104,9 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
             gains.append(gain(controller))
         if done % every == 0 or done == args.steps:
             run.eval_steps.append(done)
-            for name, value in evaluate(model, domains, device).items():
+            evaluated = evaluate(model, domains, device)
+            controller.record_evaluation(evaluated)
+            for name, value in evaluated.items():
                 run.heldout.setdefault(name, []).append(value)
 
     run.variance_ratio = statistics.median(gains)
@@ -130,9 +132,10 @@ def main() -> None:
     args = parser.parse_args()
 
     started = time.perf_counter()
+    torch.set_num_threads(1)  # a model this small only waits for a second thread
     try:
         if args.data:
-            paths = dict(pair.split("=", 1) for pair in args.data)
+            paths = {name: path for name, _, path in (pair.partition("=") for pair in args.data)}
             domains = text_domains(paths, length=LENGTH)
         else:
             domains = builtin_domains(length=LENGTH, heldout=300)
