@@ -108,7 +108,7 @@ def main() -> None:
         "--scale", type=float, nargs="+", default=[1.0, 100.0], help="variance of inputs"
     )
     parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 10.0], help="sd of labels")
-    parser.add_argument("--size", type=int, nargs="+", default=[500, 500], help="training rows")
+    parser.add_argument("--size", type=int, nargs="+", default=[5000, 5000], help="training rows")
     parser.add_argument("--dimension", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=400)

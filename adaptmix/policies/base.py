@@ -53,6 +53,24 @@ class Refinement(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparation(Protocol):
+    """A stage of a chain that changes statistics before a policy sees them."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The DomainStats fields it cannot do without."""
+        ...
+
+    def init(self, domains: Domains) -> State:
+        """Return the state before the first update."""
+        ...
+
+    def prepare(self, stats: DomainStats, state: State) -> tuple[DomainStats, State]:
+        """Return statistics made from ``stats``, and the next state."""
+        ...
+
+
 def bind(policy: Any, **run: Any) -> Any:
     """Fill in what a policy or its parts left as None with what is known of the run.
 

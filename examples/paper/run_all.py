@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import digits
 import linear
+import logistic
 from common import draw, run, table
 
-EXPERIMENTS = [linear.EXPERIMENT]
+EXPERIMENTS = [linear.EXPERIMENT, logistic.EXPERIMENT, digits.EXPERIMENT]
 
 
 def main() -> None:

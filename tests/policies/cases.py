@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix import Domains, DomainStats, Weights
-from adaptmix.policies import ERMA, FGLS, Joint, Policy, Static, VarianceAware, chain
+from adaptmix.policies import (
+    ERMA,
+    FGLS,
+    Floor,
+    Joint,
+    Policy,
+    Shrink,
+    Smooth,
+    Static,
+    TrustRegion,
+    VarianceAware,
+    WarmUp,
+    chain,
+)
 
 # Adding a policy is one line here: the laws run over all of them.
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -26,6 +39,19 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "joint_sizes": lambda: Joint(use_sizes=True, batch_size=16, horizon=100),
     "fgls+variance_aware": lambda: chain(FGLS(), VarianceAware()),
     "erma+variance_aware": lambda: chain(ERMA(), VarianceAware()),
+    "static_floor": lambda: chain(Static(), Floor(lower=0.0)),
+    "va_shrunk": lambda: chain(Shrink(), VarianceAware()),
+    "va_trust_region": lambda: chain(VarianceAware(), TrustRegion(0.01), Floor()),
+    "va_warm_up_linear": lambda: chain(VarianceAware(), WarmUp(4, linear=True), Floor()),
+    "fgls_warm_up": lambda: chain(FGLS(), WarmUp(2)),
+    "fgls_shrunk_trust_region": lambda: chain(Shrink(), FGLS(), TrustRegion(0.1)),
+    "erma_smooth": lambda: chain(ERMA(exact=True), Smooth(0.25)),
+    "erma_shrunk_trust_region": lambda: chain(Shrink(), ERMA(exact=True), TrustRegion(1e-3)),
+    "joint_shrunk": lambda: chain(Shrink(), Joint()),
+    "joint_shrunk_smooth": lambda: chain(Shrink(), Joint(), Smooth(0.5), Floor()),
+    "fgls_shrunk+va_smooth": lambda: chain(
+        Shrink(), FGLS(), VarianceAware(), Smooth(0.5), WarmUp(1), Floor()
+    ),
 }
 # Those whose loss weights answer to differences between domains only, not to their sizes.
 HARMLESS = [name for name in POLICIES if not name.endswith("_sizes")]

@@ -43,12 +43,15 @@ def test_floors_are_kept(name: str, data: st.DataObject) -> None:
 
 
 def _with_floor(policy: Any, lower: float) -> Any:
+    """The same policy, or every stage of the same chain, with another floor."""
+    if isinstance(policy, tuple):
+        return tuple(_with_floor(stage, lower) for stage in policy)
     changes = {
         field.name: lower
         if field.name == "lower"
-        else tuple(_with_floor(part, lower) for part in getattr(policy, field.name))
+        else _with_floor(getattr(policy, field.name), lower)
         for field in fields(policy)
-        if field.name in ("lower", "then")
+        if field.name in ("lower", "first", "then")
     }
     return replace(policy, **changes)
 
@@ -139,7 +142,7 @@ def test_equal_domains_are_left_alone(name: str, data: st.DataObject) -> None:
     values = {f: np.repeat(getattr(one, f), len(info)) for f in ("loss_mean", "loss_var", "noise")}
     stats = DomainStats(grad_var=np.repeat(one.grad_var, len(info)), **values)
     policy = POLICIES[name]()
-    policy = _with_floor(policy, 0.0) if "va" in name or name == "joint" else policy
+    policy = _with_floor(policy, 0.0) if "va" in name or "joint" in name else policy
     weights = run(policy, info, stats, updates=5)
     np.testing.assert_allclose(weights.loss, 1.0, rtol=1e-9)
     np.testing.assert_allclose(weights.sampling, info.importance, rtol=1e-9)

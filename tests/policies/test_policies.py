@@ -133,9 +133,5 @@ def test_bad_policies_are_named() -> None:
         Joint(lower=0.4).init(INFO)
     with pytest.raises(ValueError, match="horizon must be given with use_sizes=True"):
         Joint(use_sizes=True, batch_size=4).init(INFO)
-    with pytest.raises(TypeError, match="then must be stages"):
-        chain(VarianceAware(), FGLS())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="first must have requires"):
-        chain("fgls")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rate must be finite and in"):
         ERMA(rate=2.0)

@@ -1,0 +1,114 @@
+"""What adaptmix costs per step, against the same loop without it, interleaved in one process.
+
+Blocks of ten steps (one observation and one update each, at the defaults) of a plain loop, of the
+same plain loop again (the noise floor), and of the loop with adaptmix take turns in random order.
+Each block's time is divided by that of the plain block of the same round.
+
+Run ``PYTHONPATH=examples python -m tests.benchmarks.bench_overhead`` from the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from quickstart_model import ByteLM
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptmix import Controller, Mixture, noise
+
+BLOCK = 10
+LENGTH, ROWS, DOMAINS = 64, 4000, 5
+
+
+def parts() -> dict[str, TensorDataset]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        str(i): TensorDataset(
+            torch.randint(256, (ROWS, LENGTH), generator=generator),
+            torch.randint(256, (ROWS, LENGTH), generator=generator),
+        )
+        for i in range(DOMAINS)
+    }
+
+
+def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def plain(batch_size: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = ByteLM(LENGTH)
+    optimizer = torch.optim.AdamW(model.parameters())
+    batches = endless(DataLoader(Mixture(parts()), batch_size=batch_size, shuffle=True))
+
+    def step() -> None:
+        inputs, labels = next(batches)
+        loss = F.cross_entropy(model(inputs).transpose(1, 2), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def adapted(batch_size: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = ByteLM(LENGTH)
+    optimizer = torch.optim.AdamW(model.parameters())
+    controller = Controller(Mixture(parts()), policy="joint")
+    controller.watch(model)
+    batches = iter(controller.loader(batch_size, steps=10**6))
+
+    def step() -> None:
+        (inputs, labels), draw = next(batches)
+        logits = model(inputs)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        controller.loss(losses, draw, noise=noise.softmax(logits, labels)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    arms = {
+        "plain": plain(args.batch_size),
+        "plain again": plain(args.batch_size),
+        "adaptmix": adapted(args.batch_size),
+    }
+    for step, _ in itertools.product(arms.values(), range(BLOCK)):
+        step()
+    shuffled = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(args.rounds):
+        for name in shuffled.sample(list(arms), len(arms)):
+            start = time.perf_counter()
+            for _ in range(BLOCK):
+                arms[name]()
+            times[name].append(time.perf_counter() - start)
+    base = np.array(times["plain"])
+    setup = f"torch {torch.__version__}, CPU, 1 thread, batch {args.batch_size} x {LENGTH} bytes"
+    print(f"{setup}, {args.rounds} rounds; plain step {1e3 * np.median(base) / BLOCK:.1f} ms")
+    print("| loop | step / plain step | quartiles |\n|---|---|---|")
+    for name, seconds in times.items():
+        low, median, high = np.quantile(np.array(seconds) / base, (0.25, 0.5, 0.75))
+        print(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

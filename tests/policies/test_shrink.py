@@ -1,0 +1,166 @@
+"""Shrinkage: what it promises, and the same written out slowly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptmix import DomainStats
+from adaptmix.policies import Shrink
+
+FIELDS = {"grad_var": "count", "grad_sq": "count", "noise": "seen", "loss_var": "seen"}
+every_field = pytest.mark.parametrize("field", FIELDS)
+
+
+def shrink(
+    values: Sequence[float], count: Sequence[float], *, samples: float = 4.0, field: str = "noise"
+) -> list[float]:
+    stats = DomainStats(**{field: values, FIELDS[field]: count})
+    prepared, _ = Shrink(samples).prepare(stats, {})
+    return [float(value) for value in getattr(prepared, field)]
+
+
+def reference(values: Sequence[float], count: Sequence[float], samples: float) -> list[float]:
+    """The docstring's formula, one domain at a time, for finite counts and variances > 0."""
+    K, c = len(values), samples / 4.0
+    total = math.fsum(count)
+    x = [math.sqrt(value) for value in values]
+    X = math.fsum(n * xi for n, xi in zip(count, x, strict=True)) / total
+    s = c / total * math.fsum(n * xi**2 * n / (n + c) for n, xi in zip(count, x, strict=True))
+    scatter = math.fsum(n * (xi - X) ** 2 for n, xi in zip(count, x, strict=True))
+    t = (scatter - (K - 1) * s) / (total - math.fsum(n**2 for n in count) / total)
+    if t <= 0.0:
+        return [X**2] * K
+    return [(xi + (X - xi) * (s / t) / (n + s / t)) ** 2 for n, xi in zip(count, x, strict=True)]
+
+
+estimates = st.integers(2, 6).flatmap(
+    lambda K: st.tuples(
+        st.lists(st.floats(0.1, 10.0), min_size=K, max_size=K),
+        st.lists(st.floats(1.0, 200.0), min_size=K, max_size=K),
+    )
+)
+
+
+@every_field
+@given(estimate=estimates, samples=st.floats(0.1, 30.0))
+def test_it_is_the_formula(
+    field: str, estimate: tuple[list[float], list[float]], samples: float
+) -> None:
+    shrunk = shrink(*estimate, samples=samples, field=field)
+    np.testing.assert_allclose(shrunk, reference(*estimate, samples), rtol=1e-9)
+
+
+@given(estimate=estimates)
+def test_estimates_move_towards_the_pool_and_the_more_the_fewer_samples_there_are(
+    estimate: tuple[list[float], list[float]],
+) -> None:
+    values, count = estimate
+    x, n = np.sqrt(values), np.array(count)
+    pool = (n * x).sum() / n.sum()
+    moved = np.sqrt(shrink(values, count))
+    apart = np.abs(x - pool) > 1e-6
+    kept = (moved - pool)[apart] / (x - pool)[apart]
+    assert (kept >= -1e-9).all()
+    assert (kept <= 1.0 + 1e-9).all()
+    order = np.argsort(n[apart])
+    assert (np.diff(kept[order]) >= -1e-7).all()
+
+
+@given(estimate=estimates, factor=st.floats(1.0, 100.0))
+def test_more_samples_behind_every_estimate_never_shrink_them_more(
+    estimate: tuple[list[float], list[float]], factor: float
+) -> None:
+    values, count = estimate
+    few = np.array(shrink(values, count))
+    many = np.array(shrink(values, [factor * n for n in count]))
+    assert (np.abs(many - values) <= np.abs(few - values) + 1e-9).all()
+
+
+@every_field
+def test_zero_samples_change_nothing(field: str) -> None:
+    values = [1.0, 3.0, math.nan]
+    np.testing.assert_array_equal(shrink(values, [2, 3, 0], samples=0.0, field=field), values)
+
+
+@given(st.lists(st.floats(0.0, 1e15), min_size=1, max_size=6))
+def test_exact_estimates_stay_exactly(values: list[float]) -> None:
+    assert shrink(values, [math.inf] * len(values), field="grad_var") == values
+    known = shrink([*values, 3.0], [*[math.inf] * len(values), 5.0], field="grad_var")
+    assert known[:-1] == values
+
+
+@given(value=st.floats(1e-15, 1e15), count=st.lists(st.integers(1, 1000), min_size=1))
+def test_equal_domains_are_left_alone_exactly(value: float, count: list[float]) -> None:
+    assert shrink([value] * len(count), count) == [value] * len(count)
+
+
+def test_domains_that_differ_by_no_more_than_noise_become_equal() -> None:
+    rng = np.random.default_rng(0)
+    count = np.full(8, 20.0)
+    equal = [
+        np.ptp(shrink(list(rng.chisquare(20, 8) / 20), list(count), samples=8.0)) < 1e-12
+        for _ in range(200)
+    ]
+    assert np.mean(equal) > 0.95
+
+
+def test_domains_that_truly_differ_are_left_nearly_alone() -> None:
+    np.testing.assert_allclose(
+        shrink([1.0, 100.0, 1e4], [1000, 1000, 1000]), [1.0, 100.0, 1e4], rtol=0.1
+    )
+
+
+@pytest.mark.parametrize("unknown", [math.nan, 7.0])
+def test_a_domain_without_samples_gets_the_pool(unknown: float) -> None:
+    shrunk = shrink([4.0, 1.0, unknown], [300, 100, 0])
+    assert shrunk[2] == pytest.approx(((300 * 2 + 100 * 1) / 400) ** 2)
+    assert shrunk[:2] == shrink([4.0, 1.0], [300, 100])
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ([1.0, 2.0], [0, 0]),  # counts are not known
+        ([math.nan, math.nan], [5, 5]),
+        ([0.0, 0.0, math.nan], [5, 5, 5]),
+        ([3.0], [5]),
+    ],
+)
+def test_where_there_is_nothing_to_go_by_all_stays(values: list[float], count: list[float]) -> None:
+    np.testing.assert_array_equal(shrink(values, count), values)
+
+
+def test_extremes_stay_finite() -> None:
+    shrunk = shrink([1e-300, 1e300, 0.0, math.nan], [1, 10**6, 1, 1])
+    assert np.isfinite(shrunk).all()
+    assert shrunk[1] == pytest.approx(1e300, rel=1e-3)
+
+
+def test_it_leaves_other_statistics_and_its_argument_alone() -> None:
+    stats = DomainStats(
+        count=[5, 50],
+        seen=[9, 90],
+        age=[0, 1],
+        loss_mean=[1.0, 2.0],
+        noise=[1.0, 3.0],
+        grad_gram=[[1.0, 0.0], [0.0, 1.0]],
+    )
+    prepared, state = Shrink().prepare(stats, {})
+    assert state == {}
+    for field in ("count", "seen", "age", "loss_mean", "loss_var", "grad_var", "grad_gram"):
+        np.testing.assert_array_equal(getattr(prepared, field), getattr(stats, field))
+    assert stats.noise.tolist() == [1.0, 3.0]
+    assert prepared.supplied() == stats.supplied()
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="samples must be"):
+        Shrink(-1.0)
+    with pytest.raises(TypeError, match="samples must be a number"):
+        Shrink("few")  # type: ignore[arg-type]
