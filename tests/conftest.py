@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True)
+settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, database=None)
 settings.register_profile("thorough", parent=settings.get_profile("dev"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 

@@ -44,14 +44,14 @@ class TrustRegion:
 
     Example:
         >>> domains = Domains(("a", "b"), sizes=[100, 100])
-        >>> region = TrustRegion(limit=0.01)
+        >>> region = TrustRegion()
         >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
         >>> weights, _ = region.refine(proposal, DomainStats(count=[9, 9]), region.init(domains))
         >>> weights.sampling.round(3).tolist()
         [0.57, 0.43]
     """
 
-    limit: float = 0.1
+    limit: float = 0.01
 
     requires = frozenset[str]()
 
