@@ -23,6 +23,7 @@ from adaptmix import (
     TooFewRowsWarning,
     Weights,
     noise,
+    policies,
 )
 from adaptmix.checkpoint import load, save
 from tests import runs
@@ -37,7 +38,7 @@ def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
 
 def test_adapts_both_weights() -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), policy="joint", update_every=5, lag=2)
+    controller = Controller(runs.mixture(), policy=policies.Joint(), update_every=5, lag=2)
     with controller.watch(net) as handle:
         assert handle.coverage is not None
         assert handle.coverage.share == 1.0
@@ -124,13 +125,17 @@ def test_equal_domains_are_left_alone() -> None:
     assert run.weights[-1][3:] == pytest.approx(np.ones(3), abs=0.15)
 
 
-def test_the_policy_is_chosen_by_what_the_run_supplies() -> None:
-    for with_noise, moves in ((True, True), (False, False)):
-        net = runs.model()
-        controller = Controller(runs.mixture(), update_every=5)
-        controller.watch(net)
+@pytest.mark.parametrize(("with_noise", "name"), [(True, "joint"), (False, "variance_aware")])
+def test_the_policy_is_chosen_by_what_the_run_supplies(
+    with_noise: bool, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), update_every=5)
+    controller.watch(net)
+    with caplog.at_level("INFO", logger="adaptmix"):
         runs.Run(controller, net, steps=12, with_noise=with_noise).train()
-        assert bool(np.abs(controller.weights.loss - 1.0).max() > 1e-9) is moves
+    assert caplog.messages == [f"policy=None: this run uses '{name}'."]
+    assert controller.state_dict()["steering"]["chosen"] == name
 
 
 def test_a_users_own_policy_works_as_the_built_in_ones() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptmix import Controller, Mixture, Weights, policies
+from adaptmix import Controller, Mixture, RowLengthWarning, Weights, policies
 from tests import runs
 
 STATIC = policies.Static(
@@ -201,3 +201,34 @@ def test_dividing_by_todays_shares_would_be_caught(
     mean_gradient_errors: tuple[float, float],
 ) -> None:
     assert mean_gradient_errors[1] > 2 * THRESHOLD
+
+
+def test_row_lengths_are_estimated_where_they_are_not_given_and_the_user_is_told() -> None:
+    mix, parts = ragged_mixture()
+    controller = Controller(mix, policy="static", unit="token", update_every=2)
+    factors = []
+    with pytest.warns(RowLengthWarning, match="tokens_per_row is not given"):
+        for (_, targets, mask), draw in controller.loader(30, steps=20):
+            losses = torch.ones(targets.shape, dtype=torch.float64, requires_grad=True)
+            controller.loss(losses, draw, mask=mask).backward()
+            assert losses.grad is not None
+            expected = controller.weights.importance / draw.domain_shares / 30
+            factors.append([losses.grad[draw.domains == i].max() / expected[i] for i in range(2)])
+            controller.step()
+    true = [1.0 / float(part.tokens.double().mean()) for part in parts.values()]
+    # Ten rows of a domain with lengths that vary by a third: the first estimate is a rough one.
+    assert factors[0] == pytest.approx(true, rel=0.5)
+    assert factors[-1] == pytest.approx(true, rel=0.02)
+
+
+def test_rows_of_one_length_need_no_estimate() -> None:
+    controller = Controller(runs.mixture(), policy="static", unit="token", update_every=2)
+    for (inputs, _, _), draw in controller.loader(12, steps=6):
+        losses = torch.ones(inputs.shape, dtype=torch.float64, requires_grad=True)
+        controller.loss(losses, draw).backward()
+        assert losses.grad is not None
+        shares = torch.from_numpy(draw.domain_shares)[draw.domains]
+        importance = torch.from_numpy(controller.weights.importance)[draw.domains]
+        exact = importance / shares / 12 / runs.FEATURES
+        torch.testing.assert_close(losses.grad[:, 0], exact)
+        controller.step()
