@@ -136,17 +136,16 @@ def estimator_excess(
     least = 1.0 / float((info.importance / noise).sum())
     running, state = RunningStatistics(K, half_life=half_life), policy.init(info)
     total = 0.0
-    for step in range(1, STEPS + 1):
-        count = systematic_counts(batch * info.importance, rng.random()).astype(np.float64)
+    for step in range(EVERY, STEPS + 1, EVERY):
+        expected = EVERY * batch * info.importance
+        count = systematic_counts(expected, rng.random()).astype(np.float64)
         shape = np.maximum(count, 1e-9) * world.freedom / 2.0
         residual = np.where(count > 0.0, noise * rng.gamma(shape, 2.0 / world.freedom), 0.0)
         running.add_noise(step, residual=residual, expected=count)
         running.seen = running.seen + count
-        if step % EVERY == 0:
-            stats = running.snapshot(step, lengths=np.ones(K))
-            weights, state = policy.update(stats, state)
-            u = info.importance * weights.loss
-            total += float((u**2 * noise / info.importance).sum()) / least - 1.0
+        weights, state = policy.update(running.snapshot(step, lengths=np.ones(K)), state)
+        u = info.importance * weights.loss
+        total += float((u**2 * noise / info.importance).sum()) / least - 1.0
     return total * EVERY / STEPS
 
 
