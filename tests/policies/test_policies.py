@@ -12,6 +12,7 @@ from adaptmix.policies import (
     FGLS,
     NAMED,
     Joint,
+    Shrink,
     Static,
     VarianceAware,
     bind,
@@ -124,6 +125,15 @@ def test_bind_fills_in_what_a_policy_left_open() -> None:
 def test_names_make_policies(name: str) -> None:
     weights = run(named(name), INFO, STATS)
     assert weights.sampling.sum() == pytest.approx(1.0)
+
+
+def test_named_policies_shrink_what_they_estimate() -> None:
+    assert named("joint") == chain(Shrink(), Joint())
+    assert named("fgls+variance_aware") == chain(Shrink(), FGLS(), VarianceAware())
+    noisy = DomainStats(count=[9] * 4, seen=[9] * 4, noise=[1, 1.2, 0.8, 1], grad_var=[1, 2, 1, 1])
+    weights = run(named("joint"), INFO, noisy)
+    np.testing.assert_allclose(weights.loss, 1.0)
+    np.testing.assert_allclose(weights.sampling, PI)
 
 
 def test_bad_policies_are_named() -> None:
