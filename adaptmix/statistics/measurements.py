@@ -112,12 +112,14 @@ class Measurements:
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
         """
-        gradients = self.probe.collect() if self.probe is not None and observed else None
-        if self.probe is not None and observed and gradients is None:
-            raise ValueError(
-                "loss() must be followed by backward() through the watched model; its probe saw no "
-                "gradient in an observed step. Watch the model that is trained."
-            )
+        gradients = None
+        if self.probe is not None and observed:
+            gradients = self.probe.collect()
+            if gradients is None:
+                raise ValueError(
+                    "loss() must be followed by backward() through the watched model; its probe "
+                    "saw no gradient in an observed step. Watch the model that is trained."
+                )
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:
             self._window = Window(step, sums=sums, gradients=gradients)
