@@ -148,6 +148,7 @@ class DomainStats:
         loss_mean: (K,) mean per-sample loss.
         loss_var: (K,) variance of the per-sample loss over samples, loss².
         noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
+        noise_count: (K,) effective number of samples behind ``noise``; infinite when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
@@ -162,6 +163,7 @@ class DomainStats:
     loss_mean: FloatArray
     loss_var: FloatArray
     noise: FloatArray
+    noise_count: FloatArray
     grad_var: FloatArray
     grad_sq: FloatArray
     grad_gram: FloatArray | None
@@ -175,6 +177,7 @@ class DomainStats:
         loss_mean: ArrayLike | None = None,
         loss_var: ArrayLike | None = None,
         noise: ArrayLike | None = None,
+        noise_count: ArrayLike | None = None,
         grad_var: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
         grad_gram: ArrayLike | None = None,
@@ -186,6 +189,7 @@ class DomainStats:
             "loss_mean": loss_mean,
             "loss_var": loss_var,
             "noise": noise,
+            "noise_count": noise_count,
             "grad_var": grad_var,
             "grad_sq": grad_sq,
         }
@@ -199,7 +203,7 @@ class DomainStats:
                 "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
                 f"got shapes {sorted(shapes)}."
             )
-        unknown = {"count": np.inf, "seen": 0.0, "age": np.inf}
+        unknown = {"count": np.inf, "noise_count": np.inf, "seen": 0.0, "age": np.inf}
         for name in given:
             default = np.full(shape, unknown.get(name, np.nan))
             object.__setattr__(self, name, arrays.get(name, default))

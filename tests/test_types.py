@@ -131,7 +131,7 @@ def test_statistics_left_out_are_unknown() -> None:
 
 def test_supplied_names_what_is_known_of_some_domain() -> None:
     stats = DomainStats(loss_mean=[np.nan, 1.0], noise=[np.nan, np.nan], grad_gram=np.eye(2))
-    assert stats.supplied() == {"count", "seen", "age", "loss_mean", "grad_gram"}
+    assert stats.supplied() == {"count", "noise_count", "seen", "age", "loss_mean", "grad_gram"}
 
 
 def test_statistics_are_copied() -> None:

@@ -16,17 +16,20 @@ from adaptmix.types import Domains, DomainStats, Weights
 
 @dataclass(frozen=True)
 class ERMA:
-    """Loss weights that minimise F(w) = (Σ π (1 − w) L)² + λ Σ π² w² Var / n; sampling p = π.
+    """Loss weights that minimise F(w) = (Σ π (1 − w) L)² + λ Σ π² w² Var N / n; sampling p = π.
 
     The first term is the bias that re-weighting brings in, the second the variance of the weighted
-    empirical risk. ``exact=False`` takes one multiplicative step towards the minimiser at each
-    update, w ← w · exp(η (2 G L − 2 λ π w Var / n)) with G = Σ π (1 − w) L, then renormalises:
-    the paper's update written for u = π w, where it is mirror descent on F for any importance
-    (for equal importance the two agree). ``exact=True`` goes to the minimiser at once.
+    empirical risk times the N = Σ n rows there are. ``exact=False`` takes one multiplicative step
+    towards the minimiser at each update, w ← w · exp(η (2 G L − 2 λ π w Var N / n)) with
+    G = Σ π (1 − w) L, then renormalises: the paper's update written for u = π w, where it is mirror
+    descent on F for any importance (for equal importance the two agree). ``exact=True`` goes to
+    the minimiser at once.
 
     Args:
         exact: minimise instead of stepping.
-        variance_penalty: λ > 0.
+        variance_penalty: λ ≥ 0. 1 is the paper's update with its two rates equal. In ``gap_weights``
+            it is N λ: a single model's gap needs a penalty near 1 there, the largest gap of a
+            class of models one near its number of free parameters, so λ ≈ parameters / rows.
         rate: step size in (0, 1], relative to the largest that cannot increase F.
         lower: least loss weight, in [0, 1).
         use_sizes: whether n is the domains' true size. By default n ∝ π with the same total.
@@ -52,7 +55,7 @@ class ERMA:
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: importance, sizes to go by and loss weights of 1."""
         pi = domains.importance
-        sizes = domains.sizes if self.use_sizes else domains.sizes.sum() * pi
+        sizes = domains.sizes / domains.sizes.sum() if self.use_sizes else pi
         return {"importance": pi, "sizes": sizes, "loss": np.ones_like(pi)}
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:

@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import integer
+from adaptmix.checks import FloatArray, integer, number
 from adaptmix.policies.base import floor_for, moment_for, pooled
 from adaptmix.solvers import joint_weights
 from adaptmix.types import Domains, DomainStats, Weights
+
+# Updates that a curvature is averaged over, exponentially after as many.
+_MEMORY = 20
+# With a price on bias, variances and noise this much smaller than the largest count as this much.
+_NEXT_TO_NOTHING = 1e-6
+_TINY = 1e-100
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,9 @@ class Joint:
     By default it takes n ∝ π and the limit κ → 0: loss weights answer to noise alone, w ∝ 1/σ²,
     so that equal noise leaves the stated objective exactly as it is. ``use_sizes=True`` takes the
     true sizes and the finite horizon: right where all domains share one optimum, as in the linear
-    theory, but it turns domains down that are merely slow to learn from.
+    theory, but it turns domains down that are merely slow to learn from. A curvature v²/σ² hardly
+    changes there, while v² and σ² both do, so it is averaged over updates, and v² taken from it:
+    at a finite horizon shares amplify the noise of estimates.
 
     Args:
         use_sizes: solve the whole program with true sizes and a finite horizon.
@@ -33,6 +41,8 @@ class Joint:
         horizon: optimizer steps of the run; the controller fills it in when None.
         lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
         upper: greatest share of a domain.
+        bias_penalty: λ ≥ 0, what a shift of the mean loss by re-weighting costs: for a shift by
+            the domains' root mean square loss, λ times the variance of proportional sampling.
         sampler: "stratified" or "multinomial", whose shares answer to E‖∇ℓ‖² in place of v²; the
             controller fills it in when None.
 
@@ -48,12 +58,14 @@ class Joint:
     horizon: int | None = None
     lower: float | None = None
     upper: float = 1.0
+    bias_penalty: float = 0.0
     sampler: str | None = None
 
     @property
     def requires(self) -> frozenset[str]:
-        """The noise, and the moment that fits the sampler."""
-        return frozenset({moment_for(self.sampler), "noise"})
+        """The noise, the moment that fits the sampler, and losses where bias has a price."""
+        losses = {"loss_mean"} if self.bias_penalty > 0.0 else set()
+        return frozenset({moment_for(self.sampler), "noise", *losses})
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: importance and the sizes to go by."""
@@ -68,23 +80,57 @@ class Joint:
                     f"{name} must be given with use_sizes=True; got None. Pass "
                     f"Joint({name}=...), or let Controller.loader fill it in."
                 )
+        number("bias_penalty", self.bias_penalty, minimum=0.0)
         sizes = domains.sizes if self.use_sizes else domains.importance
-        return {"importance": domains.importance, "sizes": sizes}
+        nothing = np.zeros(len(domains))
+        return {
+            "importance": domains.importance,
+            "sizes": sizes,
+            "curvature": nothing,
+            "updates": 0,
+        }
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
         pi = state["importance"]
         variance = np.maximum(pooled(getattr(stats, moment_for(self.sampler)), stats.count), 0.0)
+        noise = pooled(stats.noise, stats.seen)
         if not variance.any():
             variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
-        solution = joint_weights(
-            variance,
-            pooled(stats.noise, stats.seen),
-            importance=pi,
-            sizes=state["sizes"],
-            batch_size=self.batch_size or 1,
-            horizon=(self.horizon or 1) if self.use_sizes else math.inf,
-            lower=floor_for(self.lower, stats.num_domains, self.batch_size),
-            upper=self.upper,
-        )
+        if self.use_sizes:
+            variance, state = _steadied(variance, noise, state)
+        program: dict[str, Any] = {
+            "importance": pi,
+            "sizes": state["sizes"],
+            "batch_size": self.batch_size or 1,
+            "horizon": (self.horizon or 1) if self.use_sizes else math.inf,
+            "lower": floor_for(self.lower, stats.num_domains, self.batch_size),
+            "upper": self.upper,
+        }
+        if self.bias_penalty > 0.0:
+            variance, noise = _positive(variance), _positive(noise)
+            program["loss_mean"] = losses = pooled(stats.loss_mean, stats.seen)
+            # The variance of proportional sampling, for a bias of the losses' root mean square.
+            spread = pi / state["sizes"] + 1.0 / program["batch_size"] / program["horizon"]
+            price = float((pi * variance) @ spread) / max(float(pi @ losses**2), _TINY)
+            program["bias_penalty"] = self.bias_penalty * price
+        solution = joint_weights(variance, noise, **program)
         return Weights(solution.sampling, solution.loss, pi), state
+
+
+def _positive(values: FloatArray) -> FloatArray:
+    """Return values no smaller than next to nothing: signal that is free could pay for any bias."""
+    return np.maximum(values, max(_NEXT_TO_NOTHING * values.max(), _TINY))
+
+
+def _steadied(
+    variance: FloatArray, noise: FloatArray, state: dict[str, Any]
+) -> tuple[FloatArray, dict[str, Any]]:
+    """Return v² as it follows from σ² and the averaged curvature, and the next state."""
+    updates = state["updates"] + 1
+    known = (variance > 0.0) & (noise > 0.0)
+    now = np.log(variance, where=known, out=np.zeros_like(variance))
+    now -= np.log(noise, where=known, out=np.zeros_like(noise))
+    curvature = state["curvature"] + (now - state["curvature"]) / min(updates, _MEMORY)
+    steady = np.where(known, np.exp(curvature) * noise, variance)
+    return steady, {**state, "curvature": curvature, "updates": updates}

@@ -39,6 +39,12 @@ class DiscountedSums:
             self._sums[name] = np.where(present, keep * old + values[name], old)
         self._last = np.where(present, step, self._last)
 
+    def replace(self, step: int, present: NDArray[np.bool_], **values: FloatArray) -> None:
+        """Forget the entries that are ``present`` and set them to new evidence."""
+        for name, old in self._sums.items():
+            self._sums[name] = np.where(present, values[name], old)
+        self._last = np.where(present, step, self._last)
+
     def faded(self, name: str, step: int) -> FloatArray:
         """Return a sum as it would be discounted at ``step``."""
         return self._fading(step) * self._sums[name]

@@ -103,7 +103,7 @@ class Measurements:
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""
         domains = torch.full_like(noise.residual, domain, dtype=torch.int64)
-        self._on(domains.device).add_noise(domains, noise, domains >= 0)
+        self._on(domains.device).add_noise(domains, noise, domains >= 0, held_out=True)
         self._noise_given = self._held_out = True
 
     def close_step(self, step: int, *, due: bool, observed: bool) -> None:

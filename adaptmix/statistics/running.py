@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptmix.checks import FloatArray, vector
 from adaptmix.statistics.discounted import DiscountedSums, ratio
-from adaptmix.statistics.sums import FIELDS
+from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE
 from adaptmix.types import DomainStats
 
 
@@ -17,7 +17,9 @@ class RunningStatistics:
     """Turns sums over processes into DomainStats.
 
     Variances are centred within each window of steps (with its degrees of freedom), so that a
-    mean which drifts while the model learns does not count as variance.
+    mean which drifts while the model learns does not count as variance. Noise of held-out rows
+    replaces what was known of a domain's noise, for older residuals hold the misfit of the model as
+    it was, and a domain that has any goes by held-out rows alone from then on.
 
     Args:
         num_domains: K.
@@ -35,7 +37,8 @@ class RunningStatistics:
         losses = ("count", "loss", "scatter", "freedom")
         gradients = ("count", "square", "scatter", "freedom")
         self._losses = DiscountedSums(losses, (K,), half_life=half_life)
-        self._noise = DiscountedSums(("residual", "expected"), (K,), half_life=half_life)
+        self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
+        self._held_out = np.zeros(K, dtype=bool)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._gram = DiscountedSums(("products", "pairs"), (K, K), half_life=half_life)
 
@@ -49,11 +52,24 @@ class RunningStatistics:
         scatter = np.maximum(s["loss_sq"] - s["loss"] ** 2 / np.maximum(n, 1.0), 0.0)
         freedom = np.maximum(n - 1.0, 0.0)
         self._losses.add(step, n > 0, count=n, loss=s["loss"], scatter=scatter, freedom=freedom)
-        self.add_noise(step, residual=s["residual"], expected=s["expected"])
+        self.add_noise(step, *(s[name] for name in NOISE))
+        self.add_noise(step, *(s[name] for name in HELD_OUT), held_out=True)
 
-    def add_noise(self, step: int, *, residual: FloatArray, expected: FloatArray) -> None:
-        """Add (K,) noise terms of samples the model has not been trained on."""
-        self._noise.add(step, expected > 0, residual=residual, expected=expected)
+    def add_noise(
+        self,
+        step: int,
+        residual: FloatArray,
+        expected: FloatArray,
+        rows: FloatArray,
+        *,
+        held_out: bool = False,
+    ) -> None:
+        """Add (K,) noise terms of rows the model has not been trained on, and how many they are."""
+        told = (expected > 0) & (held_out | ~self._held_out)
+        add = self._noise.replace if held_out else self._noise.add
+        add(step, told, residual=residual, expected=expected, noise_rows=rows)
+        if held_out:
+            self._held_out = self._held_out | told
 
     def add_gradients(
         self, step: int, *, count: FloatArray, square: FloatArray, gram: FloatArray
@@ -101,6 +117,7 @@ class RunningStatistics:
             loss_mean=ratio(losses["loss"], losses["count"]) / lengths,
             loss_var=ratio(losses["scatter"], losses["freedom"]) / lengths,
             noise=ratio(self._noise["residual"], self._noise["expected"]),
+            noise_count=self._noise.faded("noise_rows", step),
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
             grad_gram=gram if (pairs > 0).any() else None,
@@ -114,6 +131,7 @@ class RunningStatistics:
             "last_seen": self._last_seen,
             "losses": self._losses.state_dict(),
             "noise": self._noise.state_dict(),
+            "held_out": self._held_out,
             "gradients": self._gradients.state_dict(),
             "gram": self._gram.state_dict(),
         }
@@ -128,5 +146,7 @@ class RunningStatistics:
         self._last_seen = -age
         self._losses.load_state_dict(state["losses"])
         self._noise.load_state_dict(state["noise"])
+        held_out = vector("held_out", state["held_out"], size=self.seen.size)
+        self._held_out = held_out.astype(bool)
         self._gradients.load_state_dict(state["gradients"])
         self._gram.load_state_dict(state["gram"])

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from adaptmix.noise import NoiseTerms
 
-FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", "residual", "expected", "skipped")
+NOISE = ("residual", "expected", "noise_rows")
+HELD_OUT = tuple(f"held_out_{name}" for name in NOISE)
+FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", *NOISE, *HELD_OUT, "skipped")
 _INDEX = {name: i for i, name in enumerate(FIELDS)}
 
 
@@ -15,8 +17,9 @@ class DomainSums:
     """Sums over the samples of each domain since the last ``take``.
 
     The rows of ``tensor`` are ``FIELDS``: rows and tokens trained on; number, sum and sum of
-    squares of finite losses; residual and expected noise terms; samples left out because their loss
-    was not finite. All additive over micro-batches and processes.
+    squares of finite losses; residual and expected noise terms of rows trained on and how many rows
+    they are of, and the same of rows held out; samples left out because their loss was not finite.
+    All additive over micro-batches and processes.
 
     Args:
         num_domains: K.
@@ -60,11 +63,14 @@ class DomainSums:
             self.add_noise(domains, noise, kept & fresh)
 
     @torch.no_grad()
-    def add_noise(self, domains: Tensor, noise: NoiseTerms, told: Tensor) -> None:
+    def add_noise(
+        self, domains: Tensor, noise: NoiseTerms, told: Tensor, *, held_out: bool = False
+    ) -> None:
         """Add (B,) noise terms of the samples that ``told`` (B,) selects."""
         residual, expected = (term.detach().double() for term in noise)
         told = told & residual.isfinite() & expected.isfinite()
-        for name, term in (("residual", residual), ("expected", expected)):
+        names = HELD_OUT if held_out else NOISE
+        for name, term in zip(names, (residual, expected, told.double()), strict=True):
             self.tensor[_INDEX[name]].index_add_(0, domains, torch.where(told, term, 0.0))
 
     def take(self) -> Tensor:

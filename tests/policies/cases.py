@@ -37,6 +37,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "erma_sizes": lambda: ERMA(exact=True, use_sizes=True, lower=0.1),
     "joint": Joint,
     "joint_sizes": lambda: Joint(use_sizes=True, batch_size=16, horizon=100),
+    "joint_bias": lambda: Joint(bias_penalty=1.0),
+    "joint_bias_sizes": lambda: Joint(
+        use_sizes=True, batch_size=16, horizon=100, bias_penalty=10.0
+    ),
     "fgls+variance_aware": lambda: chain(FGLS(), VarianceAware()),
     "erma+variance_aware": lambda: chain(ERMA(), VarianceAware()),
     "static_floor": lambda: chain(Static(), Floor(lower=0.0)),

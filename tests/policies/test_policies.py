@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -76,19 +78,45 @@ def test_joint_with_sizes_is_the_whole_program() -> None:
         horizon=300,
         lower=0.05,
     )
-    np.testing.assert_array_equal(weights.loss, solution.loss)
+    np.testing.assert_allclose(weights.loss, solution.loss, rtol=1e-14)
     scale = PI * weights.loss * np.sqrt(STATS.grad_var)
     np.testing.assert_allclose(weights.sampling, neyman_shares(scale, lower=0.05), rtol=1e-9)
 
 
+def test_joint_averages_the_curvature_when_sizes_count() -> None:
+    policy = Joint(use_sizes=True, batch_size=20, horizon=300)
+    state = policy.init(INFO)
+    for factor in (0.5, 2.0):  # v² off by these, σ² right: the curvature's mean logarithm is right
+        stats = DomainStats(grad_var=STATS.grad_var * [factor, 1, 1 / factor, 1], noise=STATS.noise)
+        weights, state = policy.update(stats, state)
+    expected = run(policy, INFO, STATS)
+    np.testing.assert_allclose(weights.loss, expected.loss, rtol=1e-12)
+    np.testing.assert_allclose(weights.sampling, expected.sampling, rtol=1e-12)
+
+
 @pytest.mark.parametrize("use_sizes", [False, True])
-@pytest.mark.parametrize("penalty", [50.0, 300.0])
+def test_joint_shifts_the_mean_loss_less_where_that_has_a_price(use_sizes: bool) -> None:
+    data: dict[str, Any] = {"use_sizes": use_sizes, "batch_size": 20, "horizon": 300}
+    shift = [
+        abs(float(PI * (weights.loss - 1.0) @ STATS.loss_mean))
+        for weights in (
+            run(Joint(**data, bias_penalty=penalty), INFO, STATS) for penalty in (0.0, 1.0, 1e3)
+        )
+    ]
+    assert shift[0] > shift[1] > shift[2]
+    assert shift[2] < 0.01 * shift[0]
+    with pytest.raises(ValueError, match="bias_penalty must be finite and in"):
+        Joint(bias_penalty=-1.0).init(INFO)
+
+
+@pytest.mark.parametrize("use_sizes", [False, True])
+@pytest.mark.parametrize("penalty", [0.1, 1.0])
 def test_ermas_iterated_update_converges_to_the_exact_minimiser(
     use_sizes: bool, penalty: float
 ) -> None:
     step = ERMA(variance_penalty=penalty, use_sizes=use_sizes, rate=1.0)
     exact = ERMA(variance_penalty=penalty, use_sizes=use_sizes, exact=True)
-    sizes = INFO.sizes if use_sizes else INFO.sizes.sum() * PI
+    sizes = INFO.sizes / INFO.sizes.sum() if use_sizes else PI
     minimiser = gap_weights(
         STATS.loss_mean, STATS.loss_var, importance=PI, sizes=sizes, variance_penalty=penalty
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix.checks import FloatArray
 from adaptmix.noise import NoiseTerms
-from adaptmix.statistics.sums import FIELDS, DomainSums
+from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE, DomainSums
 
 K = 3
 CPU = torch.device("cpu")
@@ -58,6 +58,7 @@ def loop(*batches: dict[str, Tensor], noise: bool = True) -> FloatArray:
             if noise and columns["fresh"][j] and math.isfinite(residual + expected):
                 table["residual"][d] += residual
                 table["expected"][d] += expected
+                table["noise_rows"][d] += 1
     return np.array([table[name] for name in FIELDS])
 
 
@@ -121,13 +122,15 @@ def test_losses_may_carry_gradients() -> None:
     assert not sums.tensor.requires_grad
 
 
-def test_held_out_noise_is_added_by_itself() -> None:
+@pytest.mark.parametrize("held_out", [True, False])
+def test_noise_is_added_by_itself(held_out: bool) -> None:
     sums = DomainSums(K, CPU)
     terms = NoiseTerms(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, math.nan]))
-    told = torch.tensor([True, True, True])
-    sums.add_noise(torch.tensor([1, 1, 1]), terms, told)
-    sums.add_noise(torch.tensor([1, 0, 1]), NoiseTerms(*torch.ones(2, 3)), ~told)
+    told, ones = torch.tensor([True, True, True]), NoiseTerms(*torch.ones(2, 3))
+    sums.add_noise(torch.tensor([1, 1, 1]), terms, told, held_out=held_out)
+    sums.add_noise(torch.tensor([1, 0, 1]), ones, ~told, held_out=held_out)
     taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
-    assert taken.pop("residual") == [0.0, 3.0, 0.0]
-    assert taken.pop("expected") == [0.0, 2.0, 0.0]
+    names = HELD_OUT if held_out else NOISE
+    for name, value in zip(names, (3.0, 2.0, 2.0), strict=True):
+        assert taken.pop(name) == [0.0, value, 0.0]
     assert not np.array(list(taken.values())).any()
