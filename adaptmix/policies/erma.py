@@ -27,9 +27,9 @@ class ERMA:
 
     Args:
         exact: minimise instead of stepping.
-        variance_penalty: λ ≥ 0. 1 is the paper's update with its two rates equal. In ``gap_weights``
-            it is N λ: a single model's gap needs a penalty near 1 there, the largest gap of a
-            class of models one near its number of free parameters, so λ ≈ parameters / rows.
+        variance_penalty: λ ≥ 0; 1 is the paper's update with its two rates equal. It is N times
+            smaller than that of ``gap_weights``, where a single model's gap has a penalty near 1
+            and the largest gap in a class of models one near its number of free parameters.
         rate: step size in (0, 1], relative to the largest that cannot increase F.
         lower: least loss weight, in [0, 1).
         use_sizes: whether n is the domains' true size. By default n ∝ π with the same total.

@@ -27,7 +27,7 @@ from adaptmix.policies import Joint
 DIMENSION = 10
 BATCH = 16
 HELD_OUT = 500
-HALF_LIFE = 15.0
+HALF_LIFE = 50.0
 # First step size times curvature, and the steps that halve it. With 0.3 the few rows that a steep
 # domain has in a batch make multiplicative noise, which no policy models.
 RATE, DECAY = 0.1, 100.0

@@ -283,7 +283,7 @@ def test_a_penalised_optimum_equals_a_general_solvers(seed: int) -> None:
     def value(x: FloatArray) -> float:
         u, p = x[:4], x[4:]
         spent = float((u**2 * grad_var * (1.0 / n + kappa / p)).sum())
-        return (spent + penalty * float(u @ lean) ** 2) / float(u @ signal) ** 2
+        return float((spent + penalty * (u @ lean) ** 2) / (u @ signal) ** 2)
 
     found = minimize(
         value,
