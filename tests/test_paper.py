@@ -60,7 +60,7 @@ def test_run_makes_a_table_and_a_picture(paper: Any, tmp_path: Path) -> None:
     last = {policy: curves[0, -STEPS // 4 :].mean() for policy, curves in found[name].items()}
     final = last["Joint"] / last["FGLS+VA"]
     assert f"| Joint / FGLS+VA | {final:.3g} ({final:.3g} to {final:.3g}) |" in lines
-    common.draw(experiment, found, tmp_path / "linear.png")
+    common.draw_figure(experiment, found, tmp_path / "linear.png")
     assert (tmp_path / "linear.png").stat().st_size > 0
 
 

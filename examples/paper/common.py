@@ -169,7 +169,7 @@ def _line(name: str, columns: list[NDArray[np.float64]]) -> str:
     return f"| {' | '.join([name, *cells])} |"
 
 
-def draw(experiment: Experiment, results: Results, path: Path) -> None:
+def draw_figure(experiment: Experiment, results: Results, path: Path) -> None:
     """Plot the median error of every policy along the run, one panel per setting."""
     columns = min(4, len(results))
     rows = -(-len(results) // columns)

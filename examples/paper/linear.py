@@ -8,16 +8,20 @@ because the domains share their optimum, as its theory asks.
 Held-out residuals hold the model's misfit as well as noise, a thousand times as much of it at the
 start in a steep domain. Statistics are forgotten fast (``HALF_LIFE``) so that it does not linger.
 
+Run ``python examples/paper/linear.py --help`` for domains, sizes and seeds of your own.
+
 Source: Salmani et al., Sampling and Loss Weights in Multi-Domain Training, arXiv:2511.06913.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from common import Experiment, collate, make_policy
+from common import Experiment, collate, draw_figure, make_policy, run, table
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -122,3 +126,32 @@ EXPERIMENT = Experiment(
     },
     train=train,
 )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Least squares on domains of one's own.")
+    parser.add_argument(
+        "--scale", type=float, nargs="+", default=[1.0, 100.0], help="variance of inputs"
+    )
+    parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 10.0], help="sd of labels")
+    parser.add_argument("--size", type=int, nargs="+", default=[500, 500], help="training rows")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("runs/linear.png"))
+    args = parser.parse_args()
+    if not len(args.scale) == len(args.noise) == len(args.size):
+        parser.error("--scale, --noise and --size must have one number per domain each")
+    scale, noise, size = (
+        ",".join(f"{v:g}" for v in vars(args)[k]) for k in ("scale", "noise", "size")
+    )
+    setting = Setting(tuple(args.scale), tuple(args.noise), tuple(args.size), args.steps)
+    name = f"scale {scale} noise {noise} size {size}"
+    experiment = replace(EXPERIMENT, settings={name: setting})
+    results = run([experiment], args.seeds)["linear"]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_figure(experiment, results, args.out)
+    print(f"{table(results)}\npicture: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

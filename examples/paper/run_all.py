@@ -11,7 +11,7 @@ from pathlib import Path
 import digits
 import linear
 import logistic
-from common import draw, run, table
+from common import draw_figure, run, table
 
 EXPERIMENTS = [linear.EXPERIMENT, logistic.EXPERIMENT, digits.EXPERIMENT]
 
@@ -28,7 +28,7 @@ def main() -> None:
         results = found[experiment.name]
         text = table(results)
         (args.out / f"{experiment.name}.md").write_text(text)
-        draw(experiment, results, args.out / f"{experiment.name}.png")
+        draw_figure(experiment, results, args.out / f"{experiment.name}.png")
         print(f"\n{experiment.name}: {experiment.error}\n\n{text}")
     print(f"pictures and tables: {args.out}")
 
