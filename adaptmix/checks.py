@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -39,7 +40,7 @@ def vector(
         given = np.asarray(value)
         if given.dtype.kind not in "biuf" and given.size:
             raise TypeError(given.dtype)
-        array = np.array(given, dtype=np.float64)
+        array = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a vector of numbers; got {type(value).__name__}."
@@ -48,16 +49,14 @@ def vector(
         raise ValueError(f"{name} must have shape (K,) with K >= 1; got shape {array.shape}.")
     if size is not None and array.size != size:
         raise ValueError(f"{name} must have one value per domain ({size}); got {array.size}.")
-    bad = np.isnan(array) | (np.isneginf(array) if infinite else np.isinf(array))
-    if bad.any():
+    least, most = np.minimum.reduce(array), np.maximum.reduce(array)  # NaN where there is one
+    if not (least > -np.inf and (most < np.inf or (infinite and most == np.inf))):
+        bad = np.isnan(array) | (np.isneginf(array) if infinite else np.isinf(array))
         raise ValueError(f"{name} must be finite; got {array[bad][0]} at {int(bad.argmax())}.")
-    if minimum is not None:
+    if minimum is not None and (least <= minimum if strict else least < minimum):
         low = array <= minimum if strict else array < minimum
-        if low.any():
-            rule = f"> {minimum:g}" if strict else f">= {minimum:g}"
-            raise ValueError(
-                f"{name} must be {rule}; got {array[low][0]:g} at {int(low.argmax())}."
-            )
+        rule = f"> {minimum:g}" if strict else f">= {minimum:g}"
+        raise ValueError(f"{name} must be {rule}; got {array[low][0]:g} at {int(low.argmax())}.")
     return array
 
 
@@ -93,7 +92,7 @@ def number(
         raise TypeError(f"{name} must be a number; got {value!r}.")
     result = float(value)
     inside = minimum < result < maximum if strict else minimum <= result <= maximum
-    if not (np.isfinite(result) and inside):
+    if not (math.isfinite(result) and inside):
         left, right = ("(", ")") if strict else ("[", "]")
         raise ValueError(
             f"{name} must be finite and in {left}{minimum:g}, {maximum:g}{right}; got {value}."

@@ -86,15 +86,15 @@ class Weights:
         p = vector("sampling", sampling, size=pi.size, minimum=0.0)
         w = vector("loss", loss, size=pi.size, minimum=0.0)
         totals = {
-            "Σ importance": pi.sum(),
-            "Σ sampling": p.sum(),
+            "Σ importance": float(pi.sum()),
+            "Σ sampling": float(p.sum()),
             "Σ importance · loss": float(pi @ w),
         }
         for name, total in totals.items():
             if abs(total - 1.0) > _SIMPLEX_TOLERANCE:
                 raise ValueError(f"{name} must be 1; got {total:.9g}. Normalise it first.")
-        if ((p == 0.0) & (pi * w > 0.0)).any():
-            where = int(((p == 0.0) & (pi * w > 0.0)).argmax())
+        if not p.all() and (lost := (p == 0.0) & (pi * w > 0.0)).any():
+            where = int(lost.argmax())
             raise ValueError(
                 f"sampling must be > 0 where importance · loss is; got 0 at {where}. "
                 "Use a lower share, or a loss weight of 0."
@@ -205,8 +205,10 @@ class DomainStats:
             )
         unknown = {"count": np.inf, "noise_count": np.inf, "seen": 0.0, "age": np.inf}
         for name in given:
-            default = np.full(shape, unknown.get(name, np.nan))
-            object.__setattr__(self, name, arrays.get(name, default))
+            array = arrays.get(name)
+            if array is None:
+                array = np.full(shape, unknown.get(name, np.nan))
+            object.__setattr__(self, name, array)
         object.__setattr__(self, "grad_gram", gram)
 
     @property

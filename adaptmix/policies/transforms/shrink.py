@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray, number
 from adaptmix.types import Domains, DomainStats
@@ -74,49 +75,56 @@ class Shrink:
         """Return the statistics with shrunk variances."""
         if self.samples == 0.0:
             return stats, state
-        # (fields, K): the overhead of NumPy counts here, so all fields are done at once.
+        # (fields, K): NumPy's overhead per operation counts here, so all fields are done at once.
         variance = np.array([getattr(stats, field) for field in _FIELDS])
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
         shrunk = self._shrunk(variance, np.where(np.isfinite(variance), count, 0.0))
         return replace(stats, **dict(zip(_FIELDS, shrunk, strict=True))), state
 
-    def _shrunk(self, variance: FloatArray, count: FloatArray) -> FloatArray:
-        exact = np.isinf(count)
-        # An exact estimate is still only one domain: it counts as much as the best of the others.
-        best = np.where(exact, 1.0, count).max(axis=1, keepdims=True)
-        weight = np.where(exact, best, count)
-        deviation = np.sqrt(np.where(count > 0.0, np.maximum(variance, 0.0), 0.0))
-        # Where no count or no variance is known there is nothing to divide by, and all stays.
-        peak = _positive(deviation.max(axis=1, keepdims=True))
-        total = _positive(weight.sum(axis=1, keepdims=True))
-        deviation, part = deviation / peak, weight / total
-        pool = _positive((weight * deviation).sum(axis=1, keepdims=True) / total)
-        sampling, between = self._components(deviation / pool, part, total)
-        lean = np.zeros_like(variance)
-        # s² / (n τ² + s²) is k / (n + k) where τ² may be 0.
-        np.divide(sampling, weight * between + sampling, out=lean, where=~exact & (sampling > 0.0))
-        move = (pool - deviation) * lean
-        return np.where(move == 0.0, variance, np.square(peak * (deviation + move)))
+    def _shrunk(self, variance: FloatArray, weight: FloatArray) -> FloatArray:
+        """Return (fields, K) shrunk variances; a field without counts or variance stays."""
+        exact = np.isinf(weight)
+        if some_exact := exact.any():
+            # An exact estimate is still only one domain: it counts as much as the best other.
+            weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
+        known = weight > 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):  # a field that stays comes out as NaN
+            x = np.sqrt(np.maximum(np.where(known, variance, 0.0), 0.0))
+            peak = _most(x)
+            x /= peak
+            total = _sum(weight)
+            pool = _sum(weight * x) / total
+            sampling, between = self._components(x / pool, weight, total, _sum(known))
+            # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
+            move = (pool - x) * (sampling / (weight * between + sampling))
+            if some_exact:
+                move[exact] = 0.0
+            return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
 
     def _components(
-        self, deviation: FloatArray, part: FloatArray, total: FloatArray
+        self, x: FloatArray, weight: FloatArray, total: FloatArray, domains: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Return s² and τ², (fields, 1), relative to the squared pooled deviation.
+        """Return s² and τ², (fields, 1), for deviations x in units of the pooled one.
 
         By the delta method the relative variance of a standard deviation is a quarter of its
         square's, c / n with c = samples / 4; x² overestimates its own mean by 1 + c / n.
         """
         c = self.samples / 4.0
-        weight = part * total
-        terms = part * np.square(deviation) * (weight / (weight + c))
-        sampling = c * terms.sum(axis=1, keepdims=True)
-        freedom = (part > 0.0).sum(axis=1, keepdims=True) - 1
-        scatter = total * (part * np.square(deviation - 1.0)).sum(axis=1, keepdims=True)
-        spread = _positive(total * (1.0 - np.square(part).sum(axis=1, keepdims=True)))
+        freedom = domains - 1.0
+        sampling = c * _sum(np.square(weight * x) / (weight + c)) / total
+        scatter = _sum(weight * np.square(x - 1.0))
+        spread = total - _sum(np.square(weight)) / total
         between = np.maximum(scatter - freedom * sampling, 0.0) / spread
-        return sampling, np.where(freedom > 0, between, 0.0)
+        return sampling, np.where((freedom > 0.0) & (spread > 0.0), between, 0.0)
 
 
-def _positive(values: FloatArray) -> FloatArray:
-    """Return values with 1 in place of 0, to divide by."""
-    return np.where(values > 0.0, values, 1.0)
+def _sum(values: NDArray[Any]) -> FloatArray:
+    """Return the sum over the domains of each field, (fields, 1)."""
+    total: FloatArray = np.add.reduce(values, axis=1, keepdims=True, dtype=np.float64)
+    return total
+
+
+def _most(values: FloatArray) -> FloatArray:
+    """Return the largest over the domains of each field, (fields, 1)."""
+    most: FloatArray = np.maximum.reduce(values, axis=1, keepdims=True)
+    return most
