@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptmix.checks import FloatArray
 from adaptmix.policies.base import floor_for, moment_for, pooled
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import Domains, DomainStats, Weights
@@ -55,18 +56,20 @@ class VarianceAware:
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the quietest sampling for the objective as it was stated."""
-        return self.refine(Weights.proportional(state["importance"]), stats, state)
+        pi = state["importance"]
+        return self._weights(pi, np.ones_like(pi), stats), state
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
     ) -> tuple[Weights, dict[str, Any]]:
         """Return the quietest sampling for the loss weights of ``weights``."""
-        K = stats.num_domains
-        moment = getattr(stats, moment_for(self.sampler))
-        deviation = np.sqrt(np.maximum(pooled(moment, stats.count), 0.0))
-        scale = weights.importance * weights.loss * deviation
-        if not scale.any():
-            scale = weights.importance * weights.loss  # no variance anywhere: nothing to gain
-        floor = floor_for(self.lower, K, self.batch_size)
-        sampling = neyman_shares(scale, lower=floor, upper=self.upper)
-        return Weights(sampling, weights.loss, weights.importance), state
+        return self._weights(weights.importance, weights.loss, stats), state
+
+    def _weights(self, importance: FloatArray, loss: FloatArray, stats: DomainStats) -> Weights:
+        moment = pooled(getattr(stats, moment_for(self.sampler)), stats.count)
+        used = importance * loss
+        scale = used * np.sqrt(np.maximum(moment, 0.0))
+        floor = floor_for(self.lower, used.size, self.batch_size)
+        # No variance anywhere: nothing to gain.
+        scale = scale if scale.any() else used
+        return Weights(neyman_shares(scale, lower=floor, upper=self.upper), loss, importance)

@@ -47,10 +47,6 @@ def neyman_shares(
         array([0.5 , 0.25, 0.25])
     """
     rate, lo, hi = _program(scale, lower, upper, cost)
-    if rate.any():
-        free: FloatArray = rate / rate.sum()
-        if (free >= lo).all() and (free <= hi).all():  # always so with the default bounds
-            return free
     return water_fill(rate, lo, hi)
 
 

@@ -26,16 +26,17 @@ def share_bounds(
     Raises:
         ValueError: bounds outside [0, 1], crossing, or met by no shares that add up to one.
     """
-    lo, hi = _bound("lower", lower, num_domains), _bound("upper", upper, num_domains)
-    if (lo > hi).any():
-        i = int((lo > hi).argmax())
+    lo, least = _bound("lower", lower, num_domains)
+    hi, most = _bound("upper", upper, num_domains)
+    if (crossing := lo > hi).any():
+        i = int(crossing.argmax())
         raise ValueError(f"lower must not exceed upper; got {lo[i]:g} > {hi[i]:g} at {i}.")
-    if (least := lo.sum()) > 1.0 + _ROUNDING:
+    if least > 1.0 + _ROUNDING:
         raise ValueError(
             f"lower must add up to at most 1 over the domains; got {least:g} with "
             f"K={num_domains}. Lower it: 1/K is the most that all can have."
         )
-    if (most := hi.sum()) < 1.0 - _ROUNDING:
+    if most < 1.0 - _ROUNDING:
         raise ValueError(
             f"upper must add up to at least 1 over the domains; got {most:g} with "
             f"K={num_domains}. Raise it: 1/K is the least that all can have."
@@ -43,13 +44,17 @@ def share_bounds(
     return lo, hi
 
 
-def _bound(name: str, value: ArrayLike, num_domains: int) -> FloatArray:
-    if np.ndim(value) == 0:
-        return np.full(num_domains, number(name, value, minimum=0.0, maximum=1.0))
+def _bound(name: str, value: ArrayLike, num_domains: int) -> tuple[FloatArray, float]:
+    """Return the bound of every domain, and their sum."""
+    if isinstance(value, float) or np.ndim(value) == 0:
+        every = number(name, value, minimum=0.0, maximum=1.0)
+        bound = np.empty(num_domains)
+        bound.fill(every)
+        return bound, num_domains * every
     bound = vector(name, value, size=num_domains, minimum=0.0)
     if bound.max() > 1.0:
         raise ValueError(f"{name} must be in [0, 1]; got {bound.max():g} at {bound.argmax()}.")
-    return bound
+    return bound, float(bound.sum())
 
 
 def water_fill(
@@ -85,6 +90,10 @@ def water_fill(
         >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
         array([0.4, 0.4, 0.2])
     """
+    if np.ndim(threshold) == 0 and 0.0 < (steepness := slope.sum()) < np.inf:
+        free: FloatArray = slope / steepness * total
+        if (free >= lower).all() and (free <= upper).all():
+            return free
     if not slope.all():
         return _idle_last(slope, lower, upper, threshold, total)
     with np.errstate(over="ignore"):
