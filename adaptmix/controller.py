@@ -35,7 +35,8 @@ class Controller:
     Args:
         mixture: the domains and their rows.
         policy: a policy, its name, or None: "joint" when the run supplies noise terms,
-            "variance_aware" otherwise, which leaves the objective as it is.
+            "variance_aware" otherwise, which leaves the objective as it is. Policies by name
+            shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
         observe_every: optimizer steps between observations of per-sample gradients;
             ``update_every`` when None.

@@ -38,6 +38,7 @@ class Steering:
     def __init__(self, domains: Domains, policy: Policy | str | None, *, sampler: str) -> None:
         self._domains = domains
         self._declared = named(policy) if isinstance(policy, str) else policy
+        self._given = _description(policy)
         _check(self._declared)
         self._chosen = ""
         self._bound: Policy | None = None
@@ -49,10 +50,7 @@ class Steering:
     @property
     def description(self) -> str:
         """What the user asked for, comparable between runs."""
-        policy = self._declared
-        if policy is None:
-            return "None"
-        return repr(policy) if is_dataclass(policy) else type(policy).__qualname__
+        return _description(self._declared)
 
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
@@ -84,9 +82,10 @@ class Steering:
         policy = self._policy
         missing = policy.requires - stats.supplied()
         for name in sorted(missing - measured):
+            chosen = f", which chose {self._chosen!r}," if self._chosen else ""
             way_out = _SUPPLIERS.get(name, "a policy that does not need it")
             raise MissingStatisticError(
-                f"policy {type(policy).__name__} needs the statistic {name!r}, which this run does "
+                f"policy={self._given}{chosen} needs the statistic {name!r}, which this run does "
                 f"not supply. Use {way_out}."
             )
         if missing:
@@ -145,6 +144,11 @@ class Steering:
         self.proposed = self._pinned(self._pins)
         if "horizon" in self._run:
             self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
+
+
+def _description(policy: object) -> str:
+    is_written = policy is None or isinstance(policy, str) or is_dataclass(policy)
+    return repr(policy) if is_written else type(policy).__qualname__
 
 
 def _check(policy: object) -> None:

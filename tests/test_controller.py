@@ -206,12 +206,28 @@ def test_too_small_batches_make_the_policy_wait() -> None:
 @pytest.mark.parametrize(
     ("policy", "watched", "message"),
     [
-        ("variance_aware", False, r"'grad_var'.*controller.watch\(model\)"),
-        ("fgls", True, r"'noise'.*noise="),
-        (None, False, r"'grad_var'.*controller.watch\(model\)"),
+        (
+            "variance_aware",
+            False,
+            r"^policy='variance_aware' needs .*'grad_var'.*controller.watch\(model\)",
+        ),
+        ("fgls", True, r"^policy='fgls' needs the statistic 'noise'.*noise="),
+        (
+            None,
+            False,
+            r"^policy=None, which chose 'variance_aware', .*'grad_var'.*controller.watch\(model\)",
+        ),
+        (policies.VarianceAware(lower=0.1), False, r"^policy=VarianceAware\(lower=0.1, .*\) needs"),
+        (
+            policies.chain(policies.Shrink(), policies.FGLS()),
+            True,
+            r"^policy=Chain\(before=\(Shrink\(.*\) needs",
+        ),
     ],
 )
-def test_a_missing_statistic_is_an_error(policy: str | None, watched: bool, message: str) -> None:
+def test_a_missing_statistic_is_an_error(
+    policy: policies.Policy | str | None, watched: bool, message: str
+) -> None:
     net = runs.model()
     controller = Controller(runs.mixture(), policy=policy, update_every=2)
     if watched:

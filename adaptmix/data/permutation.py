@@ -1,4 +1,4 @@
-"""Random permutations of 0 … n − 1 in constant memory."""
+"""Random permutations of 0 … n − 1: a table where they are short, a cipher where they are long."""
 
 from __future__ import annotations
 
@@ -7,13 +7,47 @@ from numpy.typing import NDArray
 
 from adaptmix.checks import integer
 
+# A table of this many entries is made in a millisecond and takes two bytes a row.
+_TABLE = 2**16
 _ROUNDS = 8
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 
 
-class Permutation:
+def permutation(size: int, *, seed: np.random.SeedSequence) -> Table | Feistel:
+    """Return the bijection of {0, …, size − 1} that a seed chooses, to call with positions.
+
+    Args:
+        size: n, at least 1.
+        seed: what it is drawn from.
+
+    Example:
+        >>> import numpy as np
+        >>> sorted(permutation(5, seed=np.random.SeedSequence(7))(np.arange(5)).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    return (Table if size <= _TABLE else Feistel)(size, seed=seed)
+
+
+class Table:
+    """A bijection of {0, …, n − 1}, drawn uniformly from all of them and written out.
+
+    Args:
+        size: n, from 1 to 2¹⁶.
+        seed: what it is drawn from.
+    """
+
+    def __init__(self, size: int, *, seed: np.random.SeedSequence) -> None:
+        size = integer("size", size, minimum=1)
+        self._values = np.random.default_rng(seed).permutation(size).astype(np.uint16)
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the values at ``positions``, an array of integers in [0, n)."""
+        return self._values[positions].astype(np.int64)
+
+
+class Feistel:
     """A bijection of {0, …, n − 1} chosen by a seed, evaluated where it is asked for.
 
     A balanced Feistel network over the smallest even number of bits that holds n, walked along its
@@ -26,11 +60,6 @@ class Permutation:
 
     Source:
         Luby and Rackoff (1988) for the network; Black and Rogaway (2002) for the cycle walk.
-
-    Example:
-        >>> import numpy as np
-        >>> sorted(Permutation(5, seed=np.random.SeedSequence(7))(np.arange(5)).tolist())
-        [0, 1, 2, 3, 4]
     """
 
     def __init__(self, size: int, *, seed: np.random.SeedSequence) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray, choice, integer, vector
 from adaptmix.data.mixture import Mixture
-from adaptmix.data.permutation import Permutation
+from adaptmix.data.permutation import Feistel, Table, permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
 from adaptmix.errors import LagError
 from adaptmix.types import MOMENTS
@@ -110,7 +110,7 @@ class Plan:
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for."""
         names = self.mixture.domains
-        orders: dict[tuple[int, int], Permutation] = {}
+        orders: dict[tuple[int, int], Table | Feistel] = {}
         drawn = self._drawn[start]
         for step in range(start, stop):
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
@@ -150,10 +150,10 @@ class Plan:
         sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
         return counts, counts / size if sure.all() else shares
 
-    def _order(self, domain: int, epoch: int) -> Permutation:
+    def _order(self, domain: int, epoch: int) -> Table | Feistel:
         size = int(self.mixture.sizes[domain])
         seed = np.random.SeedSequence(self.seed, spawn_key=(1, domain, epoch))
-        return Permutation(size, seed=seed)
+        return permutation(size, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
