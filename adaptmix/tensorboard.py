@@ -10,15 +10,20 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix.checks import FloatArray
-from adaptmix.efficiency import variance_ratio
+from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.simplex import effective_domains
 from adaptmix.types import DomainStats, Weights
 
 _PER_DOMAIN = ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
+_OVERALL = ("effective_domains", "variance_ratio", "predicted_gain")
 
 
 class TensorBoardLog:
     """Writes ``adaptmix/<quantity>/<domain>`` scalars at every update.
+
+    Over all domains: the effective number of domains, ``variance_ratio`` (the gradient's variance
+    under the shares in force over the least possible) and ``predicted_gain`` (the one under
+    sampling by importance over the least possible).
 
     A custom-scalars layout puts all domains of a quantity on one chart. A directory that already
     holds events of later steps (of a run that was stopped after its last checkpoint) is cut off
@@ -71,10 +76,14 @@ class TensorBoardLog:
             for name, value in zip(self._names, column, strict=True):
                 if np.isfinite(value):
                     self._scalar(f"{quantity}/{name}", value, step)
-        self._scalar("effective_domains", effective_domains(weights.sampling), step)
-        ratio = variance_ratio(in_force, weights, stats, sampler=self._sampler)
-        if np.isfinite(ratio):
-            self._scalar("variance_ratio", ratio, step)
+        overall = (
+            effective_domains(weights.sampling),
+            variance_ratio(in_force, weights, stats, sampler=self._sampler),
+            predicted_gain(weights, stats, sampler=self._sampler),
+        )
+        for quantity, value in zip(_OVERALL, overall, strict=True):
+            if np.isfinite(value):
+                self._scalar(quantity, value, step)
         self._writer.flush()
 
     def write_evaluation(self, step: int, losses: Mapping[str, float]) -> None:
@@ -91,8 +100,5 @@ class TensorBoardLog:
             quantity: ["Multiline", [f"adaptmix/{quantity}/{name}" for name in self._names]]
             for quantity in (*_PER_DOMAIN, "heldout_loss")
         }
-        charts |= {
-            tag: ["Multiline", [f"adaptmix/{tag}"]]
-            for tag in ("effective_domains", "variance_ratio")
-        }
+        charts |= {tag: ["Multiline", [f"adaptmix/{tag}"]] for tag in _OVERALL}
         return {"adaptmix": charts}

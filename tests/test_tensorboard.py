@@ -19,7 +19,7 @@ TAGS = {
     f"adaptmix/{quantity}/{domain}"
     for quantity in ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
     for domain in "abc"
-} | {"adaptmix/effective_domains", "adaptmix/variance_ratio"}
+} | {"adaptmix/effective_domains", "adaptmix/variance_ratio", "adaptmix/predicted_gain"}
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -49,6 +49,10 @@ def test_trajectories_are_the_weights(tmp_path: Path) -> None:
     assert sum(seen) == 28 * 12
     assert events.Scalars("adaptmix/variance_ratio")[0].value > 1.0
     assert 1.0 < events.Scalars("adaptmix/effective_domains")[-1].value < 3.0
+    gain = events.Scalars("adaptmix/predicted_gain")
+    assert [event.step for event in gain] == [5, 9, 13, 17, 21, 25, 29]
+    # The first shares in force are the importance, so both say the same then.
+    assert gain[0].value == pytest.approx(events.Scalars("adaptmix/variance_ratio")[0].value)
 
 
 def test_the_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) -> None:
