@@ -147,8 +147,9 @@ class DomainStats:
         age: (K,) optimizer steps since the domain was last seen; infinite when never.
         loss_mean: (K,) mean per-sample loss.
         loss_var: (K,) variance of the per-sample loss over samples, loss².
+        loss_count: (K,) effective number of samples behind ``loss_var``; ``seen`` when left out.
         noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
-        noise_count: (K,) effective number of samples behind ``noise``; infinite when left out.
+        noise_count: (K,) effective number of samples behind ``noise``; ``seen`` when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
@@ -162,6 +163,7 @@ class DomainStats:
     age: FloatArray
     loss_mean: FloatArray
     loss_var: FloatArray
+    loss_count: FloatArray
     noise: FloatArray
     noise_count: FloatArray
     grad_var: FloatArray
@@ -176,6 +178,7 @@ class DomainStats:
         age: ArrayLike | None = None,
         loss_mean: ArrayLike | None = None,
         loss_var: ArrayLike | None = None,
+        loss_count: ArrayLike | None = None,
         noise: ArrayLike | None = None,
         noise_count: ArrayLike | None = None,
         grad_var: ArrayLike | None = None,
@@ -188,8 +191,9 @@ class DomainStats:
             "age": age,
             "loss_mean": loss_mean,
             "loss_var": loss_var,
+            "loss_count": seen if loss_count is None else loss_count,
             "noise": noise,
-            "noise_count": noise_count,
+            "noise_count": seen if noise_count is None else noise_count,
             "grad_var": grad_var,
             "grad_sq": grad_sq,
         }
@@ -203,7 +207,8 @@ class DomainStats:
                 "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
                 f"got shapes {sorted(shapes)}."
             )
-        unknown = {"count": np.inf, "noise_count": np.inf, "seen": 0.0, "age": np.inf}
+        unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
+        unknown |= dict.fromkeys(("count", "age"), np.inf)
         for name in given:
             array = arrays.get(name)
             if array is None:

@@ -117,13 +117,17 @@ def test_weights_as_dict() -> None:
         Weights.proportional([0.5, 0.5]).as_dict(["a"])
 
 
+COUNTS = {"count", "seen", "age", "loss_count", "noise_count"}
+
+
 def test_statistics_left_out_are_unknown() -> None:
     stats = DomainStats(grad_var=[1.0, 2.0])
     assert stats.num_domains == 2
     assert stats.grad_var.tolist() == [1.0, 2.0]
     assert np.isinf(stats.count).all()
     assert np.isinf(stats.age).all()
-    assert stats.seen.tolist() == [0.0, 0.0]
+    for name in ("seen", "loss_count", "noise_count"):
+        assert getattr(stats, name).tolist() == [0.0, 0.0], name
     for name in ("loss_mean", "loss_var", "noise", "grad_sq"):
         assert np.isnan(getattr(stats, name)).all(), name
     assert stats.grad_gram is None
@@ -131,7 +135,13 @@ def test_statistics_left_out_are_unknown() -> None:
 
 def test_supplied_names_what_is_known_of_some_domain() -> None:
     stats = DomainStats(loss_mean=[np.nan, 1.0], noise=[np.nan, np.nan], grad_gram=np.eye(2))
-    assert stats.supplied() == {"count", "noise_count", "seen", "age", "loss_mean", "grad_gram"}
+    assert stats.supplied() == COUNTS | {"loss_mean", "grad_gram"}
+
+
+def test_losses_and_noise_count_what_was_seen_unless_told_otherwise() -> None:
+    stats = DomainStats(seen=[3.0, 4.0], noise_count=[1.0, 2.0])
+    assert stats.loss_count.tolist() == [3.0, 4.0]
+    assert stats.noise_count.tolist() == [1.0, 2.0]
 
 
 def test_statistics_are_copied() -> None:

@@ -38,6 +38,6 @@ class FGLS:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the weights for the noise estimated so far."""
         pi = state["importance"]
-        noise = pooled(stats.noise, stats.seen)
+        noise = pooled(stats.noise, stats.noise_count)
         loss = fgls_weights(noise, importance=pi, sizes=state["sizes"])
         return Weights(pi, loss, pi), state

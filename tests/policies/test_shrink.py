@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from adaptmix import DomainStats
 from adaptmix.policies import Shrink
 
-FIELDS = {"grad_var": "count", "grad_sq": "count", "noise": "seen", "loss_var": "seen"}
+FIELDS = {
+    "grad_var": "count",
+    "grad_sq": "count",
+    "noise": "noise_count",
+    "loss_var": "loss_count",
+}
 every_field = pytest.mark.parametrize("field", FIELDS)
 
 
@@ -140,6 +145,17 @@ def test_extremes_stay_finite() -> None:
     shrunk = shrink([1e-300, 1e300, 0.0, math.nan], [1, 10**6, 1, 1])
     assert np.isfinite(shrunk).all()
     assert shrunk[1] == pytest.approx(1e300, rel=1e-3)
+
+
+@pytest.mark.parametrize("field", ["noise", "loss_var"])
+def test_what_was_seen_counts_where_effective_samples_are_not_known(field: str) -> None:
+    values, seen = [1.0, 2.0, 4.0], [3.0, 30.0, 300.0]
+    stats, _ = Shrink().prepare(DomainStats(**{field: values, "seen": seen}), {})
+    assert getattr(stats, field).tolist() == shrink(values, seen, field=field)
+    forgotten = DomainStats(**{field: values, FIELDS[field]: [3.0, 30.0, 3.0], "seen": seen})
+    assert getattr(Shrink().prepare(forgotten, {})[0], field).tolist() == shrink(
+        values, [3.0, 30.0, 3.0], field=field
+    )
 
 
 def test_it_leaves_other_statistics_and_its_argument_alone() -> None:

@@ -12,7 +12,12 @@ from adaptmix.checks import FloatArray, number
 from adaptmix.types import Domains, DomainStats
 
 # Variances, and the count of the samples each is made of.
-_FIELDS = {"grad_var": "count", "grad_sq": "count", "noise": "seen", "loss_var": "seen"}
+_FIELDS = {
+    "grad_var": "count",
+    "grad_sq": "count",
+    "noise": "noise_count",
+    "loss_var": "loss_count",
+}
 
 
 @dataclass(frozen=True)

@@ -68,30 +68,28 @@ class TrustRegion:
     ) -> tuple[Weights, dict[str, Any]]:
         """Return weights within the limit, and remember them."""
         pi = weights.importance
-        part = min(
-            self._part(state["sampling"], weights.sampling),
-            self._part(pi * state["loss"], pi * weights.loss),
-        )
-        return step(state, weights, part)
+        last = np.stack((state["sampling"], pi * state["loss"]))
+        proposal = np.stack((weights.sampling, pi * weights.loss))
+        return step(state, weights, self._part(last, proposal))
 
     def _part(self, last: FloatArray, proposal: FloatArray) -> float:
-        """Return the largest t that the limit allows these shares."""
+        """Return the largest t that the limit allows all of these shares, (2, K)."""
         if self.limit == math.inf or np.array_equal(last, proposal):
             return 1.0
         held = last >= _NOTHING
-        share = last[held]
-        change = proposal[held] / share - 1.0
-        fresh = float(proposal[~held].sum())
+        share = np.where(held, last, 0.0)
+        change = np.divide(proposal, last, out=np.ones_like(last), where=held) - 1.0
+        fresh = np.where(held, 0.0, proposal).sum(axis=1)
 
         def excess(t: float) -> float:
             # KL = Σ q (x − log(1 + x)), x = t (q̂ / q − 1): no term is negative, so none cancel.
             x = t * change
-            with np.errstate(divide="ignore"):
-                divergence = float(share @ (x - np.log1p(x))) + t * fresh
+            divergence = (share * (x - np.log1p(x))).sum(axis=1) + t * fresh
             # It grows like t²: its root is nearly straight, and found in a few steps.
-            return math.sqrt(min(divergence, _INFINITE)) - math.sqrt(self.limit)
+            return math.sqrt(min(divergence.max(), _INFINITE)) - math.sqrt(self.limit)
 
-        for t in (1.0, _ALMOST):
-            if excess(t) <= 0.0:
-                return t
+        with np.errstate(divide="ignore"):  # a share that goes is infinitely far
+            for t in (1.0, _ALMOST):
+                if excess(t) <= 0.0:
+                    return t
         return float(brentq(excess, 0.0, _ALMOST, xtol=1e-15, rtol=1e-14))
