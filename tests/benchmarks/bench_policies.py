@@ -39,6 +39,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from time import process_time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -210,7 +211,8 @@ def seconds(policy: Policy, K: int) -> float:
             _, state = policy.update(stats, state)
 
     number = max(1, int(0.02 / timeit.timeit(job, number=1)))
-    return min(timeit.repeat(job, number=number, repeat=25)) / number / 2.0
+    times = timeit.repeat(job, number=number, repeat=25, timer=process_time)
+    return min(times) / number / 2.0
 
 
 def time() -> bool:
@@ -237,7 +239,8 @@ def time() -> bool:
         print(
             f"| {name} | {times[0]:.0f} | {times[1]:.0f} | {'yes' if fine else 'NO'} |", flush=True
         )
-    calibration = min(timeit.repeat(lambda: np.where(True, 1.0, 2.0), number=1000, repeat=9))
+    timed = timeit.repeat(lambda: np.where(True, 1.0, 2.0), number=1000, timer=process_time)
+    calibration = min(timed)
     print(f"\nFor scale: one np.where of scalars takes {calibration * 1e3:.1f} µs here and now.")
     return good
 

@@ -12,6 +12,7 @@ import sys
 import timeit
 from collections.abc import Callable
 from functools import partial
+from time import process_time
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +38,7 @@ SORTS_AT_MOST = {"neyman_shares": 20.0, "joint_weights": 300.0}
 
 def seconds(*jobs: Callable[[], object], rounds: int = 15) -> list[float]:
     """Return each job's best time; taking turns, so that a busy machine slows all of them alike."""
-    timers = [timeit.Timer(job) for job in jobs]
+    timers = [timeit.Timer(job, timer=process_time) for job in jobs]
     numbers = [max(1, int(0.01 / max(timer.timeit(1), 1e-9))) for timer in timers]
     best = [float("inf")] * len(jobs)
     for _ in range(rounds):
