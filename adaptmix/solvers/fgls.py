@@ -57,9 +57,9 @@ def weigh(noise: FloatArray, samples: FloatArray | None, importance: FloatArray)
         samples: (K,) n_i, from 0 to infinity and not all 0; proportional to importance when None.
         importance: (K,) positive π_i.
     """
-    counted = np.ones_like(noise) if samples is None else np.where(samples > 0.0, 1.0, 0.0)
-    with np.errstate(divide="ignore", over="ignore"):
-        weights = _leading(np.divide(1.0, noise, out=np.zeros_like(noise), where=counted > 0.0))
+    used = noise if samples is None else np.where(samples > 0.0, noise, np.inf)
+    quietest = used.min()
+    weights = quietest / used if quietest > 0.0 else (used == 0.0).astype(np.float64)
     if samples is not None:
         weights *= _leading(np.where(weights > 0.0, samples, 0.0)) / importance
     # Both sums run over the same numbers when all weights are one, which then stay exactly one.
@@ -70,7 +70,7 @@ def weigh(noise: FloatArray, samples: FloatArray | None, importance: FloatArray)
 def _leading(values: FloatArray) -> FloatArray:
     """Return values relative to the largest; infinite ones leave nothing to the others."""
     peak = values.max()
-    return np.isinf(values).astype(np.float64) if np.isinf(peak) else values / peak
+    return np.isinf(values).astype(np.float64) if peak == np.inf else values / peak
 
 
 def fgls_residual(

@@ -88,8 +88,8 @@ class Shrink:
 
     def _shrunk(self, variance: FloatArray, weight: FloatArray) -> FloatArray:
         """Return (fields, K) shrunk variances; a field without counts or variance stays."""
-        exact = np.isinf(weight)
-        if some_exact := exact.any():
+        exact = np.isinf(weight) if weight.max() == np.inf else None
+        if exact is not None:
             # An exact estimate is still only one domain: it counts as much as the best other.
             weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
         known = weight > 0.0
@@ -102,7 +102,7 @@ class Shrink:
             sampling, between = self._components(x / pool, weight, total, _sum(known))
             # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
             move = (pool - x) * (sampling / (weight * between + sampling))
-            if some_exact:
+            if exact is not None:
                 move[exact] = 0.0
             return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
 
