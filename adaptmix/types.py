@@ -151,6 +151,8 @@ class DomainStats:
         noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
         noise_count: (K,) effective number of samples behind ``noise``; ``seen`` when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
+        grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
+            single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
 
@@ -167,6 +169,7 @@ class DomainStats:
     noise: FloatArray
     noise_count: FloatArray
     grad_var: FloatArray
+    grad_freedom: FloatArray
     grad_sq: FloatArray
     grad_gram: FloatArray | None
 
@@ -182,6 +185,7 @@ class DomainStats:
         noise: ArrayLike | None = None,
         noise_count: ArrayLike | None = None,
         grad_var: ArrayLike | None = None,
+        grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
         grad_gram: ArrayLike | None = None,
     ) -> None:
@@ -195,6 +199,7 @@ class DomainStats:
             "noise": noise,
             "noise_count": seen if noise_count is None else noise_count,
             "grad_var": grad_var,
+            "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
         }
         arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
@@ -208,7 +213,7 @@ class DomainStats:
                 f"got shapes {sorted(shapes)}."
             )
         unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
-        unknown |= dict.fromkeys(("count", "age"), np.inf)
+        unknown |= dict.fromkeys(("count", "grad_freedom", "age"), np.inf)
         for name in given:
             array = arrays.get(name)
             if array is None:

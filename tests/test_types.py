@@ -117,7 +117,7 @@ def test_weights_as_dict() -> None:
         Weights.proportional([0.5, 0.5]).as_dict(["a"])
 
 
-COUNTS = {"count", "seen", "age", "loss_count", "noise_count"}
+COUNTS = {"count", "seen", "age", "loss_count", "noise_count", "grad_freedom"}
 
 
 def test_statistics_left_out_are_unknown() -> None:
@@ -138,8 +138,9 @@ def test_supplied_names_what_is_known_of_some_domain() -> None:
     assert stats.supplied() == COUNTS | {"loss_mean", "grad_gram"}
 
 
-def test_losses_and_noise_count_what_was_seen_unless_told_otherwise() -> None:
-    stats = DomainStats(seen=[3.0, 4.0], noise_count=[1.0, 2.0])
+def test_every_estimate_has_a_count_of_its_own_that_need_not_be_told() -> None:
+    stats = DomainStats(count=[5.0, 6.0], seen=[3.0, 4.0], noise_count=[1.0, 2.0])
+    assert stats.grad_freedom.tolist() == [5.0, 6.0]
     assert stats.loss_count.tolist() == [3.0, 4.0]
     assert stats.noise_count.tolist() == [1.0, 2.0]
 

@@ -130,6 +130,38 @@ def pooled(values: FloatArray, count: FloatArray) -> FloatArray:
     return np.where(known, values, mean)
 
 
+def within(stats: DomainStats, *, samples: float = 0.0) -> FloatArray:
+    """Return ``grad_var`` as the second moment times the part of it that is within the domain.
+
+    Two rows of a domain in one step tell its variance v², a single one only its second moment s².
+    The part r = v² / s² differs less between domains, and over time, than either: with f degrees of
+    freedom behind v², it is taken as r + (R − r) · k / (f + k), R = Σ f r / Σ f, R ≤ 1.
+
+    Args:
+        stats: statistics; without ``grad_sq`` of a domain, its ``grad_var`` stays.
+        samples: k ≥ 0; at 0 only variances that are not known are replaced.
+
+    Returns:
+        (K,) variances, NaN where neither moment is known; ``grad_var`` where none is known.
+    """
+    variance, square, freedom = stats.grad_var, stats.grad_sq, stats.grad_freedom
+    both = np.isfinite(variance) & (freedom > 0.0) & (square > 0.0)
+    if not both.any():
+        return variance
+    part = np.divide(variance, square, out=np.zeros_like(square), where=both)
+    trust = np.where(both, np.where(np.isinf(freedom), 1.0, freedom), 0.0)
+    mean = min(float(trust @ part / trust.sum()), 1.0)
+    lean = np.divide(samples, freedom + samples, out=np.ones_like(square), where=both)
+    moved = square * (part + lean * (mean - part))
+    return np.where((both & (lean > 0.0)) | np.isnan(variance), moved, variance)
+
+
+def moment(stats: DomainStats, sampler: str | None) -> FloatArray:
+    """Return (K,) what a sampler's variance is made of: known, pooled where it is not, and ≥ 0."""
+    values = within(stats) if moment_for(sampler) == "grad_var" else stats.grad_sq
+    return np.maximum(pooled(values, stats.count), 0.0)
+
+
 # A domain that counts must be drawn now and then, or no multiplier makes the gradient unbiased.
 _LEAST_SHARE = 1e-6
 

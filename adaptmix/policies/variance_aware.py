@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import FloatArray
-from adaptmix.policies.base import floor_for, moment_for, pooled
+from adaptmix.policies.base import floor_for, moment, moment_for
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -66,9 +66,8 @@ class VarianceAware:
         return self._weights(weights.importance, weights.loss, stats), state
 
     def _weights(self, importance: FloatArray, loss: FloatArray, stats: DomainStats) -> Weights:
-        moment = pooled(getattr(stats, moment_for(self.sampler)), stats.count)
         used = importance * loss
-        scale = used * np.sqrt(np.maximum(moment, 0.0))
+        scale = used * np.sqrt(moment(stats, self.sampler))
         floor = floor_for(self.lower, used.size, self.batch_size)
         # No variance anywhere: nothing to gain.
         scale = scale if scale.any() else used

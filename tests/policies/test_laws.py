@@ -90,6 +90,7 @@ def test_units_of_loss_and_gradient_do_not_matter(
         loss_mean=stats.loss_mean * scale,
         noise=stats.noise * scale,
         grad_var=stats.grad_var / scale,
+        grad_sq=stats.grad_sq / scale,
     )
     weights, again = (run(POLICIES[name](), info, s) for s in (stats, scaled))
     if name.startswith("joint") and name.endswith(
@@ -101,6 +102,7 @@ def test_units_of_loss_and_gradient_do_not_matter(
             loss_mean=stats.loss_mean * scale,
             noise=stats.noise * scale,
             grad_var=stats.grad_var * scale,
+            grad_sq=stats.grad_sq * scale,
         )
         again = run(POLICIES[name](), info, scaled)
     np.testing.assert_allclose(again.sampling, weights.sampling, rtol=1e-9, atol=1e-12)

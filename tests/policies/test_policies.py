@@ -14,6 +14,7 @@ from adaptmix.policies import (
     FGLS,
     NAMED,
     Joint,
+    Policy,
     Shrink,
     Static,
     VarianceAware,
@@ -40,6 +41,25 @@ def test_variance_aware_is_neyman_allocation() -> None:
     np.testing.assert_allclose(weights.sampling, scale / scale.sum())
     assert weights.loss.tolist() == [1.0] * 4
     assert variance_ratio(weights.sampling, weights, STATS) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("policy", [VarianceAware(lower=0.0), chain(Shrink(), VarianceAware(0.0))])
+def test_a_domain_without_pairs_goes_by_its_own_second_moment(policy: Policy) -> None:
+    nan, count = np.nan, [np.inf] * 4
+    halves = DomainStats(grad_var=[1.0, 8.0, nan, 3.0], grad_sq=[2.0, 16.0, 100.0, 6.0])
+    told = DomainStats(grad_var=[1.0, 8.0, 50.0, 3.0])
+    np.testing.assert_allclose(run(policy, INFO, halves).sampling, run(policy, INFO, told).sampling)
+    # It never exceeds the second moment, whatever the noise of the others' parts.
+    noisy = DomainStats(grad_var=[3.0, 24.0, nan, 9.0], grad_sq=[2.0, 16.0, 9.0, 6.0], count=count)
+    told = DomainStats(grad_var=[3.0, 24.0, 9.0, 9.0])
+    np.testing.assert_allclose(run(policy, INFO, noisy).sampling, run(policy, INFO, told).sampling)
+
+
+def test_multinomial_rows_pay_for_the_second_moment() -> None:
+    stats = DomainStats(grad_var=[1.0, 1.0, np.nan, 1.0], grad_sq=[2.0, 16.0, 9.0, 1.0])
+    scale = PI * np.sqrt(stats.grad_sq)
+    drawn = bind(VarianceAware(lower=0.0), sampler="multinomial")
+    np.testing.assert_allclose(run(drawn, INFO, stats).sampling, scale / scale.sum())
 
 
 def test_fgls_is_inverse_noise() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adaptmix import DomainStats
 from adaptmix.policies import Shrink
+from adaptmix.policies.base import within
 
 FIELDS = {
     "grad_var": "count",
@@ -156,6 +157,25 @@ def test_what_was_seen_counts_where_effective_samples_are_not_known(field: str) 
     assert getattr(Shrink().prepare(forgotten, {})[0], field).tolist() == shrink(
         values, [3.0, 30.0, 3.0], field=field
     )
+
+
+def test_the_part_within_a_domain_is_shrunk_by_its_own_freedom() -> None:
+    freedom, square = np.array([1.0, 9.0, 0.0, math.inf]), np.array([2.0, 3.0, 5.0, 8.0])
+    part, k = np.array([0.9, 0.3, math.nan, 0.5]), 4.0
+    stats = DomainStats(grad_var=part * square, grad_sq=square, grad_freedom=freedom)
+    mean = (1.0 * 0.9 + 9.0 * 0.3 + 1.0 * 0.5) / 11.0  # an exact one is one domain
+    expected = [
+        2.0 * (0.9 + (mean - 0.9) * k / (1.0 + k)),
+        3.0 * (0.3 + (mean - 0.3) * k / (9.0 + k)),
+        5.0 * mean,
+        8.0 * 0.5,
+    ]
+    np.testing.assert_allclose(within(stats, samples=k), expected)
+    np.testing.assert_allclose(within(stats), [1.8, 0.9, 5.0 * mean, 4.0])
+    alone = DomainStats(grad_var=[1.0, math.nan], grad_freedom=[3.0, 0.0])
+    np.testing.assert_array_equal(within(alone, samples=k), [1.0, math.nan])
+    nothing = DomainStats(grad_var=[math.nan] * 2, grad_sq=[1.0, 2.0], grad_freedom=[0.0, 0.0])
+    assert np.isnan(within(nothing, samples=k)).all()
 
 
 def test_it_leaves_other_statistics_and_its_argument_alone() -> None:

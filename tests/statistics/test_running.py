@@ -142,7 +142,8 @@ def test_a_domain_never_seen_is_unknown() -> None:
     running = RunningStatistics(2, half_life=2.0)
     empty = ones(running, 0)
     assert empty.grad_gram is None
-    assert empty.supplied() == {"count", "seen", "age", "loss_count", "noise_count"}
+    counts = {"count", "grad_freedom", "loss_count", "noise_count"}
+    assert empty.supplied() == {"seen", "age"} | counts
     running.add_losses(3, loss_sums(np.array([1.0, 3.0]), NONE))
     running.add_gradients(3, **gradient_sums(np.eye(2), np.zeros((0, 2))))
     stats = ones(running, 5)

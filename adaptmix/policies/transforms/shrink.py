@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray, number
+from adaptmix.policies.base import within
 from adaptmix.types import Domains, DomainStats
 
 # Variances, and the count of the samples each is made of.
@@ -36,7 +37,9 @@ class Shrink:
 
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
-    themselves would let the loudest domain speak for all.
+    themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
+    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``base.within``):
+    single rows tell no variance, yet their own length tells more than the other domains do.
 
     Args:
         samples: samples after which the estimate of a variance is as uncertain as it is large, its
@@ -82,6 +85,7 @@ class Shrink:
             return stats, state
         # (fields, K): NumPy's overhead per operation counts here, so all fields are done at once.
         variance = np.array([getattr(stats, field) for field in _FIELDS])
+        variance[0] = within(stats, samples=self.samples)
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
         shrunk = self._shrunk(variance, np.where(np.isfinite(variance), count, 0.0))
         return replace(stats, **dict(zip(_FIELDS, shrunk, strict=True))), state
