@@ -59,7 +59,7 @@ def weigh(noise: FloatArray, samples: FloatArray | None, importance: FloatArray)
     """
     used = noise if samples is None else np.where(samples > 0.0, noise, np.inf)
     quietest = used.min()
-    weights = quietest / used if quietest > 0.0 else (used == 0.0).astype(np.float64)
+    weights: FloatArray = quietest / used if quietest > 0.0 else (used == 0.0).astype(np.float64)
     if samples is not None:
         weights *= _leading(np.where(weights > 0.0, samples, 0.0)) / importance
     # Both sums run over the same numbers when all weights are one, which then stay exactly one.
