@@ -61,8 +61,8 @@ class ERMA:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the next weights, and remember them."""
         pi, sizes = state["importance"], state["sizes"]
-        mean = pooled(stats.loss_mean, stats.seen)
-        variance = np.maximum(pooled(stats.loss_var, stats.seen), 0.0)
+        mean = pooled(stats.loss_mean, stats.loss_count)
+        variance = np.maximum(pooled(stats.loss_var, stats.loss_count), 0.0)
         if self.exact:
             loss = gap_weights(
                 mean,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import FloatArray, integer, number
-from adaptmix.policies.base import floor_for, moment_for, pooled
+from adaptmix.policies.base import floor_for, moment, moment_for, pooled
 from adaptmix.solvers import joint_weights
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -93,8 +93,8 @@ class Joint:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
         pi = state["importance"]
-        variance = np.maximum(pooled(getattr(stats, moment_for(self.sampler)), stats.count), 0.0)
-        noise = pooled(stats.noise, stats.seen)
+        variance = moment(stats, self.sampler)
+        noise = pooled(stats.noise, stats.noise_count)
         if not variance.any():
             variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
         if self.use_sizes:
@@ -109,7 +109,7 @@ class Joint:
         }
         if self.bias_penalty > 0.0:
             variance, noise = _positive(variance), _positive(noise)
-            program["loss_mean"] = losses = pooled(stats.loss_mean, stats.seen)
+            program["loss_mean"] = losses = pooled(stats.loss_mean, stats.loss_count)
             # The variance of proportional sampling, for a bias of the losses' root mean square.
             spread = pi / state["sizes"] + 1.0 / program["batch_size"] / program["horizon"]
             price = float((pi * variance) @ spread) / max(float(pi @ losses**2), _TINY)

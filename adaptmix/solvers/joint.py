@@ -18,15 +18,18 @@ class JointSolution:
     Args:
         loss: (K,) loss weights w, Σ importance · loss = 1.
         sampling: (K,) shares p, Σ p = 1.
-        value: the objective at (loss, sampling), in units of ``grad_var`` per sample.
         iterations: exact passes of water-filling: 1 without a bias penalty.
     """
 
     loss: FloatArray
     sampling: FloatArray
-    value: float
     iterations: int
     _program: Program = field(repr=False)
+
+    @cached_property
+    def value(self) -> float:
+        """The objective at (loss, sampling), in units of ``grad_var`` per sample."""
+        return self._program.value(self.loss, self.sampling)
 
     @cached_property
     def kkt_residual(self) -> float:
@@ -94,6 +97,7 @@ def joint_weights(
         its solution is this library's own.
 
     Example:
+        >>> import math
         >>> solution = joint_weights(
         ...     [4.0, 1.0], [4.0, 1.0], importance=[0.5, 0.5], sizes=[100, 100],
         ...     batch_size=10, horizon=math.inf,
@@ -117,7 +121,7 @@ def joint_weights(
     tilt = problem.tilt(multiplier)
     p = problem.shares(tilt)
     w = problem.loss_weights(p, tilt)
-    return JointSolution(w, p, problem.value(w, p), passes + 1, problem)
+    return JointSolution(w, p, passes + 1, problem)
 
 
 def joint_residual(

@@ -55,7 +55,9 @@ class Program:
     def shares(self, tilt: FloatArray | float) -> FloatArray:
         """Return the shares that are optimal for curvatures changed by ``tilt``."""
         s = self.strength * tilt
-        threshold = np.divide(self.kappa, s, out=np.zeros_like(s), where=s > 0.0)
+        threshold: FloatArray | float = 0.0
+        if self.kappa > 0.0:
+            threshold = np.divide(self.kappa, s, out=np.zeros_like(s), where=s > 0.0)
         return water_fill(self.finite_sizes * s, self.lower, self.upper, threshold=threshold)
 
     def gain(self, shares: FloatArray, tilt: FloatArray | float) -> FloatArray:
@@ -67,9 +69,10 @@ class Program:
 
     def samples(self, shares: FloatArray) -> FloatArray:
         """Return 1 / (1/n_i + κ'/p_i), what a domain's data and draws are worth; 0 at p_i = 0."""
+        if self.kappa == 0.0:
+            return np.where(shares > 0.0, self.sizes, 0.0)
         with np.errstate(divide="ignore", over="ignore"):
-            spread = self.kappa / shares if self.kappa > 0.0 else np.zeros_like(shares)
-            return np.where(shares > 0.0, 1.0 / (1.0 / self.sizes + spread), 0.0)
+            return np.where(shares > 0.0, 1.0 / (1.0 / self.sizes + self.kappa / shares), 0.0)
 
     def loss_weights(self, shares: FloatArray, tilt: FloatArray | float) -> FloatArray:
         """Return the loss weights that are optimal for given shares."""
@@ -170,10 +173,13 @@ def program(
             f"loss_mean must be given with bias_penalty > 0; got None with {penalty:g}. "
             "Pass the domains' mean losses."
         )
-    noisy = sigma > 0.0
-    quietest = sigma.min(where=noisy, initial=np.inf)
     strength = np.sqrt(variance / max(variance.max(), _TINY))
-    strength /= np.where(noisy, sigma / quietest, _ZERO_NOISE)
+    if sigma.all():
+        strength /= sigma / sigma.min()
+    else:
+        noisy = sigma > 0.0
+        quietest = sigma.min(where=noisy, initial=np.inf)
+        strength /= np.where(noisy, sigma / quietest, _ZERO_NOISE)
     strength /= max(strength.max(), _TINY)
     kappa = 1.0 / batch / steps
     return Program(variance, sigma, pi, n, kappa, lo, hi, strength, excess, penalty)

@@ -38,6 +38,8 @@ class RunningStatistics:
         gradients = ("count", "square", "scatter", "freedom")
         self._losses = DiscountedSums(losses, (K,), half_life=half_life)
         self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
+        # Σ w² for discounts w, which fall twice as fast as w: for the effective number of rows.
+        self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._held_out = np.zeros(K, dtype=bool)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._gram = DiscountedSums(("products", "pairs"), (K, K), half_life=half_life)
@@ -66,10 +68,14 @@ class RunningStatistics:
     ) -> None:
         """Add (K,) noise terms of rows the model has not been trained on, and how many they are."""
         told = (expected > 0) & (held_out | ~self._held_out)
-        add = self._noise.replace if held_out else self._noise.add
-        add(step, told, residual=residual, expected=expected, noise_rows=rows)
+        terms = {"residual": residual, "expected": expected, "noise_rows": rows}
         if held_out:
+            self._noise.replace(step, told, **terms)
+            self._noise_squares.replace(step, told, rows=rows)
             self._held_out = self._held_out | told
+        else:
+            self._noise.add(step, told, **terms)
+            self._noise_squares.add(step, told, rows=rows)
 
     def add_gradients(
         self, step: int, *, count: FloatArray, square: FloatArray, gram: FloatArray
@@ -116,12 +122,20 @@ class RunningStatistics:
             age=step - self._last_seen,
             loss_mean=ratio(losses["loss"], losses["count"]) / lengths,
             loss_var=ratio(losses["scatter"], losses["freedom"]) / lengths,
+            loss_count=losses.faded("freedom", step),
             noise=ratio(self._noise["residual"], self._noise["expected"]),
-            noise_count=self._noise.faded("noise_rows", step),
+            noise_count=self._noise_count(),
             grad_var=np.maximum(grad_var, 0.0) / lengths,
+            grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
             grad_gram=gram if (pairs > 0).any() else None,
         )
+
+    def _noise_count(self) -> FloatArray:
+        """Return (Σ w)² / Σ w² over the rows behind the noise (Kish's effective sample size)."""
+        squares = self._noise_squares["rows"]
+        rows = np.square(self._noise["noise_rows"])
+        return np.divide(rows, squares, out=np.zeros_like(rows), where=squares > 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain arrays and numbers."""
@@ -131,6 +145,7 @@ class RunningStatistics:
             "last_seen": self._last_seen,
             "losses": self._losses.state_dict(),
             "noise": self._noise.state_dict(),
+            "noise_squares": self._noise_squares.state_dict(),
             "held_out": self._held_out,
             "gradients": self._gradients.state_dict(),
             "gram": self._gram.state_dict(),
@@ -146,6 +161,7 @@ class RunningStatistics:
         self._last_seen = -age
         self._losses.load_state_dict(state["losses"])
         self._noise.load_state_dict(state["noise"])
+        self._noise_squares.load_state_dict(state["noise_squares"])
         held_out = vector("held_out", state["held_out"], size=self.seen.size)
         self._held_out = held_out.astype(bool)
         self._gradients.load_state_dict(state["gradients"])

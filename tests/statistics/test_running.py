@@ -15,6 +15,7 @@ from adaptmix.types import DomainStats
 from tests.helpers_data import SIGMAS
 
 FOREVER = 1e12  # a half-life after which nothing is forgotten in a test
+COUNTS = ("loss_count", "noise_count", "grad_freedom")
 ESTIMATES = ("loss_mean", "loss_var", "noise", "grad_var", "grad_sq")
 
 
@@ -277,7 +278,7 @@ def test_state_round_trip() -> None:
         add(restored, step)
     assert restored.skipped == 3.0
     left, right = ones(running, 10), ones(restored, 10)
-    for name in ("count", "seen", "age", "noise_count", *ESTIMATES):
+    for name in ("count", "seen", "age", *COUNTS, *ESTIMATES):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
     np.testing.assert_array_equal(gram(left), gram(right))
 
@@ -288,16 +289,19 @@ def test_held_out_noise_replaces_what_was_known() -> None:
     running.add_noise(1, 9 * four, four, four)
     running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
     assert ones(running, 2).noise.tolist() == [3.0, 9.0]
-    assert ones(running, 4).noise_count.tolist() == [1.0, 4.0 * 2**-1.5]
+    assert ones(running, 4).noise_count.tolist() == [2.0, 4.0]
     running.add_noise(3, four, four, four)  # of rows trained on: from now on for the other alone
     mean = (36.0 / 2 + 4.0) / (4.0 / 2 + 4.0)
     np.testing.assert_allclose(ones(running, 3).noise, [3.0, mean], rtol=1e-14)
+    # Four rows that count half and four that count whole are worth (2 + 4)² / (1 + 4) equal ones.
+    np.testing.assert_allclose(ones(running, 3).noise_count, [2.0, 7.2], rtol=1e-14)
     running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
     np.testing.assert_allclose(ones(running, 4).noise, [0.5, mean], rtol=1e-14)
 
 
 @pytest.mark.parametrize(
-    "part", ["seen", "last_seen", "losses", "noise", "held_out", "gradients", "gram"]
+    "part",
+    ["seen", "last_seen", "losses", "noise", "noise_squares", "held_out", "gradients", "gram"],
 )
 def test_a_state_of_other_domains_is_refused(part: str) -> None:
     running, other = RunningStatistics(2, half_life=2.0), RunningStatistics(3, half_life=2.0)
