@@ -68,7 +68,9 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     mixture = Mixture(parts)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-    controller = Controller(mixture, policy=make_policy(policy, mixture, Joint()), lag=0, seed=seed)
+    controller = Controller(
+        mixture, policy=make_policy(policy, mixture, Joint()), observe_every=10, lag=0, seed=seed
+    )
     controller.watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     errors = []

@@ -5,9 +5,6 @@ curvature Σ π w h of each policy's own objective, so that all go equally fast 
 noisily they get there. Joint takes sizes and horizon into account here (``use_sizes=True``),
 because the domains share their optimum, as its theory asks.
 
-Held-out residuals hold the model's misfit as well as noise, a thousand times as much of it at the
-start in a steep domain. Statistics are forgotten fast (``HALF_LIFE``) so that it does not linger.
-
 Run ``python examples/paper/linear.py --help`` for domains, sizes and seeds of your own.
 
 Source: Salmani et al., Sampling and Loss Weights in Multi-Domain Training, arXiv:2511.06913.
@@ -31,7 +28,6 @@ from adaptmix.policies import Joint
 DIMENSION = 10
 BATCH = 16
 HELD_OUT = 500
-HALF_LIFE = 50.0
 # First step size times curvature, and the steps that halve it. With 0.3 the few rows that a steep
 # domain has in a batch make multiplicative noise, which no policy models.
 RATE, DECAY = 0.1, 100.0
@@ -87,7 +83,6 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         observe_every=5,
         lag=0,
         seed=seed,
-        half_life=HALF_LIFE,
     )
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -70,7 +70,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     chosen = make_policy(policy, mixture, Joint())
-    controller = Controller(mixture, policy=chosen, lag=0, seed=seed)
+    controller = Controller(mixture, policy=chosen, observe_every=10, lag=0, seed=seed)
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     risks = []
