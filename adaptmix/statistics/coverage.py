@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from adaptmix.statistics.layers import rms_norm_by_another_name
 from adaptmix.statistics.rules import Rule, find_rule
 
 
@@ -17,7 +18,8 @@ class Coverage:
     """What a probe sees of a model.
 
     Args:
-        share: share of the trainable parameters' elements that is seen, in [0, 1].
+        share: share that is seen of the elements of the parameters that the estimator is for: all
+            trainable ones or, with estimator "norm", those of normalisation layers; in [0, 1].
         unseen: {module name: type name} of the modules that hold the others.
     """
 
@@ -48,16 +50,26 @@ class ParameterMap:
 
     Args:
         model: the model.
+        only: the type of rule whose parameters count; all when None.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: nothing is trainable, or nothing that counts.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, *, only: type | None = None) -> None:
+        holders = [
+            (name, module, find_rule(module) or rms_norm_by_another_name(module))
+            for name, module in model.named_modules()
+        ]
+        if only is not None:
+            holders = [holder for holder in holders if isinstance(holder[2], only)]
+        own = [p for _, module, _ in holders for p in module.parameters(recurse=False)]
+        parameters = list({id(p): p for p in own if p.requires_grad}.values())
         if not parameters:
+            kind = "" if only is None else f" in layers of kind {only.__name__}"
             raise ValueError(
-                "model must have trainable parameters; got none. Unfreeze some before watching it."
+                f"model must have trainable parameters{kind}; got none. Unfreeze some before "
+                "watching it."
             )
         self._numbers = {id(p): i for i, p in enumerate(parameters)}
         self.shapes = [p.shape for p in parameters]
@@ -67,13 +79,12 @@ class ParameterMap:
         self._holders: list[tuple[str, str, frozenset[int]]] = []
         self._refused: set[int] = set()
         self._seen: set[int] = set()
-        for name, module in model.named_modules():
+        for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
             if not indices:
                 continue
             self._holders.append((name, type(module).__name__, frozenset(indices.values())))
-            rule = find_rule(module)
             if rule is None:
                 self._refused.update(indices.values())
             else:
@@ -98,6 +109,19 @@ class ParameterMap:
         """
         numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(loss, calls))
         self.refuse(number for number in numbers if number is not None)
+
+    def check_shape(self, index: int, gradients: Tensor) -> None:
+        """Check that a rule's gradients of a parameter are (b, *shape).
+
+        Raises:
+            ValueError: they are not.
+        """
+        shape = self.shapes[index]
+        if gradients.shape[1:] != shape:
+            raise ValueError(
+                f"rule must return gradients of shape (b, *{tuple(shape)}); "
+                f"got {tuple(gradients.shape)}. Check the rule passed to register_rule."
+            )
 
     def see(self, indices: Iterable[int]) -> None:
         """Note that gradients of these parameters arrived."""

@@ -10,21 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from adaptmix.checks import integer
+from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning
+from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
+from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
+from adaptmix.statistics.layers import Normalisation
+from adaptmix.statistics.sketch import Projections, SketchBatch
 
+ESTIMATORS = ("sketch", "exact", "norm")
 _COVERAGE_EXPECTED = 0.9
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class GradientProbe:
-    """Exact sums of per-sample gradients by domain, taken from the backward pass itself.
+    """Sums of per-sample gradients by domain, taken from the backward pass itself.
 
     Each step: ``arm`` before the forward; ``expect`` between the forward and the backward of each
     micro-batch; ``collect`` after the last backward. The backward pass, and so training, is the
@@ -36,31 +40,37 @@ class GradientProbe:
     input and output must be the sample; any other dim of length B passes for it. Forwards and
     backwards alternate, and each backward runs once.
 
+    A model that is compiled runs uncompiled in observed steps, for compiled code ignores hooks.
+
     Args:
-        model: the model; of a ``DistributedDataParallel``, the module it wraps.
+        model: the model; what it is wrapped into by ``torch.compile`` or
+            ``DistributedDataParallel`` is looked through.
         num_domains: K.
+        estimator: "sketch": unbiased random projections of the gradients; "exact": whole
+            gradients; "norm": whole gradients of normalisation layers only, whose variances tell
+            domains apart but are far too small.
+        seed: of the projections, the same on every process.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: it is compiled or has no trainable parameter, or ``num_domains`` < 1.
+        ValueError: it has no trainable parameter of the kind, or an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, num_domains: int) -> None:
+    def __init__(
+        self, model: nn.Module, num_domains: int, *, estimator: str = "sketch", seed: int = 0
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        for module in model.modules():
-            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-                raise ValueError(
-                    "model must not be compiled, in whole or in part, now or later; got a compiled "
-                    f"{type(module).__name__}. Hooks are ignored in compiled code: train the "
-                    "uncompiled model, or choose a policy without gradient statistics."
-                )
         self._num_domains = integer("num_domains", num_domains, minimum=1)
-        self._parameters = ParameterMap(model)
-        self._mixes_samples = any(isinstance(module, _BatchNorm) for module in model.modules())
+        self._model = model
+        only = Normalisation if choice("estimator", estimator, ESTIMATORS) == "norm" else None
+        self._parameters = ParameterMap(unwrapped(model), only=only)
+        self._projections = (
+            Projections(self._parameters, seed=seed) if estimator == "sketch" else None
+        )
+        self._uncompiled = Uncompiled()
         self._handles: list[RemovableHandle] = []
+        self._attached = False
         self._observing = False
         self._inspected = False
         self._warned = False
@@ -72,7 +82,9 @@ class GradientProbe:
         self._total: GradientSums | None = None
 
     def _new_batch(self) -> MicroBatch:
-        return MicroBatch(self._parameters, self._num_domains)
+        if self._projections is None:
+            return ExactBatch(self._parameters, self._num_domains)
+        return SketchBatch(self._parameters, self._num_domains, self._projections)
 
     @property
     def coverage(self) -> Coverage:
@@ -83,25 +95,21 @@ class GradientProbe:
         return self._parameters.coverage
 
     def attach(self) -> None:
-        """Register the hooks.
+        """Make this the model's probe; its hooks are on the model in observed steps only.
 
         Raises:
             ValueError: this or another probe is attached to the model or to a part of it.
         """
         modules = [layer.module for layer in self._parameters.layers]
-        if self._handles or any(module in _watched for module in modules):
+        if self._attached or any(module in _watched for module in modules):
             raise ValueError(
                 "model must have one probe at most; got one that is attached already. "
                 "Call its detach() first."
             )
-        for layer in self._parameters.layers:
-            # First in line, so that the output is the layer's own whatever other hooks return.
-            hook = partial(self._on_forward, layer)
-            handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
+        self._attached = True
         _watched.update(modules)
         self._check_coverage()
-        if self._mixes_samples:
+        if any(isinstance(module, _BatchNorm) for module in self._model.modules()):
             warnings.warn(
                 "The model normalises over the batch, so a sample's gradient holds parts of the "
                 "others' and variances within domains are approximate. Group or layer "
@@ -111,23 +119,39 @@ class GradientProbe:
             )
 
     def detach(self) -> None:
-        """Remove the hooks and forget what was not collected; nothing when not attached."""
-        if not self._handles:
+        """Leave the model and forget what was not collected; nothing when not attached."""
+        if not self._attached:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._attached = False
+        self._observe(False)
         _watched.difference_update(layer.module for layer in self._parameters.layers)
-        self._observing = False
         self._drop()
 
-    def arm(self, observing: bool) -> None:
+    def arm(self, observing: bool, *, step: int) -> None:
         """Choose, before the forward of a step, whether the step is observed.
 
         Forward passes before it that were never differentiated are forgotten.
+
+        Args:
+            observing: whether it is.
+            step: optimizer steps completed, which the projections are drawn by.
         """
-        self._observing = observing
+        self._observe(observing and self._attached)
+        if self._observing and self._projections is not None:
+            self._projections.redraw(step)
         self._upcoming = self._new_batch()
+
+    def _observe(self, observing: bool) -> None:
+        self._observing = observing
+        self._uncompiled.turn(observing and is_compiled(self._model))
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for layer in self._parameters.layers if observing else ():
+            # First in line, so that the output is the layer's own whatever other hooks return.
+            hook = partial(self._on_forward, layer)
+            handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            self._handles.append(handle)
 
     def expect(self, domains: Tensor, factors: Tensor, loss: Tensor) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
@@ -190,8 +214,6 @@ class GradientProbe:
             total += part
 
     def _on_forward(self, layer: Layer, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not self._observing:
-            return
         # Inside a backward pass, a forward is a checkpoint's recomputation: no further use, and
         # it belongs to the micro-batch that is being differentiated.
         recomputing = torch._C._current_graph_task_id() != -1
@@ -210,16 +232,21 @@ class GradientProbe:
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         # On the output and not on the module, whose backward hooks forbid in-place activations.
-        hook = partial(self._on_backward, layer, batch, inputs[0].detach())
-        output.register_hook(hook)
+        x = inputs[0]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            kept = batch.keep(layer, x)
+        size = len(x) if x.ndim else 0
+        output.register_hook(partial(self._on_backward, layer, batch, size, kept))
 
     @torch.no_grad()
-    def _on_backward(self, layer: Layer, batch: MicroBatch, x: Tensor, gradient: Tensor) -> None:
+    def _on_backward(
+        self, layer: Layer, batch: MicroBatch, size: int, kept: Tensor | None, gradient: Tensor
+    ) -> None:
         if batch is not self._current:  # collected or detached meanwhile
             return
         # Backward hooks inherit autocast where backward() is called inside of it.
         with torch.autocast(gradient.device.type, enabled=False):
-            batch.add(layer, x, gradient.detach())
+            batch.add(layer, size, kept, gradient.detach())
 
     def _check_coverage(self) -> None:
         coverage = self.coverage

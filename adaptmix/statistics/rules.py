@@ -1,14 +1,12 @@
-"""Per-sample parameter gradients of one layer, from its input and its output gradient."""
+"""The registry of rules: per-sample parameter gradients of one layer."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.grad import conv1d_weight, conv2d_weight
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 """(module, input (b, ...), output gradient (b, ...)) -> {parameter name: (b, *parameter shape)}.
@@ -17,11 +15,85 @@ A rule never mixes samples and is linear in the output gradient. It may leave ou
 are frozen; one that it leaves out although it is trainable counts as not seen.
 """
 
-RULES: dict[type[nn.Module], tuple[Rule, Callable[[Any], bool]]] = {}
+
+class Side(Protocol):
+    """A linear map of the features along one side of a weight."""
+
+    def fold(self, values: Tensor, dim: int) -> Tensor:
+        """Return ``values`` with the features along ``dim`` mapped."""
+        ...
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Return (*indices.shape, width): the images of one-hot features."""
+        ...
+
+
+class Factored(ABC):
+    """Rule for a layer with ``weight`` and ``bias`` whose weight's gradient is Σ_t o_t i_tᵀ.
+
+    The features i_t of a position come from the layer's input alone and o_t from its output
+    gradient alone, so each can be mapped to fewer dimensions before they are multiplied. A bias's
+    gradient is Σ_t o_t.
+    """
+
+    inputs_dim = 1
+    """The dim of the weight along which input features run; the other of 0 and 1 is the output's."""
+
+    @abstractmethod
+    def accepts(self, module: Any, x: Tensor) -> bool:
+        """Return whether an input has a dim of samples."""
+
+    @abstractmethod
+    def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the input's features (b · groups, ...), mapped."""
+
+    @abstractmethod
+    def outputs(self, module: Any, g: Tensor, side: Side) -> Tensor:
+        """Return the output gradient's features (b · groups, ...), mapped."""
+
+    @abstractmethod
+    def product(self, module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return Σ_t o_t i_tᵀ of each sample, in any shape of b · n elements."""
+
+    @abstractmethod
+    def total(self, outputs: Tensor) -> Tensor:
+        """Return Σ_t o_t of each sample, in any shape of b · n elements."""
+
+    def groups(self, module: Any) -> int:
+        """Return the number of groups of features; the features of different ones do not meet."""
+        return 1
+
+    def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """Return whole per-sample gradients, as every rule does."""
+        if not self.accepts(module, x):
+            return {}
+        outputs = self.outputs(module, g, _WHOLE)
+        gradients = {}
+        if trainable(module.weight):
+            weight = self.product(module, self.inputs(module, x, _WHOLE), outputs)
+            gradients["weight"] = weight.reshape(len(x), *module.weight.shape)
+        if trainable(module.bias):
+            gradients["bias"] = self.total(outputs).reshape(len(x), -1)
+        return gradients
+
+
+class _Whole:
+    """The side that keeps every feature."""
+
+    def fold(self, values: Tensor, dim: int) -> Tensor:
+        return values
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        raise NotImplementedError("one-hot features are never multiplied out")
+
+
+_WHOLE = _Whole()
+
+RULES: dict[type[nn.Module] | str, tuple[Rule, Callable[[Any], bool]]] = {}
 
 
 def register_rule(
-    module_type: type[nn.Module], supports: Callable[[Any], bool] = lambda _: True
+    module_type: type[nn.Module] | str, supports: Callable[[Any], bool] = lambda _: True
 ) -> Callable[[Rule], Rule]:
     """Return a decorator that makes a rule the one for ``module_type``, replacing any before it.
 
@@ -29,10 +101,11 @@ def register_rule(
     made.
 
     Args:
-        module_type: the layer's class.
+        module_type: the layer's class, or "package.module.Class" of one that is not imported here.
         supports: whether the rule holds for a module as configured; always when left out.
 
     Example:
+        >>> import torch
         >>> class Scale(nn.Module):
         ...     def __init__(self, size: int) -> None:
         ...         super().__init__()
@@ -53,121 +126,14 @@ def register_rule(
 def find_rule(module: nn.Module) -> Rule | None:
     """Return the rule for ``module``, or None where there is none that holds for it."""
     for kind in type(module).__mro__:
+        found = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
         # A subclass that overrides forward computes something else than the rule assumes.
-        if kind in RULES and type(module).forward is kind.forward:
-            rule, supports = RULES[kind]
+        if found is not None and type(module).forward is kind.forward:
+            rule, supports = found
             return rule if supports(module) else None
     return None
 
 
-def _trainable(parameter: Tensor | None) -> bool:
+def trainable(parameter: Tensor | None) -> bool:
+    """Return whether a layer has a parameter and trains it."""
     return parameter is not None and parameter.requires_grad
-
-
-@register_rule(nn.Linear)
-def linear(module: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Rule for y = x Wᵀ + b with x of shape (b, ..., in): ∂W = Σ_t g_t x_tᵀ, ∂b = Σ_t g_t."""
-    if x.ndim < 2:
-        return {}
-    x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
-    gradients = {}
-    if _trainable(module.weight):
-        gradients["weight"] = g.mT @ x
-    if _trainable(module.bias):
-        gradients["bias"] = g.sum(1)
-    return gradients
-
-
-@register_rule(
-    nn.Embedding, lambda m: not (m.scale_grad_by_freq or m.sparse or m.max_norm is not None)
-)
-def embedding(module: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Rule for y = W[x] with indices x of shape (b, ...); the padding row has no gradient.
-
-    Gradients scaled by frequency depend on the whole batch and ``max_norm`` changes W in place,
-    so neither has a per-sample gradient.
-    """
-    rows, width = module.num_embeddings, module.embedding_dim
-    if module.padding_idx is not None:
-        g = g.masked_fill((x == module.padding_idx).unsqueeze(-1), 0.0)
-    offset = rows * torch.arange(len(x), device=x.device)
-    where = x.reshape(len(x), -1) + offset.unsqueeze(1)
-    weight = g.new_zeros(len(x) * rows, width)
-    weight.index_add_(0, where.flatten(), g.reshape(-1, width))
-    return {"weight": weight.reshape(len(x), rows, width)}
-
-
-def _affine(module: nn.LayerNorm | nn.RMSNorm, normalised: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Gradients of y = weight * normalised + bias, summed over the dims the two are shared by."""
-    shared = tuple(range(1, g.ndim - len(module.normalized_shape)))
-
-    def total(gradient: Tensor) -> Tensor:
-        return gradient.sum(shared) if shared else gradient
-
-    gradients = {}
-    if _trainable(module.weight):
-        gradients["weight"] = total(normalised * g)
-    if _trainable(getattr(module, "bias", None)):
-        gradients["bias"] = total(g)
-    return gradients
-
-
-@register_rule(nn.LayerNorm)
-def layer_norm(module: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Rule for y = weight * (x - mean) / sqrt(var + eps) + bias."""
-    if x.ndim <= len(module.normalized_shape):
-        return {}
-    return _affine(module, functional.layer_norm(x, module.normalized_shape, eps=module.eps), g)
-
-
-@register_rule(nn.RMSNorm)
-def rms_norm(module: nn.RMSNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Rule for y = weight * x / sqrt(mean(x²) + eps)."""
-    if x.ndim <= len(module.normalized_shape):
-        return {}
-    return _affine(module, functional.rms_norm(x, module.normalized_shape, eps=module.eps), g)
-
-
-@register_rule(nn.Conv1d, lambda m: m.padding_mode == "zeros")
-@register_rule(nn.Conv2d, lambda m: m.padding_mode == "zeros")
-def convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Rule for convolutions of x (b, channels, ...): the samples become groups of one sample.
-
-    Source:
-        Rochette et al., Efficient Per-Example Gradient Computations in Convolutional Neural
-        Networks, arXiv:1912.06015, §3.
-    """
-    if x.ndim != len(module.kernel_size) + 2:
-        return {}
-    gradients = {}
-    if _trainable(module.weight):
-        x, padding = _pad(module, x)
-        inputs, outputs = module.in_channels // module.groups, module.out_channels
-        shape = (len(x) * outputs, inputs, *module.kernel_size)
-        conv_weight = conv1d_weight if x.ndim == 3 else conv2d_weight
-        weight = conv_weight(  # type: ignore[no-untyped-call]
-            x.reshape(1, -1, *x.shape[2:]),
-            shape,
-            g.reshape(1, -1, *g.shape[2:]),
-            module.stride,
-            padding,
-            module.dilation,
-            len(x) * module.groups,
-        )
-        gradients["weight"] = weight.reshape(len(x), outputs, *shape[1:])
-    if _trainable(module.bias):
-        gradients["bias"] = g.flatten(2).sum(2)
-    return gradients
-
-
-def _pad(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the input and the padding, in numbers, under which ``module`` convolves it."""
-    if not isinstance(module.padding, str):
-        return x, module.padding
-    if module.padding == "same":
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        # Padding counts from the last dim; of an odd span, the larger half goes to the right.
-        x = functional.pad(
-            x, [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
-        )
-    return x, (0,) * len(module.kernel_size)

@@ -14,7 +14,7 @@ from adaptmix.errors import CoverageWarning
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.probe import GradientProbe
 from adaptmix.statistics.rules import RULES, register_rule
-from tests.statistics.test_probe import (
+from tests.statistics.cases import (
     B,
     K,
     Stack,
@@ -180,19 +180,17 @@ def tokens() -> tuple[Tensor, Tensor]:
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_hidden_is_left_out_and_named(name: str, parts: int) -> None:
+def test_what_is_hidden_is_left_out_and_named(name: str, parts: int, estimator: str) -> None:
     build, unseen, hidden = CASES[name]
     torch.manual_seed(0)
     model, (inputs, targets) = build().double(), tokens()
-    probe = attached(model)
+    probe = attached(model, estimator)
     got = observe(probe, model, inputs, targets, parts=parts)
     coverage = probe.coverage
     assert coverage.unseen == unseen
     lost = sum(model.get_parameter(name).numel() for name in hidden)
     assert coverage.share == pytest.approx(1 - lost / sum(p.numel() for p in model.parameters()))
-    for parameter in hidden:
-        model.get_parameter(parameter).requires_grad_(False)
-    want = reference(model, inputs, targets)
+    want = reference(probe, model, inputs, targets)
     assert_equivalent(got, want)
 
 
@@ -202,28 +200,33 @@ def test_what_has_no_rule_is_known_before_training() -> None:
     assert probe.coverage.share == pytest.approx(1 - 8 / (8 * V + 8 + 9 * V))
 
 
-def test_a_registered_rule_makes_a_type_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_rule_makes_a_type_seen(
+    monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
     monkeypatch.setitem(RULES, Gain, None)
     register_rule(Gain)(lambda _, x, g: {"gain": (x * g).sum(1)})
     model, data = stack(Gain(8)).double(), tokens()
-    probe = attached(model)
-    assert_same(observe(probe, model, *data), reference(model, *data))
+    probe = attached(model, estimator)
+    assert_same(observe(probe, model, *data), reference(probe, model, *data))
     assert probe.coverage.share == 1.0
 
 
-def test_a_rule_that_returns_the_wrong_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_returns_the_wrong_shape_is_named(
+    monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
     monkeypatch.setitem(RULES, Gain, None)
     register_rule(Gain)(lambda _, x, g: {"gain": x * g})
     model = stack(Gain(8))
     with pytest.raises(ValueError, match=r"shape \(b, \*\(8,\)\); got \(7, 6, 8\)"):
-        observe(attached(model), model, *tokens(), factors=torch.ones(B))
+        probe = attached(model, estimator)
+        observe(probe, model, *tokens(), factors=torch.ones(B))
 
 
-def test_one_warning_names_the_types_and_the_way_out() -> None:
+def test_one_warning_names_the_types_and_the_way_out(estimator: str) -> None:
     model = Stack(Places(64, batched=False), [], nn.Linear(64, V)).double()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        probe = attached(model)
+        probe = attached(model, estimator)
         assert not caught
         observe(probe, model, *tokens())
         observe(probe, model, *tokens())
@@ -234,32 +237,32 @@ def test_one_warning_names_the_types_and_the_way_out() -> None:
     assert "register_rule" in str(warning.message)
 
 
-def test_a_model_that_is_hardly_seen_warns_when_attached() -> None:
+def test_a_model_that_is_hardly_seen_warns_when_attached(estimator: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), Gain(400))
     with pytest.warns(CoverageWarning, match="sees 5% .* parameters in Gain"):
-        attached(model)
+        attached(model, estimator)
 
 
-def test_samples_that_are_flattened_into_rows_are_not_mistaken_for_samples() -> None:
+def test_samples_that_are_flattened_into_rows_are_not_mistaken_for_samples(estimator: str) -> None:
     model = nn.Sequential(nn.Embedding(V, 8), nn.Flatten(0, 1), nn.Linear(8, V)).double()
     model.append(nn.Unflatten(0, (B, 6)))
-    probe = attached(model)
+    probe = attached(model, estimator)
     with pytest.warns(CoverageWarning, match="parameters in Linear"):
         observe(probe, model, *tokens())
     assert probe.coverage.unseen == {"2": "Linear"}
 
 
-def test_the_whole_model_flattened_still_warns() -> None:
+def test_the_whole_model_flattened_still_warns(estimator: str) -> None:
     model = nn.Sequential(nn.Flatten(0, 1), nn.Embedding(V, V), nn.Unflatten(0, (B, 6))).double()
-    probe = attached(model)
+    probe = attached(model, estimator)
     with pytest.warns(CoverageWarning, match="sees 0%"):
         assert observe(probe, model, *tokens()) is None
 
 
-def test_an_expert_is_seen_once_it_is_used() -> None:
+def test_an_expert_is_seen_once_it_is_used(estimator: str) -> None:
     model = Stack(nn.Embedding(V, 8), [nn.Linear(8, 8), nn.Linear(8, 8)], nn.Linear(8, V)).double()
     expert = model.blocks.pop(1)
-    probe = attached(nn.ModuleList([model, expert]))
+    probe = attached(nn.ModuleList([model, expert]), estimator)
     with pytest.warns(CoverageWarning):
         observe(probe, model, *tokens())
     assert probe.coverage.unseen == {"1": "Linear"}
@@ -267,11 +270,11 @@ def test_an_expert_is_seen_once_it_is_used() -> None:
     inputs, targets = tokens()
     got = observe(probe, model, inputs, targets)
     assert probe.coverage.share == 1.0
-    assert_equivalent(got, reference(model, inputs, targets))
+    assert_equivalent(got, reference(probe, model, inputs, targets))
 
 
-def test_the_probe_of_a_covered_model_is_silent() -> None:
-    assert attached(mlp()).coverage.share == 1.0
+def test_the_probe_of_a_covered_model_is_silent(estimator: str) -> None:
+    assert attached(mlp(), estimator).coverage.share == 1.0
 
 
 def test_batch_normalisation_is_a_named_warning() -> None:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptmix.statistics.probe import GradientProbe
-from tests.statistics.test_probe import (
+from tests.statistics.cases import (
     CASES,
     DOMAINS,
     FACTORS,
@@ -31,23 +31,20 @@ from tests.statistics.test_probe import (
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[Stack, Tensor, Tensor]:
-    model, data = CASES[request.param]
-    torch.manual_seed(0)
-    return model().double(), *data()
-
-
 @pytest.mark.parametrize("reentrant", [None, True, False])
 @pytest.mark.parametrize("moment", ["first", "forward", "expect", "backward"])
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_other_forwards_inside_a_step_change_nothing(
-    case: tuple[Stack, Tensor, Tensor], moment: str, differentiable: bool, reentrant: bool | None
+    case: tuple[Stack, Tensor, Tensor],
+    moment: str,
+    differentiable: bool,
+    reentrant: bool | None,
+    estimator: str,
 ) -> None:
     model, inputs, targets = case
-    want = reference(model, inputs, targets)
+    probe = attached(model, estimator)
+    want = reference(probe, model, inputs, targets)
     model.reentrant = reentrant
-    probe = attached(model)
     aside = []
 
     def evaluate(now: str) -> None:
@@ -55,7 +52,7 @@ def test_other_forwards_inside_a_step_change_nothing(
             with torch.set_grad_enabled(differentiable):
                 aside.append(model(inputs[:2]))
 
-    probe.arm(True)
+    probe.arm(True, step=0)
     for part in torch.arange(len(DOMAINS)).chunk(2):
         evaluate("first")
         output = model(inputs[part])
@@ -68,10 +65,12 @@ def test_other_forwards_inside_a_step_change_nothing(
     assert_same(probe.collect(), want)
 
 
-def test_the_backward_of_another_loss_is_not_counted(case: tuple[Stack, Tensor, Tensor]) -> None:
+def test_the_backward_of_another_loss_is_not_counted(
+    case: tuple[Stack, Tensor, Tensor], estimator: str
+) -> None:
     model, inputs, targets = case
-    probe = attached(model)
-    probe.arm(True)
+    probe = attached(model, estimator)
+    probe.arm(True, step=0)
     early = losses(model(inputs), targets).sum()
     loss = FACTORS @ losses(model(inputs), targets)
     probe.expect(DOMAINS, FACTORS, loss)
@@ -79,12 +78,12 @@ def test_the_backward_of_another_loss_is_not_counted(case: tuple[Stack, Tensor, 
     loss.backward()
     late = losses(model(inputs), targets).sum()
     late.backward()
-    assert_same(probe.collect(), reference(model, inputs, targets))
+    assert_same(probe.collect(), reference(probe, model, inputs, targets))
 
 
-def test_steps_do_not_mix(case: tuple[Stack, Tensor, Tensor]) -> None:
+def test_steps_do_not_mix(case: tuple[Stack, Tensor, Tensor], estimator: str) -> None:
     model, inputs, targets = case
-    probe = attached(model)
+    probe = attached(model, estimator)
     first, rest = slice(0, 3), slice(3, None)
     for part in (first, rest):
         got = observe(
@@ -96,16 +95,16 @@ def test_steps_do_not_mix(case: tuple[Stack, Tensor, Tensor]) -> None:
             factors=FACTORS[part],
             parts=2,
         )
-        assert_same(got, reference(model, inputs[part], targets[part], DOMAINS[part]))
+        assert_same(got, reference(probe, model, inputs[part], targets[part], DOMAINS[part]))
     assert probe.collect() is None
 
 
-def test_nothing_is_collected_without_observing_or_backward() -> None:
+def test_nothing_is_collected_without_observing_or_backward(estimator: str) -> None:
     model, (inputs, targets) = mlp().double(), CASES["mlp"][1]()
-    probe = attached(model)
+    probe = attached(model, estimator)
     assert probe.collect() is None
     for observing, backward in [(False, True), (True, False)]:
-        probe.arm(observing)
+        probe.arm(observing, step=0)
         loss = FACTORS @ losses(model(inputs), targets)
         probe.expect(DOMAINS, FACTORS, loss)
         if backward:
@@ -117,7 +116,7 @@ def test_nothing_is_collected_without_observing_or_backward() -> None:
 
 @pytest.mark.parametrize("reentrant", [None, True, False])
 def test_training_is_the_same_to_the_bit(
-    case: tuple[Stack, Tensor, Tensor], reentrant: bool | None
+    case: tuple[Stack, Tensor, Tensor], reentrant: bool | None, estimator: str
 ) -> None:
     model, inputs, targets = case
     model.reentrant = reentrant
@@ -128,7 +127,7 @@ def test_training_is_the_same_to_the_bit(
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         for step in range(4):
             if probe is not None:
-                probe.arm(step != 1)
+                probe.arm(step != 1, step=0)
             for part in torch.arange(len(DOMAINS)).chunk(2):
                 loss = FACTORS[part] @ losses(model(inputs[part]), targets[part])
                 if probe is not None:
@@ -140,19 +139,21 @@ def test_training_is_the_same_to_the_bit(
                 assert (probe.collect() is None) == (step == 1)
         return [parameter.detach().clone() for parameter in model.parameters()]
 
-    plain, observed = train(None), train(attached(model))
+    plain, observed = train(None), train(attached(model, estimator))
     assert all(torch.equal(one, other) for one, other in zip(plain, observed, strict=True))
 
 
-def test_detaching_leaves_nothing_behind(case: tuple[Stack, Tensor, Tensor]) -> None:
+def test_detaching_leaves_nothing_behind(
+    case: tuple[Stack, Tensor, Tensor], estimator: str
+) -> None:
     model, inputs, targets = case
 
     def attributes() -> list[set[str]]:
         return [set(module.__dict__) for module in model.modules()]
 
     before = attributes()
-    probe = attached(model)
-    probe.arm(True)
+    probe = attached(model, estimator)
+    probe.arm(True, step=0)
     loss = FACTORS @ losses(model(inputs), targets)
     probe.expect(DOMAINS, FACTORS, loss)
     probe.detach()
@@ -162,11 +163,11 @@ def test_detaching_leaves_nothing_behind(case: tuple[Stack, Tensor, Tensor]) -> 
     assert attributes() == before
     assert not any(module._forward_hooks for module in model.modules())
     probe.attach()
-    assert_same(observe(probe, model, inputs, targets), reference(model, inputs, targets))
+    assert_same(observe(probe, model, inputs, targets), reference(probe, model, inputs, targets))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_waits_for_the_device(name: str) -> None:
+def test_nothing_waits_for_the_device(name: str, estimator: str) -> None:
     """Fake tensors have no values: whatever asks for one raises."""
     build, data = CASES[name]
     with FakeTensorMode():
@@ -174,7 +175,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
         if inputs.is_floating_point():
             inputs = inputs.float()
         domains, factors = torch.zeros(B, dtype=torch.int64), torch.ones(B)
-        probe = attached(model)
+        probe = attached(model, estimator)
         got = observe(probe, model, inputs, targets, domains=domains, factors=factors, parts=2)
         assert got is not None
         assert got.gram().shape == (K, K)
@@ -182,14 +183,18 @@ def test_nothing_waits_for_the_device(name: str) -> None:
             got.skipped.item()
 
 
-def test_one_probe_at_a_time() -> None:
+def test_one_probe_at_a_time(estimator: str) -> None:
     model = mlp()
-    probe = attached(model)
-    for other in (probe, GradientProbe(model, K), GradientProbe(model.blocks, K)):
+    probe = attached(model, estimator)
+    for other in (
+        probe,
+        GradientProbe(model, K, estimator="exact"),
+        GradientProbe(model.blocks, K),
+    ):
         with pytest.raises(ValueError, match=r"one probe at most.*detach"):
             other.attach()
     probe.detach()
-    attached(model).detach()
+    attached(model, estimator).detach()
 
 
 def test_what_cannot_be_observed_is_refused() -> None:
@@ -207,7 +212,7 @@ def test_compiled_models_are_refused() -> None:
     for model in (inside, torch.compile(whole, backend="eager")):
         assert isinstance(model, nn.Module)
         with pytest.raises(ValueError, match=r"must not be compiled.*train the uncompiled model"):
-            GradientProbe(model, K)
+            GradientProbe(model, K, estimator="exact")
 
 
 @pytest.mark.parametrize(
@@ -219,18 +224,18 @@ def test_compiled_models_are_refused() -> None:
 )
 @pytest.mark.parametrize("observing", [True, False])
 def test_lengths_must_agree(
-    domains: Tensor, factors: Tensor, message: str, observing: bool
+    domains: Tensor, factors: Tensor, message: str, observing: bool, estimator: str
 ) -> None:
-    probe = attached(mlp())
-    probe.arm(observing)
+    probe = attached(mlp(), estimator)
+    probe.arm(observing, step=0)
     with pytest.raises(ValueError, match=message):
         probe.expect(domains, factors, torch.zeros((), requires_grad=True))
 
 
 @pytest.mark.parametrize("loss", [torch.zeros(2, requires_grad=True), torch.zeros(())])
-def test_the_loss_must_be_a_scalar_to_differentiate(loss: Tensor) -> None:
-    probe = attached(mlp())
-    probe.arm(True)
+def test_the_loss_must_be_a_scalar_to_differentiate(loss: Tensor, estimator: str) -> None:
+    probe = attached(mlp(), estimator)
+    probe.arm(True, step=0)
     with pytest.raises(ValueError, match="loss must be a scalar that requires grad"):
         probe.expect(DOMAINS, FACTORS, loss)
 
@@ -246,7 +251,7 @@ def _process_group(tmp_path: Path) -> Iterator[None]:
 def test_distributed_data_parallel_is_unwrapped(case: tuple[Stack, Tensor, Tensor]) -> None:
     model, inputs, targets = case
     wrapped = DistributedDataParallel(model)
-    probe = GradientProbe(wrapped, K)
+    probe = GradientProbe(wrapped, K, estimator="exact")
     probe.attach()
     got = observe(probe, wrapped, inputs, targets)
-    assert_same(got, reference(model, inputs, targets))
+    assert_same(got, reference(probe, model, inputs, targets))

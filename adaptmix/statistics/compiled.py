@@ -1,0 +1,45 @@
+"""Compiled models: what is inside of them, and running them uncompiled for a while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what ``torch.compile`` and ``DistributedDataParallel`` were given, in any order."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a model or a part of it is compiled."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+class Uncompiled:
+    """A switch that makes all compiled code of the process run uncompiled while it is on."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def turn(self, on: bool) -> None:
+        """Turn it on or off; nothing when it is so already."""
+        if on == (self._stance is not None):
+            return
+        if on:
+            self._stance = torch.compiler.set_stance("force_eager")
+        else:
+            self._stance.__exit__(None, None, None)
+            self._stance = None

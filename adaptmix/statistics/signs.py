@@ -1,0 +1,113 @@
+"""Random projections of the sides of weights, by signs that are drawn anew at every observation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Signs:
+    """All random signs of one observation, the same on every process and after a resume.
+
+    Args:
+        total: how many there are.
+        seed: of the run.
+        step: optimizer steps completed at the observation.
+    """
+
+    def __init__(self, total: int, *, seed: int, step: int) -> None:
+        stream = np.random.Philox(key=[seed % 2**64, step])
+        drawn = np.frombuffer(np.random.Generator(stream).bytes((total + 7) // 8), dtype=np.uint8)
+        bits = np.unpackbits(drawn, count=total).astype(np.int8)
+        self._host = torch.from_numpy(2 * bits - 1)
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return (total,) values ±1 on a device."""
+        if (device, dtype) not in self._copies:
+            copy = self._host.to(device, non_blocking=True).to(dtype)
+            self._copies[device, dtype] = copy
+        return self._copies[device, dtype]
+
+
+class CountSketch:
+    """Sums of signed features: feature f goes to bucket f mod ``width`` with its sign.
+
+    Inner products are kept in expectation over the signs. With no more features than buckets
+    there is nothing to sum, and all of them are kept as they are.
+
+    Args:
+        size: number of features.
+        width: number of buckets.
+        start: where its signs are among all.
+
+    Source:
+        Charikar, Chen and Farach-Colton, Finding frequent items in data streams, 2002; with
+        buckets in a fixed order, for only the signs are needed for unbiasedness.
+    """
+
+    def __init__(self, size: int, width: int, *, start: int = 0) -> None:
+        self._size = size
+        self._width = width
+        self._slice = slice(start, start + size)
+        self._signs: Signs | None = None
+        self._matrices: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def width(self) -> int:
+        """The number of features that are left."""
+        return min(self._size, self._width)
+
+    def redraw(self, signs: Signs) -> None:
+        """Take the signs of another observation."""
+        self._signs = signs
+        self._matrices.clear()
+
+    def fold(self, values: Tensor, dim: int) -> Tensor:
+        """Return ``values`` with ``width`` buckets along ``dim``, in float32 at least."""
+        wide = torch.promote_types(values.dtype, torch.float32)
+        if self._size <= self._width:
+            return values.to(wide)
+        if values.device.type == "cuda":
+            # One pass over the values; on CPU such a narrow product is slower than sums.
+            return self._by_product(values.movedim(dim, -1)).movedim(-1, dim).to(wide)
+        return self._by_sums(values, dim % values.ndim, wide)
+
+    def _by_product(self, values: Tensor) -> Tensor:
+        return values @ self._matrix(values)
+
+    def _by_sums(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        trailing = [1] * (values.ndim - 1 - dim)
+        signed = values * self._taken(values).reshape(-1, *trailing)
+        whole = self._size - self._size % self._width
+        blocks = signed.narrow(dim, 0, whole).unflatten(dim, (-1, self._width))
+        folded = blocks.sum(dim, dtype=dtype)
+        if whole < self._size:
+            rest = self._size - whole
+            folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))
+        return folded
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Return (*indices.shape, width) float32: what one-hot features fold to."""
+        one = torch.ones((), device=indices.device)
+        if self._size <= self._width:
+            return functional.one_hot(indices, self._size).to(one.dtype)
+        images = torch.zeros(*indices.shape, self._width, device=indices.device)
+        signs = self._taken(one)[indices].unsqueeze(-1)
+        return images.scatter_(-1, (indices % self._width).unsqueeze(-1), signs)
+
+    def _taken(self, like: Tensor) -> Tensor:
+        assert self._signs is not None, "arm() draws the signs before the forward"
+        return self._signs.on(like.device, like.dtype)[self._slice]
+
+    def _matrix(self, like: Tensor) -> Tensor:
+        """Return (size, width), the projection as a matrix."""
+        key = (like.device, like.dtype)
+        if key not in self._matrices:
+            buckets = torch.arange(self._size, device=like.device) % self._width
+            rows = torch.zeros(self._size, self._width, device=like.device, dtype=like.dtype)
+            signs = self._taken(like).unsqueeze(1)
+            self._matrices[key] = rows.scatter_(1, buckets.unsqueeze(1), signs)
+        return self._matrices[key]
