@@ -21,7 +21,7 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.simplex import normalise
-from adaptmix.statistics import Measurements, Watch, known_lengths
+from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
 from adaptmix.tensorboard import TensorBoardLog
 from adaptmix.types import DomainStats, Weights
@@ -38,8 +38,12 @@ class Controller:
             "variance_aware" otherwise, which leaves the objective as it is. Policies by name
             shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
-        observe_every: optimizer steps between observations of per-sample gradients;
-            ``update_every`` when None.
+        observe_every: optimizer steps between observations of per-sample gradients; half of
+            ``update_every`` when None, and all of it with the dearer estimator "exact".
+        estimator: of gradient statistics. "sketch": unbiased, from random projections of each
+            sample's gradient, a few percent of a step per observation; "exact": from whole
+            per-sample gradients; "norm": from those of normalisation layers only, the cheapest,
+            whose variances are right relative to each other only, and roughly.
         sampler: "stratified": each domain's rows in a batch are its share, rounded up or down;
             "multinomial": each row's domain is drawn on its own.
         lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
@@ -67,6 +71,7 @@ class Controller:
         policy: Policy | str | None = None,
         update_every: int = 10,
         observe_every: int | None = None,
+        estimator: str = "sketch",
         sampler: str = "stratified",
         lag: int = 16,
         seed: int = 0,
@@ -82,7 +87,9 @@ class Controller:
             )
         self.mixture = mixture
         self._update_every = integer("update_every", update_every, minimum=1)
-        every = update_every if observe_every is None else observe_every
+        self._estimator = choice("estimator", estimator, ESTIMATORS)
+        every = update_every if estimator == "exact" else max(1, update_every // 2)
+        every = every if observe_every is None else observe_every
         self._observe_every = integer("observe_every", every, minimum=1)
         self._adapting = choice("mode", mode, _MODES) == "adapt"
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
@@ -92,6 +99,8 @@ class Controller:
         self._guards = Guards(mixture.domains, self._warn)
         self._measurements = Measurements(
             mixture.info,
+            estimator=estimator,
+            seed=seed,
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
@@ -165,7 +174,7 @@ class Controller:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
 
         Raises:
-            ValueError: a probe is installed already, or the model's hooks would be ignored.
+            ValueError: a probe is installed already, or the model has no parameters to watch.
         """
         self._measurements.watch(model)
         self._arm()
@@ -392,6 +401,7 @@ class Controller:
             "unit": self._scaler.unit,
             "update_every": self._update_every,
             "observe_every": self._observe_every,
+            "estimator": self._estimator,
             "half_life": self._half_life,
         }
 
@@ -404,7 +414,7 @@ class Controller:
 
     def _arm(self) -> None:
         if self._measurements.probe is not None:
-            self._measurements.probe.arm(self._observing)
+            self._measurements.probe.arm(self._observing, step=self.completed)
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):

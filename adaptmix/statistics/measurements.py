@@ -29,6 +29,8 @@ class Measurements:
 
     Args:
         domains: of the mixture.
+        estimator: of gradient statistics.
+        seed: of the run.
         half_life: optimizer steps after which statistics count half.
         per_token: whether losses are sums over a row's tokens (unit "token").
         tokens_per_row: (K,) known mean tokens per row, or None.
@@ -39,6 +41,8 @@ class Measurements:
         self,
         domains: Domains,
         *,
+        estimator: str,
+        seed: int,
         half_life: float,
         per_token: bool,
         tokens_per_row: list[float] | None,
@@ -47,6 +51,8 @@ class Measurements:
         K = len(domains)
         self.probe: GradientProbe | None = None
         self._domains = domains
+        self._estimator = estimator
+        self._seed = seed
         self._per_token = per_token
         self._lengths = RowLengths(K, tokens_per_row)
         self._running = RunningStatistics(K, half_life=half_life)
@@ -60,14 +66,16 @@ class Measurements:
         """Install the gradient probe.
 
         Raises:
-            ValueError: one is installed already, or the model's hooks would be ignored.
+            ValueError: one is installed already, or the model has nothing to watch.
         """
         if self.probe is not None:
             raise ValueError(
                 "model must be watched once; this controller's probe is installed already. "
                 "Call remove() on the handle that watch() returned first."
             )
-        probe = GradientProbe(model, len(self._domains))
+        probe = GradientProbe(
+            model, len(self._domains), estimator=self._estimator, seed=self._seed
+        )
         probe.attach()
         self.probe = probe
 

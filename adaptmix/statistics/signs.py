@@ -18,8 +18,9 @@ class Signs:
     """
 
     def __init__(self, total: int, *, seed: int, step: int) -> None:
-        stream = np.random.Philox(key=[seed % 2**64, step])
-        drawn = np.frombuffer(np.random.Generator(stream).bytes((total + 7) // 8), dtype=np.uint8)
+        # The data plan draws with the keys 0 and 1 of the same seed.
+        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, step)))
+        drawn = np.frombuffer(generator.bytes((total + 7) // 8), dtype=np.uint8)
         bits = np.unpackbits(drawn, count=total).astype(np.int8)
         self._host = torch.from_numpy(2 * bits - 1)
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
