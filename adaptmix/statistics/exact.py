@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adaptmix.statistics.coverage import Layer, ParameterMap
-from adaptmix.statistics.gradients import MicroBatch, align
+from adaptmix.statistics.gradients import MicroBatch, align, products
 from adaptmix.statistics.layers import Matrix
 
 # Elements of per-sample gradients held at once.
 _CHUNK_ELEMENTS = 2**24
-# Up to so many domains, sums of products of vectors cost less than the products themselves.
-_FEW_DOMAINS = 32
 
 
 class ExactBatch(MicroBatch):
@@ -43,7 +43,7 @@ class ExactBatch(MicroBatch):
         g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient))
         x = self._where(kept.to(dtype) if kept.is_floating_point() else kept)
         if self._multiplies_vectors(layer, x):
-            self._reduce_products(layer, x, g)
+            self._add_vectors(layer, x, g)
             return
         step = max(1, _CHUNK_ELEMENTS // sum(self._parameters.shapes[i].numel() for i in indices))
         for start in range(0, len(x), step):
@@ -53,34 +53,25 @@ class ExactBatch(MicroBatch):
                     self._deliver(layer.indices[name], chunk, rows)
 
     def _multiplies_vectors(self, layer: Layer, x: Tensor) -> bool:
+        """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
         return (
-            isinstance(layer.rule, Matrix)
+            type(layer.rule) is Matrix
             and x.ndim == 2
-            and x.is_floating_point()
-            and self._num_domains <= _FEW_DOMAINS
-            and all(self._whole(index) for index in layer.indices.values())
+            and all(
+                self._few_products(index) and not self._parameters.refused(index)
+                for index in layer.indices.values()
+            )
         )
 
-    def _whole(self, index: int) -> bool:
-        """Return whether a parameter has one use, which is its whole gradient."""
-        return self.uses[index] <= 1 and not self._parameters.refused(index)
-
-    def _reduce_products(self, layer: Layer, x: Tensor, g: Tensor) -> None:
-        """Sum gradients that are products of two vectors, g_j x_jᵀ, without forming any of them.
-
-        ‖g_j x_jᵀ‖² = ‖g_j‖² ‖x_j‖², and the sums by domain are one matrix product.
-        """
-        norms = [torch.linalg.vector_norm(v.double(), dim=1).square() for v in (g, x)]
+    def _add_vectors(self, layer: Layer, x: Tensor, g: Tensor) -> None:
         members = functional.one_hot(self._domains, self._num_domains).to(g.dtype)
         if "bias" in layer.indices:
-            self._square += norms[0]
+            self._square += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
             self._sums[layer.indices["bias"]] = members.T @ g
         if "weight" in layer.indices:
-            self._square += norms[0] * norms[1]
-            by_domain = (members.unsqueeze(2) * g.unsqueeze(1)).flatten(1)  # (B, K · out)
-            sums = (by_domain.T @ x).reshape(self._num_domains, g.shape[1], x.shape[1])
-            transposed = isinstance(layer.rule, Matrix) and layer.rule.inputs_dim == 0
-            self._sums[layer.indices["weight"]] = sums.mT if transposed else sums
+            pair = (x, g) if cast(Matrix, layer.rule).inputs_dim == 0 else (g, x)
+            square, self._sums[layer.indices["weight"]] = products(*pair, members)
+            self._square += square
 
     def _deliver(self, index: int, chunk: slice, gradients: Tensor) -> None:
         """Take in the (b, *shape) gradients of one use of a parameter, for a chunk of samples."""

@@ -13,6 +13,8 @@ from torch.autograd.graph import Node
 from adaptmix.statistics.coverage import Layer, ParameterMap
 
 _GRAM_COLUMNS = 2**20  # of a gradient matrix, held in float64 at once
+# Up to so many domains, sums of products of vectors cost less than the products themselves.
+_FEW_DOMAINS = 32
 
 
 @dataclass(eq=False)
@@ -129,12 +131,33 @@ class MicroBatch(ABC):
             skipped=kept.sum() * broken,
         )
 
+    def _few_products(self, index: int) -> bool:
+        """Return whether a parameter's gradients may be summed by ``products``: it has one use."""
+        return self.uses[index] <= 1 and self._num_domains <= _FEW_DOMAINS
+
     def _where(self, values: Tensor) -> Tensor:
         """Return (B, ...) values with zeros for the samples that are left out.
 
         Where, not times: a sample that is left out may have overflowed.
         """
         return torch.where(align(self._kept, values), values, 0)
+
+
+def products(left: Tensor, right: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum gradients that are products of two vectors, l_j r_jᵀ, without forming any of them.
+
+    Args:
+        left: (B, m) vectors l_j.
+        right: (B, n) vectors r_j.
+        members: (B, K) factors of each product in each sum.
+
+    Returns:
+        (B,) float64 squared norms ‖l_j‖² ‖r_j‖², and (K, m, n) sums Σ_j members_jk l_j r_jᵀ.
+    """
+    norms = [torch.linalg.vector_norm(v, dim=1, dtype=torch.float64) for v in (left, right)]
+    weighted = (members.unsqueeze(2) * left.unsqueeze(1)).flatten(1)
+    sums = (weighted.T @ right).reshape(members.shape[1], left.shape[1], right.shape[1])
+    return (norms[0] * norms[1]).square(), sums
 
 
 def align(values: Tensor, like: Tensor) -> Tensor:

@@ -29,18 +29,23 @@ class Matrix(Factored):
         self.inputs_dim = 0 if transposed else 1
 
     def accepts(self, module: Any, x: Tensor) -> bool:
+        """Return whether an input has a dim of samples."""
         return x.ndim >= 2
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the features of the input at each position."""
         return _rows(side.fold(x, -1))
 
     def outputs(self, module: Any, g: Tensor, side: Side) -> Tensor:
+        """Return the features of the output gradient at each position."""
         return _rows(side.fold(g, -1))
 
     def product(self, module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the weight's gradients."""
         return outputs.mT @ inputs if self.inputs_dim else inputs.mT @ outputs
 
     def total(self, outputs: Tensor) -> Tensor:
+        """Return the bias's gradients."""
         return outputs.sum(1)
 
 
@@ -51,15 +56,18 @@ class Lookup(Matrix):
         super().__init__(transposed=True)
 
     def accepts(self, module: Any, x: Tensor) -> bool:
+        """Return whether an input has a dim of samples."""
         return x.ndim >= 1
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the features of the input at each position."""
         images = side.lookup(x)
         if module.padding_idx is not None:
             images = images.masked_fill((x == module.padding_idx).unsqueeze(-1), 0.0)
         return images.reshape(len(x), -1, images.shape[-1])
 
     def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """Return whole per-sample gradients, added up row by row."""
         rows, width = module.num_embeddings, module.embedding_dim
         if module.padding_idx is not None:
             g = g.masked_fill((x == module.padding_idx).unsqueeze(-1), 0.0)
@@ -79,22 +87,27 @@ class Convolution(Factored):
     """
 
     def accepts(self, module: Any, x: Tensor) -> bool:
+        """Return whether an input has a dim of samples."""
         return x.ndim == len(module.kernel_size) + 2
 
     def groups(self, module: Any) -> int:
+        """Return the number of groups of channels."""
         groups: int = module.groups
         return groups
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the features of the input at each position."""
         return side.fold(self._grouped(module, x), 1)
 
     def outputs(self, module: Any, g: Tensor, side: Side) -> Tensor:
+        """Return the features of the output gradient at each position."""
         return side.fold(self._grouped(module, g), 1)
 
     def _grouped(self, module: Any, values: Tensor) -> Tensor:
         return values.reshape(len(values) * module.groups, -1, *values.shape[2:])
 
     def product(self, module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the weight's gradients."""
         inputs, padding = _pad(module, inputs)
         weight: Tensor = _CONVOLUTION_WEIGHT[
             inputs.ndim
@@ -110,6 +123,7 @@ class Convolution(Factored):
         return weight
 
     def total(self, outputs: Tensor) -> Tensor:
+        """Return the bias's gradients."""
         return outputs.flatten(2).sum(2)
 
 

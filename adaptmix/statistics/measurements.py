@@ -73,9 +73,7 @@ class Measurements:
                 "model must be watched once; this controller's probe is installed already. "
                 "Call remove() on the handle that watch() returned first."
             )
-        probe = GradientProbe(
-            model, len(self._domains), estimator=self._estimator, seed=self._seed
-        )
+        probe = GradientProbe(model, len(self._domains), estimator=self._estimator, seed=self._seed)
         probe.attach()
         self.probe = probe
 

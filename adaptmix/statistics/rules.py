@@ -37,7 +37,7 @@ class Factored(ABC):
     """
 
     inputs_dim = 1
-    """The dim of the weight along which input features run; the other of 0 and 1 is the output's."""
+    """Along which dim of the weight, 0 or 1, input features run; output features: the other."""
 
     @abstractmethod
     def accepts(self, module: Any, x: Tensor) -> bool:
@@ -128,7 +128,7 @@ def find_rule(module: nn.Module) -> Rule | None:
     for kind in type(module).__mro__:
         found = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
         # A subclass that overrides forward computes something else than the rule assumes.
-        if found is not None and type(module).forward is kind.forward:
+        if found is not None and type(module).forward is getattr(kind, "forward", None):
             rule, supports = found
             return rule if supports(module) else None
     return None

@@ -94,10 +94,11 @@ class CountSketch:
         """Return (*indices.shape, width) float32: what one-hot features fold to."""
         one = torch.ones((), device=indices.device)
         if self._size <= self._width:
-            return functional.one_hot(indices, self._size).to(one.dtype)
+            return functional.one_hot(indices, self._size).float()
         images = torch.zeros(*indices.shape, self._width, device=indices.device)
         signs = self._taken(one)[indices].unsqueeze(-1)
-        return images.scatter_(-1, (indices % self._width).unsqueeze(-1), signs)
+        images.scatter_(-1, (indices % self._width).unsqueeze(-1), signs)
+        return images
 
     def _taken(self, like: Tensor) -> Tensor:
         assert self._signs is not None, "arm() draws the signs before the forward"

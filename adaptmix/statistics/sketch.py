@@ -6,15 +6,19 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adaptmix.statistics.coverage import Layer, ParameterMap
-from adaptmix.statistics.gradients import MicroBatch
+from adaptmix.statistics.gradients import MicroBatch, products
+from adaptmix.statistics.layers import Matrix
 from adaptmix.statistics.rules import Factored
 from adaptmix.statistics.signs import CountSketch, Signs
 
-# Buckets per side of a weight, and of a vector that has no weight beside it.
-_SIDE = 16
+# Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
+# features, within bounds. Products of sketches then cost about 1/64 of those of whole features.
 _VECTOR = 256
+_FEATURES = 8
+_NARROW, _WIDE = 16, 64
 
 
 class Projections:
@@ -92,7 +96,7 @@ class Projections:
     def _share(self, keys: Iterable[tuple[int, int]], size: int) -> CountSketch:
         """Give several sides one projection, that of the first which has one."""
         placed = [self._sides[key] for key in keys if key in self._sides]
-        shared = placed[0] if placed else self._new(size, _SIDE)
+        shared = placed[0] if placed else self._new(size, _width(size))
         for key, side in self._sides.items():
             if side in placed:
                 self._sides[key] = shared
@@ -105,7 +109,7 @@ class Projections:
         for dim, size in enumerate(shape[:2]):
             side = self._sides.get((index, dim))
             if side is None:
-                side = self._new(size, _SIDE if len(shape) > 1 else _VECTOR)
+                side = self._new(size, _width(size) if len(shape) > 1 else _VECTOR)
                 self._sides[index, dim] = side
             width *= side.width
         self._widths[index] = width
@@ -114,6 +118,10 @@ class Projections:
         side = CountSketch(size, width, start=self._total)
         self._total += size
         return side
+
+
+def _width(size: int) -> int:
+    return min(_WIDE, max(_NARROW, size // _FEATURES))
 
 
 def factors(layer: Layer) -> Factored | None:
@@ -137,6 +145,7 @@ class SketchBatch(MicroBatch):
         super().__init__(parameters, num_domains)
         self._projections = projections
         self._rows: dict[int, Tensor] = {}
+        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(self, layer: Layer, x: Tensor) -> Tensor | None:
         """Return the input's projection where that is enough: it is smaller than what it is of."""
@@ -164,30 +173,59 @@ class SketchBatch(MicroBatch):
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
         outputs = rule.outputs(layer.module, gradient, side).to(dtype)
-        weight = rule.product(layer.module, kept.to(dtype), outputs)
-        self._deliver(layer.indices["weight"], weight)
+        self._deliver_weight(layer, rule, kept.to(dtype), outputs)
         if "bias" in layer.indices:
             self._deliver(layer.indices["bias"], rule.total(outputs))
+
+    def _deliver_weight(
+        self, layer: Layer, rule: Factored, inputs: Tensor, outputs: Tensor
+    ) -> None:
+        index = layer.indices["weight"]
+        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and self._few_products(index):
+            pair = (inputs[:, 0], outputs[:, 0])
+            self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
+        else:
+            self._deliver(index, rule.product(layer.module, inputs, outputs))
 
     def _deliver(self, index: int, sketch: Tensor) -> None:
         rows = sketch.reshape(len(self._domains), -1)
         self._rows[index] = self._rows[index] + rows if index in self._rows else rows
 
     def _vectors(self) -> list[Tensor] | None:
-        if not self._rows:
+        if not self._rows and not self._pairs:
             return None
-        self._parameters.see(self._rows)
-        dtype = self._parameters.dtypes[0]
-        parts = [
-            self._rows[index]
-            if index in self._rows and not self._parameters.refused(index)
-            else self._square.new_zeros(len(self._domains), width, dtype=dtype)
-            for index, width in zip(
-                self._parameters.candidates, self._projections.widths, strict=True
+        assert self._scale is not None
+        self._parameters.see([*self._rows, *self._pairs])
+        candidates = self._parameters.candidates
+        seen = [index for index in candidates if not self._parameters.refused(index)]
+        parts: dict[int, Tensor] = {}
+        whole = [index for index in seen if index in self._rows]
+        if whole:
+            rows = self._where(torch.cat([self._rows[index] for index in whole], dim=1))
+            self._square += torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+            sums = self._members(rows.dtype).T @ rows
+            widths = [self._rows[index].shape[1] for index in whole]
+            parts.update(zip(whole, sums.split(widths, dim=1), strict=True))
+        for index in seen:
+            if index in self._pairs:
+                left, right = (self._where(vectors) for vectors in self._pairs[index])
+                square, sums = products(left, right, self._members(left.dtype))
+                self._square += square
+                parts[index] = sums.flatten(1)
+        self._square *= self._scale.square()
+        empty = self._square.new_zeros
+        return [
+            torch.cat(
+                [
+                    parts[index] if index in parts else empty(self._num_domains, width)
+                    for index, width in zip(candidates, self._projections.widths, strict=True)
+                ],
+                dim=1,
             )
         ]
+
+    def _members(self, dtype: torch.dtype) -> Tensor:
+        """Return (B, K): what the gradient of each sample counts in each domain's sum."""
         assert self._scale is not None
-        rows = torch.cat(parts, dim=1)
-        rows = self._where(rows * self._scale.to(rows.dtype).unsqueeze(1))
-        self._square += rows.double().square().sum(1)
-        return [rows.new_zeros(self._num_domains, rows.shape[1]).index_add_(0, self._domains, rows)]
+        members = functional.one_hot(self._domains, self._num_domains)
+        return (members * self._scale.unsqueeze(1)).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,7 +133,7 @@ def llama(layers: int, width: int, heads: int, vocabulary: int, length: int) -> 
 def mlp() -> nn.Module:
     sizes = (256, 512, 512, 512, 100)
     layers: list[nn.Module] = []
-    for one, other in zip(sizes, sizes[1:], strict=False):
+    for one, other in itertools.pairwise(sizes):
         layers += [nn.Linear(one, other), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -18,7 +18,7 @@ def _deterministic() -> None:
 @pytest.fixture(params=["exact", "sketch"])
 def estimator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whose sums must be right, with sketches that are smaller than the models here."""
-    monkeypatch.setattr(sketch, "_SIDE", 3)
+    monkeypatch.setattr(sketch, "_NARROW", 3)
     monkeypatch.setattr(sketch, "_VECTOR", 5)
     name: str = request.param
     return name

@@ -206,15 +206,6 @@ def test_what_cannot_be_observed_is_refused() -> None:
         GradientProbe(nn.ReLU(), K)
 
 
-def test_compiled_models_are_refused() -> None:
-    inside, whole = mlp(), mlp()
-    inside.stem.compile(backend="eager")
-    for model in (inside, torch.compile(whole, backend="eager")):
-        assert isinstance(model, nn.Module)
-        with pytest.raises(ValueError, match=r"must not be compiled.*train the uncompiled model"):
-            GradientProbe(model, K, estimator="exact")
-
-
 @pytest.mark.parametrize(
     ("domains", "factors", "message"),
     [
