@@ -84,7 +84,7 @@ class CountSketch:
         signed = values * self._taken(values).reshape(-1, *trailing)
         whole = self._size - self._size % self._width
         blocks = signed.narrow(dim, 0, whole).unflatten(dim, (-1, self._width))
-        folded = blocks.sum(dim, dtype=dtype)
+        folded: Tensor = blocks.sum(dim, dtype=dtype)
         if whole < self._size:
             rest = self._size - whole
             folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))

@@ -1,0 +1,272 @@
+"""Cost and accuracy of gradient statistics: adaptmix against plain training and other packages.
+
+Cost: in one process, single steps of every method take turns in random order, each between two
+plain steps by whose mean its time is divided; "plain again" is the noise floor. Observed steps are
+timed as such, and the default cadence also as a whole, in blocks of ten steps. Memory is the peak
+of the resident set during a step, over what was resident before, divided by that of a plain step.
+
+Accuracy: of one model's weights, at the start and after training, the standard deviations within
+domains that a method finds on some batches, normalised to sum to one, are compared with the exact
+ones on the same batches.
+
+Run ``python -m tests.benchmarks.bench_statistics`` from the repository's root; it needs
+transformers, opacus and backpack-for-pytorch. It writes a table and a picture beside itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import gc
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from torch import nn
+
+from tests.benchmarks.methods import METHODS, Method, Plain, Probe
+from tests.benchmarks.workloads import WORKLOADS, Workload
+
+CADENCE, BLOCK = 5, 10
+FOLDER = Path(__file__).parent
+
+
+@dataclass
+class Result:
+    """What was found of one method on one model."""
+
+    failure: str = ""
+    ratios: list[float] = field(default_factory=list)
+    memory: float = np.nan
+    errors: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Trainer:
+    """A method, its own copy of a model, and an optimizer."""
+
+    def __init__(self, workload: Workload, model: nn.Module, make: Callable[..., Method]) -> None:
+        self.method = make(workload, copy.deepcopy(model))
+        self._optimizer = torch.optim.AdamW(self.method.model.parameters(), lr=workload.lr)
+        self._domains, (self._inputs, self._targets) = workload.draw(0)
+        self._number = 0
+
+    def step(self) -> None:
+        self.method.step(self._domains, self._inputs, self._targets, self._number)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._number += 1
+
+    def seconds(self, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        return time.perf_counter() - start
+
+    def peak(self) -> float:
+        """Bytes that a step takes at most, beyond what is resident before it."""
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory freed before counts again
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        self.step()
+        return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def trainers(workload: Workload) -> Iterator[tuple[str, Trainer | str]]:
+    """Every method on a model of its own, or why it fails on it."""
+    torch.manual_seed(0)
+    model = workload.build()
+    yield "plain", Trainer(workload, model, Plain)
+    for name, make in METHODS.items():
+        try:
+            trainer = Trainer(workload, model, make)
+            trainer.step()
+            yield name, trainer
+        except (RuntimeError, ValueError, NotImplementedError, AttributeError, KeyError) as error:
+            yield name, str(error).split(".")[0].split("(")[0][:60]
+
+
+def cost(workload: Workload, rounds: int) -> tuple[dict[str, Result], float]:
+    """Time and memory of every method; also the seconds of a plain step."""
+    made = dict(trainers(workload))
+    results = {name: Result(failure=t if isinstance(t, str) else "") for name, t in made.items()}
+    running = {name: t for name, t in made.items() if isinstance(t, Trainer)}
+    plain = running["plain"]
+    base = min(plain.seconds(2) for _ in range(3)) / 2
+    repeats = max(1, round(0.1 / base))
+    for name, trainer in running.items():
+        results[name].memory = float(np.median([trainer.peak() for _ in range(3)]))
+    order, seconds = random.Random(0), []
+    for _ in range(rounds):
+        for name in order.sample(sorted(set(running) - {"plain"}), len(running) - 1):
+            before = plain.seconds(repeats)
+            taken = running[name].seconds(repeats)
+            after = plain.seconds(repeats)
+            results[name].ratios.append(2.0 * taken / (before + after))
+            seconds.append(before / repeats)
+    return results, float(np.median(seconds))
+
+
+def cadence(workload: Workload, rounds: int) -> dict[str, Result]:
+    """Time of blocks of steps at the default cadence."""
+    torch.manual_seed(0)
+    model = workload.build()
+    arms = {
+        "plain": Trainer(workload, model, Plain),
+        "plain again, by block": Trainer(workload, model, Plain),
+        "adaptmix sketch, default cadence": Trainer(
+            workload, model, lambda w, m: Probe(w, m, "sketch", every=CADENCE)
+        ),
+    }
+    results = {name: Result() for name in arms}
+    order = random.Random(0)
+    for name, arm in arms.items():
+        arm.seconds(BLOCK)
+        results[name].memory = float(np.median([arm.peak() for _ in range(CADENCE)]))
+    for _ in range(rounds):
+        taken = {name: arms[name].seconds(BLOCK) for name in order.sample(sorted(arms), len(arms))}
+        for name in arms:
+            results[name].ratios.append(taken[name] / taken["plain"])
+    return results
+
+
+def deviations(workload: Workload, model: nn.Module, make: Any, batches: range) -> np.ndarray:
+    """(K,) standard deviations within domains over some batches, normalised to sum to one."""
+    method: Method = make(workload, copy.deepcopy(model))
+    scatter, freedom = torch.zeros(2, 4, dtype=torch.float64)
+    for number in batches:
+        domains, (inputs, targets) = workload.draw(10**6 + number)
+        measured = method.step(domains, inputs, targets, number)
+        method.model.zero_grad()
+        assert measured is not None
+        scatter += measured[0]
+        freedom += measured[1]
+    found = (scatter / freedom).clamp(min=0.0).sqrt().numpy()
+    normalised: np.ndarray = found / found.sum()
+    return normalised
+
+
+def accuracy(
+    workload: Workload, results: dict[str, Result], *, seeds: int, steps: int, batches: int
+) -> None:
+    """Add every method's errors, at the start and after ``steps`` steps."""
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = workload.build()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=workload.lr)
+        for moment, number in (("start", 0), ("trained", steps)):
+            for step in range(number):
+                _, (inputs, targets) = workload.draw(step + seed * steps)
+                workload.losses(model, inputs, targets).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, result in results.items():
+                if result.failure or name not in METHODS or name == "plain again":
+                    continue
+                # Only sketches differ from draw to draw; the others' errors show on few batches.
+                over = range(batches if "sketch" in name else min(2, batches))
+                truth = deviations(workload, model, METHODS["adaptmix exact"], over)
+                found = deviations(workload, model, METHODS[name], over)
+                result.errors.setdefault(moment, []).extend(np.abs(found / truth - 1.0))
+
+
+def quartiles(values: list[float]) -> str:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(results: dict[str, Result]) -> Iterator[str]:
+    base = results["plain"].memory
+    yield (
+        "| method | step / plain step (quartiles) | peak memory | error of v at the start, mean / max "
+        "| after training |"
+    )
+    yield "|---|---|---|---|---|"
+    for name, result in results.items():
+        if name == "plain":
+            continue
+        if result.failure:
+            yield f"| {name} | fails: {result.failure} | | | |"
+            continue
+        errors = [
+            f"{np.mean(result.errors[m]):.3f} / {np.max(result.errors[m]):.3f}"
+            if m in result.errors
+            else ""
+            for m in ("start", "trained")
+        ]
+        memory = f"{result.memory / base:.2f}"
+        yield f"| {name} | {quartiles(result.ratios)} | {memory} | {errors[0]} | {errors[1]} |"
+
+
+def picture(found: dict[str, dict[str, Result]], path: Path) -> None:
+    """Cost of an observed step against the error after training, one panel per model."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found), figsize=(4.2 * len(found), 4.0), squeeze=False)
+    for panel, (model, results) in zip(panels[0], found.items(), strict=True):
+        for number, (name, result) in enumerate(results.items()):
+            if "trained" not in result.errors:
+                continue
+            cost_percent = 100.0 * max(float(np.median(result.ratios)) - 1.0, 0.002)
+            error = max(100.0 * float(np.mean(result.errors["trained"])), 1e-3)
+            ours = name.startswith("adaptmix")
+            color = f"C{number}"
+            panel.scatter(cost_percent, error, marker="o" if ours else "x", color=color, label=name)
+        panel.set(
+            xscale="log", yscale="log", title=model, xlabel="cost of an observed step, % of it"
+        )
+        panel.axhline(5.0, color="0.8", zorder=0)
+        panel.legend(fontsize=7)
+    panels[0][0].set_ylabel("mean error of v after training, % (at least 0.001)")
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cost and accuracy of gradient statistics.")
+    parser.add_argument("--models", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--output", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    found, lines = (
+        {},
+        [
+            f"torch {torch.__version__}, CPU, 1 thread; {args.rounds} rounds; {args.seeds} seeds, "
+            f"{args.steps} training steps, {args.batches} batches"
+        ],
+    )
+    for name in args.models:
+        workload = WORKLOADS[name]
+        results, seconds = cost(workload, args.rounds)
+        results |= {k: v for k, v in cadence(workload, args.rounds).items() if k != "plain"}
+        accuracy(workload, results, seeds=args.seeds, steps=args.steps, batches=args.batches)
+        found[name] = results
+        lines += ["", f"{name}, batch {workload.size}, plain step {1e3 * seconds:.1f} ms", ""]
+        lines += table(results)
+        print("\n".join(lines[-len(results) - 4 :]), flush=True)
+    (args.output / "statistics.md").write_text("\n".join(lines) + "\n")
+    picture(found, args.output / "pictures" / "statistics.png")
+
+
+if __name__ == "__main__":
+    main()
