@@ -191,8 +191,8 @@ def quartiles(values: list[float]) -> str:
 def table(results: dict[str, Result]) -> Iterator[str]:
     base = results["plain"].memory
     yield (
-        "| method | step / plain step (quartiles) | peak memory | error of v at the start, mean / max "
-        "| after training |"
+        "| method | step / plain step (quartiles) | peak memory "
+        "| error of v at the start, mean / max | after training |"
     )
     yield "|---|---|---|---|---|"
     for name, result in results.items():

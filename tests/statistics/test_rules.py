@@ -8,12 +8,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptmix.statistics.rules import RULES, find_rule, register_rule
+from adaptmix.statistics import sketch
+from adaptmix.statistics.coverage import ParameterMap
+from adaptmix.statistics.rules import RULES, Rule, find_rule, register_rule
 
 # PyTorch's own remark on a convolution that is tested here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 B, V = 4, 7
+
+
+class Scale(nn.Module):
+    """Root mean square normalisation as model libraries write it themselves."""
+
+    def __init__(self, width: int, *, offset: float, centred: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width))
+        self.variance_epsilon = 0.1
+        self.offset, self.centred = offset, centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.offset + self.weight) * x
+
+
+def rule_of(layer: nn.Module) -> Rule | None:
+    """The rule that the probe uses for a layer by itself."""
+    return next((held.rule for held in ParameterMap(layer).layers), None)
+
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(3, 5), (3,)),
@@ -37,6 +60,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (4, 6, 8),
     ),
     "conv2d, remainder": (lambda: nn.Conv2d(2, 2, 2, stride=3), (2, 7, 7)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 2), (4, 3, 4, 5)),
+    "conv3d, strided": (
+        lambda: nn.Conv3d(4, 6, (1, 2, 3), 2, (0, 1, 1), groups=2, bias=False),
+        (4, 3, 4, 5),
+    ),
+    "group norm": (lambda: nn.GroupNorm(3, 6), (6, 4, 5)),
+    "group norm, flat": (lambda: nn.GroupNorm(1, 6, eps=0.1), (6,)),
+    "scale by another name": (lambda: Scale(5, offset=0.0), (6, 5)),
+    "scale plus one": (lambda: Scale(5, offset=1.0), (6, 5)),
     "embedding": (lambda: nn.Embedding(V, 3), (6,)),
     "embedding, one index": (lambda: nn.Embedding(V, 3), ()),
     "embedding, grid": (lambda: nn.Embedding(V, 3, padding_idx=-2), (2, 6)),
@@ -58,7 +90,7 @@ def test_matches_autograd(name: str) -> None:
     build, shape = LAYERS[name]
     layer = build().double()
     x, g = sample(layer, shape)
-    rule = find_rule(layer)
+    rule = rule_of(layer)
     assert rule is not None
     got = rule(layer, x, g)
     names = [name for name, _ in layer.named_parameters()]
@@ -70,6 +102,38 @@ def test_matches_autograd(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_its_sketch_is_that_of_the_whole_gradient(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projecting input and output gradient is projecting the gradient, on both of its sides."""
+    monkeypatch.setattr(sketch, "_NARROW", 2)
+    monkeypatch.setattr(sketch, "_VECTOR", 2)
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer = build().double()
+    x, g = sample(layer, shape)
+    parameters = ParameterMap(layer)
+    projections = sketch.Projections(parameters, seed=0)
+    projections.redraw(0)
+    batch = sketch.SketchBatch(parameters, 2, projections)
+    ones = torch.ones(B, dtype=torch.float64)
+    batch.expect(torch.arange(B) % 2, ones)
+    batch.begin(ones[0])
+    (held,) = parameters.layers
+    batch.add(held, B, batch.keep(held, x), g)
+    sums = batch.finish()
+    assert sums is not None
+    whole = held.rule(layer, x, g)
+    named = {index: whole[name] for name, index in held.indices.items()}
+    rows = torch.cat([projections.sketch(i, named[i]) for i in parameters.candidates], dim=1)
+    want = torch.stack([rows[0::2].sum(0), rows[1::2].sum(0)])
+    torch.testing.assert_close(sums.vectors, [want])
+    squares = rows.square().sum(1)
+    torch.testing.assert_close(sums.square, torch.stack([squares[0::2].sum(), squares[1::2].sum()]))
+    assert [rows.shape[1]] == [sum(projections.widths)]
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_frozen_parameters_cost_nothing(name: str) -> None:
     build, shape = LAYERS[name]
     layer = build().double()
@@ -77,7 +141,7 @@ def test_frozen_parameters_cost_nothing(name: str) -> None:
         x, g = sample(layer, shape)
         layer.requires_grad_(False)
         parameter.requires_grad_(True)
-        rule = find_rule(layer)
+        rule = rule_of(layer)
         assert rule is not None
         (only,) = rule(layer, x, g).values()
         assert only.shape == (B, *parameter.shape)
@@ -91,13 +155,15 @@ def test_frozen_parameters_cost_nothing(name: str) -> None:
         nn.Embedding(V, 3, max_norm=1.0),
         nn.Conv1d(3, 3, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv3d(3, 3, 3, padding=1, padding_mode="reflect"),
+        Scale(4, offset=0.0, centred=True),
         nn.BatchNorm1d(3),
         nn.LSTM(3, 3),
     ],
     ids=lambda layer: str(layer),
 )
-def test_layers_without_a_per_sample_gradient_have_no_rule(layer: nn.Module) -> None:
-    assert find_rule(layer) is None
+def test_layers_without_a_rule_that_holds_have_none(layer: nn.Module) -> None:
+    assert rule_of(layer) is None
 
 
 @pytest.mark.parametrize(
@@ -106,6 +172,8 @@ def test_layers_without_a_per_sample_gradient_have_no_rule(layer: nn.Module) -> 
         (nn.Linear(4, 4), (4,)),
         (nn.LayerNorm(4), (4,)),
         (nn.RMSNorm(4), (4,)),
+        (nn.GroupNorm(2, 4), (4,)),
+        (nn.Conv3d(4, 4, 1), (4, 4, 4, 4)),
         (nn.Conv1d(4, 4, 1), (4, 4)),
         (nn.Conv2d(4, 4, 1), (4, 4, 4)),
     ],
@@ -140,3 +208,11 @@ def test_registering_adds_and_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_rule(Changed(2, 2)) is rule, number
     register_rule(Changed, supports=lambda module: module.bias is None)(rule)
     assert find_rule(Changed(2, 2)) is None
+
+
+def test_a_type_may_be_named_where_it_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{Changed.__module__}.Changed"
+    monkeypatch.setitem(RULES, name, None)
+    assert find_rule(Changed(2, 2)) is None
+    rule = register_rule(name)(lambda _, x, g: {"weight": g * x})
+    assert find_rule(Changed(2, 2)) is rule
