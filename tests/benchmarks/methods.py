@@ -96,7 +96,8 @@ class OpacusSamples(Method):
         gradients = []
         for parameter in self.model.parameters():
             sample: Any = parameter.grad_sample  # type: ignore[attr-defined]
-            gradients.append(sum(sample) if isinstance(sample, list) else sample)
+            uses: list[Tensor] = sample if isinstance(sample, list) else [sample]
+            gradients.append(torch.stack(uses).sum(0) if len(uses) > 1 else uses[0])
             parameter.grad_sample = None  # type: ignore[attr-defined]
         return centred(domains, gradients)
 
@@ -163,7 +164,7 @@ class _Called(nn.Module):
         self.__dict__["held"] = (model, call)
 
     def forward(self, inputs: Tensor) -> Any:
-        model, call = self.held
+        model, call = self.__dict__["held"]
         return call(model, inputs)
 
 

@@ -62,18 +62,20 @@ def class_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def bigrams(vocabulary: int, length: int) -> Callable[[torch.Generator, Tensor], Batch]:
-    """Rows of Markov chains over 1/32 to all of the vocabulary, ever less predictable."""
+    """Rows of Markov chains over 1/64 to all of the vocabulary, ever less predictable."""
     source = torch.Generator().manual_seed(1)
-    states = [vocabulary >> shift for shift in (5, 3, 1, 0)]
-    follow = [torch.randint(n, (n, 8), generator=source) for n in states]
-    surprise = [0.02, 0.1, 0.3, 0.6]
+    states = [vocabulary >> shift for shift in (6, 4, 2, 0)]
+    successors, surprise = [1, 2, 4, 8], [0.01, 0.1, 0.3, 0.6]
+    follow = [
+        torch.randint(n, (n, m), generator=source) for n, m in zip(states, successors, strict=True)
+    ]
 
     def batch(generator: torch.Generator, domains: Tensor) -> Batch:
         rows = []
         for domain in domains.tolist():
             n, row = states[domain], torch.zeros(length + 1, dtype=torch.int64)
             row[0] = torch.randint(n, (), generator=generator)
-            choice = torch.randint(8, (length,), generator=generator)
+            choice = torch.randint(successors[domain], (length,), generator=generator)
             fresh = torch.randint(n, (length,), generator=generator)
             jump = torch.rand(length, generator=generator) < surprise[domain]
             for t in range(length):

@@ -154,7 +154,7 @@ def test_state_is_small_whatever_the_model() -> None:
     probe = attached(model, "sketch")
     tokens = torch.randint(5000, (B, 9))
     (vectors,) = sums_of(probe, lambda: model(tokens).square().mean((1, 2))).vectors
-    assert vectors.shape == (K, 256 + 256 + 16 + 256 + 256)
+    assert vectors.shape == (K, 32 * 32 + 32 * 32 + 32 + 256 + 256)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
