@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from adaptmix.statistics.layers import rms_norm_by_another_name
+from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.rules import Rule, find_rule
 
 
@@ -21,10 +22,13 @@ class Coverage:
         share: share that is seen of the elements of the parameters that the estimator is for: all
             trainable ones or, with estimator "norm", those of normalisation layers; in [0, 1].
         unseen: {module name: type name} of the modules that hold the others.
+        mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], as
+            of the first observed micro-batch; None before it, and of sharded models.
     """
 
     share: float
     unseen: Mapping[str, str]
+    mass: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,7 @@ class ParameterMap:
         self._holders: list[tuple[str, str, frozenset[int]]] = []
         self._refused: set[int] = set()
         self._seen: set[int] = set()
+        self._mass: GradientMass | None = None
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
@@ -127,13 +132,22 @@ class ParameterMap:
         """Note that gradients of these parameters arrived."""
         self._seen.update(indices)
 
+    def weigh(self, model: nn.Module) -> GradientMass:
+        """Listen to the next backward pass for how much of the gradient each parameter holds."""
+        numbers = self._numbers
+        self._mass = GradientMass(
+            {numbers[id(p)]: p for p in model.parameters() if id(p) in numbers and p.requires_grad}
+        )
+        return self._mass
+
     @property
     def coverage(self) -> Coverage:
         """What is seen; before the first gradient arrives, what should be."""
         seen = (self._seen or set(self.candidates)) - self._refused
         sizes = [shape.numel() for shape in self.shapes]
         share = sum(sizes[i] for i in seen) / sum(sizes)
-        return Coverage(share, {name: kind for name, kind, held in self._holders if held - seen})
+        unseen = {name: kind for name, kind, held in self._holders if held - seen}
+        return Coverage(share, unseen, None if self._mass is None else self._mass.share(seen))
 
 
 def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
 from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.layers import Normalisation
+from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
 
 ESTIMATORS = ("sketch", "exact", "norm")
@@ -74,6 +75,7 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._warned = False
+        self._mass: GradientMass | None = None
         self._drop()
 
     def _drop(self) -> None:
@@ -124,6 +126,7 @@ class GradientProbe:
             return
         self._attached = False
         self._observe(False)
+        self._stop_weighing()
         _watched.difference_update(layer.module for layer in self._parameters.layers)
         self._drop()
 
@@ -183,6 +186,7 @@ class GradientProbe:
         batch, self._upcoming = self._upcoming, self._new_batch()
         if not self._inspected:
             self._parameters.refuse_used_outside(loss, batch.calls)
+            self._mass = self._parameters.weigh(unwrapped(self._model))
             self._inspected = True
         batch.calls.clear()
         batch.expect(domains, factors)
@@ -193,12 +197,15 @@ class GradientProbe:
         """Return the sums over the micro-batches since the last call, or None without any.
 
         Warns:
-            CoverageWarning: once, when less than 0.9 of the parameters is seen.
+            CoverageWarning: once, when less than 0.9 of the parameters or, from the second
+                observation on, of their gradient is seen.
         """
         self._finish()
         total, self._total = self._total, None
         if self._observing:
-            self._check_coverage()
+            # The mass of this very step's gradient is still on its way.
+            self._check_coverage(with_mass=self._mass is None)
+            self._stop_weighing()
         return total
 
     def _finish(self) -> None:
@@ -248,15 +255,25 @@ class GradientProbe:
         with torch.autocast(gradient.device.type, enabled=False):
             batch.add(layer, size, kept, gradient.detach())
 
-    def _check_coverage(self) -> None:
+    def _stop_weighing(self) -> None:
+        if self._mass is not None:
+            self._mass.close()
+            self._mass = None
+
+    def _check_coverage(self, *, with_mass: bool = False) -> None:
+        if self._warned:
+            return
         coverage = self.coverage
-        if self._warned or coverage.share >= _COVERAGE_EXPECTED:
+        share, what = coverage.share, "trainable parameters"
+        if with_mass and coverage.mass is not None and coverage.mass < share:
+            share, what = coverage.mass, "gradient's squared norm"
+        if share >= _COVERAGE_EXPECTED:
             return
         self._warned = True
         kinds = ", ".join(sorted(set(coverage.unseen.values())))
         warnings.warn(
-            f"The gradient probe sees {coverage.share:.0%} of the trainable parameters, so "
-            f"gradient variances come out too small. Not seen: parameters in {kinds}. Types "
+            f"The gradient probe sees {share:.0%} of the {what}, so gradient "
+            f"variances come out too small. Not seen: parameters in {kinds}. Types "
             "without a rule get one by adaptmix.register_rule; layers with one "
             "must be called, not have their weights used elsewhere, on inputs of shape (B, ...).",
             CoverageWarning,

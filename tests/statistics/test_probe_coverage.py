@@ -282,3 +282,46 @@ def test_batch_normalisation_is_a_named_warning() -> None:
     probe = GradientProbe(model, 2)
     with pytest.warns(CoverageWarning, match="normalises over the batch"):
         probe.attach()
+
+
+class Loud(nn.Module):
+    """Few parameters without a rule that hold most of the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gain = nn.Linear(200, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.body(0.01 * x) + 30.0 * self.gain
+        return output
+
+
+def test_what_is_seen_of_the_gradient_counts_as_well(estimator: str) -> None:
+    """The warning comes an observation later: the first does not wait for its own gradient."""
+    model, targets = Loud().double(), torch.randint(8, (B,))
+    inputs = torch.randn(B, 200, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as early:
+        warnings.simplefilter("always")
+        probe = attached(model, estimator)
+        assert probe.coverage.mass is None
+        observe(probe, model, inputs, targets, factors=torch.ones(B))
+    assert not early
+    held = {
+        name: float(p.grad.square().sum())
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    mass = 1.0 - held["gain"] / sum(held.values())
+    assert probe.coverage.share == pytest.approx(1608 / 1616)
+    assert probe.coverage.mass == pytest.approx(mass)
+    assert mass < 0.1
+    with pytest.warns(CoverageWarning, match=r"sees 0% of the gradient's squared norm.*in Loud"):
+        observe(probe, model, inputs, targets, factors=torch.ones(B))
+
+
+def test_the_gradient_is_weighed_once_and_nothing_stays_on_the_parameters() -> None:
+    model, data = mlp().double(), (torch.randn(B, 5).double(), torch.randint(4, (B,)))
+    probe = attached(model)
+    observe(probe, model, *data)
+    assert probe.coverage.mass == pytest.approx(1.0)
+    assert not any(p._backward_hooks for p in model.parameters())

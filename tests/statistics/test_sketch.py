@@ -13,7 +13,18 @@ from torch.utils.checkpoint import checkpoint
 from adaptmix.statistics import sketch
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.probe import GradientProbe
-from tests.statistics.cases import CASES, DOMAINS, B, K, Stack, attached, losses, observe
+from tests.statistics.cases import (
+    CASES,
+    DOMAINS,
+    B,
+    K,
+    Stack,
+    assert_same,
+    attached,
+    losses,
+    observe,
+    reference,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -120,6 +131,16 @@ def test_a_tied_weight_has_one_sketch_of_the_sum_of_its_uses() -> None:
     got = observe(attached(model := Difference(), "sketch"), model, *data_of(40))
     assert got is not None
     assert float(got.square.abs().max()) < 1e-20
+
+
+def test_layers_that_share_weights_and_biases_crosswise(estimator: str) -> None:
+    """The third layer's weight is the first's, and its bias the second's."""
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    layers[2].weight, layers[2].bias = layers[0].weight, layers[1].bias
+    model = Stack(nn.Linear(8, 8), [nn.Sequential(*layers)], nn.Linear(8, 4)).double()
+    probe = attached(model, estimator)
+    data = data_of(8)
+    assert_same(observe(probe, model, *data), reference(probe, model, *data))
 
 
 def data_of(width: int) -> tuple[Tensor, Tensor]:
