@@ -173,6 +173,10 @@ class Controller:
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
 
+        The model may be compiled, wrapped and sharded, before or after. Compiled code ignores
+        hooks, so from before an observed step until after it all compiled code of the process
+        runs uncompiled, if the model or a part of it is compiled.
+
         Raises:
             ValueError: a probe is installed already, or the model has no parameters to watch.
         """

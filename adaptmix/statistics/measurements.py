@@ -124,7 +124,8 @@ class Measurements:
             if gradients is None:
                 raise ValueError(
                     "loss() must be followed by backward() through the watched model; its probe "
-                    "saw no gradient in an observed step. Watch the model that is trained."
+                    "saw no gradient in an observed step. Watch the model that is trained, and "
+                    "compile the model, not a whole step of training."
                 )
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:

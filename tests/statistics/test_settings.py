@@ -129,15 +129,21 @@ def test_compiled_models_run_uncompiled_in_observed_steps_only(
     probe.detach()
 
 
-def test_other_compiled_code_stays_compiled_when_the_model_is_not() -> None:
-    """Uncompiled, some kernels need far more memory."""
-    torch.compiler.reset()
-    compilations = []
+def counted_compilations() -> tuple[list[object], Callable[..., object]]:
+    """A list of what was compiled, and the backend that fills it."""
+    compilations: list[object] = []
 
     def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
         compilations.append(module)
         return module.forward
 
+    return compilations, backend
+
+
+def test_other_compiled_code_stays_compiled_when_the_model_is_not() -> None:
+    """Uncompiled, some kernels need far more memory."""
+    torch.compiler.reset()
+    compilations, backend = counted_compilations()
     attached(mlp().double()).arm(True, step=0)
     torch.compile(torch.sin, backend=backend)(torch.ones(1))
     assert len(compilations) == 1
@@ -145,12 +151,7 @@ def test_other_compiled_code_stays_compiled_when_the_model_is_not() -> None:
 
 def test_compiled_code_runs_compiled_again_once_the_probe_is_gone() -> None:
     torch.compiler.reset()
-    compilations = []
-
-    def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
-        compilations.append(module)
-        return module.forward
-
+    compilations, backend = counted_compilations()
     model = torch.compile(mlp(), backend=backend)
     assert isinstance(model, nn.Module)
     probe = attached(model)
