@@ -14,6 +14,7 @@ from tests.statistics.cases import (
     DOMAINS,
     FACTORS,
     B,
+    K,
     Stack,
     assert_same,
     attached,
@@ -109,6 +110,18 @@ def test_chunks_of_samples_change_nothing(
     probe = attached(model, estimator)
     got = observe(probe, model, inputs, targets)
     assert_same(got, reference(probe, model, inputs, targets))
+
+
+def test_products_of_vectors_are_a_short_cut_only(
+    estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many domains, per-sample gradients of layers with 2-D inputs are formed after all."""
+    model, data = mlp().double(), CASES["mlp"][1]()
+    probe = attached(model, estimator)
+    short = observe(probe, model, *data)
+    assert short is not None
+    monkeypatch.setattr(gradients, "_FEW_DOMAINS", K - 1)
+    assert_same(observe(probe, model, *data), short)
 
 
 def test_samples_without_weight_are_left_out_even_when_not_finite(estimator: str) -> None:
