@@ -1,9 +1,10 @@
 """Cost and accuracy of gradient statistics: adaptmix against plain training and other packages.
 
 Cost: in one process, single steps of every method take turns in random order, each between two
-plain steps by whose mean its time is divided; "plain again" is the noise floor. Observed steps are
-timed as such, and the default cadence also as a whole, in blocks of ten steps. Memory is the peak
-of the resident set during a step, over what was resident before, divided by that of a plain step.
+plain steps by whose mean its processor time is divided; "plain again" is the noise floor. Observed
+steps are timed as such, and the default cadence also as a whole, in blocks of ten steps. Memory is
+the peak of the resident set during a step, over what was resident before, divided by that of a
+plain step.
 
 Accuracy: of one model's weights, at the start and after training, the standard deviations within
 domains that a method finds on some batches, normalised to sum to one, are compared with the exact
@@ -65,10 +66,10 @@ class Trainer:
         self._number += 1
 
     def seconds(self, steps: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(steps):
             self.step()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def peak(self) -> float:
         """Bytes that a step takes at most, beyond what is resident before it."""
