@@ -31,6 +31,13 @@ class JointSolution:
         """The objective at (loss, sampling), in units of ``grad_var`` per sample."""
         return self._program.value(self.loss, self.sampling)
 
+    def promises(self, loss: FloatArray, sampling: FloatArray) -> float:
+        """Return which part of other weights' error this solution saves, in [0, 1]."""
+        other, own = (
+            self._program.error(w, p) for w, p in ((loss, sampling), (self.loss, self.sampling))
+        )
+        return max(0.0, 1.0 - own / other) if own < other else 0.0
+
     @cached_property
     def kkt_residual(self) -> float:
         """``joint_residual`` of this solution, relative."""

@@ -84,6 +84,11 @@ class Program:
         error = (self.importance * loss) ** 2 * self.grad_var
         return float((error[used] / self.samples(shares)[used]).sum())
 
+    def error(self, loss: FloatArray, shares: FloatArray) -> float:
+        """Return the objective over the squared signal Σ π w h, which scales of w leave alone."""
+        signal = float((self.importance * loss) @ (np.sqrt(self.grad_var) * self.strength))
+        return self.value(loss, shares) / signal**2 if signal > 0.0 else np.inf
+
     @cached_property
     def multiplier(self) -> tuple[float, int]:
         """The t at which tilted weights pay what their bias costs, and passes made to find it.

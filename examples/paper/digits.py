@@ -23,7 +23,7 @@ from adaptmix import Controller, Mixture, noise
 from adaptmix.policies import Joint
 
 SIZES = {"clean": 300, "other": 900}
-HELD_OUT = 75
+HELD_OUT = 150
 BATCH = 32
 EVERY = 20
 RATE = 2e-3
@@ -69,7 +69,12 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     controller = Controller(
-        mixture, policy=make_policy(policy, mixture, Joint()), observe_every=10, lag=0, seed=seed
+        mixture,
+        policy=make_policy(policy, mixture, Joint()),
+        observe_every=10,
+        estimator="exact",
+        lag=0,
+        seed=seed,
     )
     controller.watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)

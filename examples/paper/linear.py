@@ -81,6 +81,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         mixture,
         policy=make_policy(policy, mixture, joint),
         observe_every=5,
+        estimator="exact",
         lag=0,
         seed=seed,
     )

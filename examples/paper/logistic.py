@@ -23,7 +23,7 @@ from adaptmix.policies import Joint
 
 DIMENSION = 10
 BATCH = 16
-HELD_OUT = 100
+HELD_OUT = 500
 TEST = 2000
 EVERY = 10
 LENGTH = 3.0  # of the true parameter: most labels follow from their row
@@ -70,7 +70,9 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     chosen = make_policy(policy, mixture, Joint())
-    controller = Controller(mixture, policy=chosen, observe_every=10, lag=0, seed=seed)
+    controller = Controller(
+        mixture, policy=chosen, observe_every=10, estimator="exact", lag=0, seed=seed
+    )
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     risks = []

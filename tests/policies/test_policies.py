@@ -87,7 +87,7 @@ def test_joint_by_default_is_its_own_limit_of_noise_alone() -> None:
 
 
 def test_joint_with_sizes_is_the_whole_program() -> None:
-    policy = Joint(use_sizes=True, batch_size=20, horizon=300, lower=0.05)
+    policy = Joint(use_sizes=True, batch_size=20, horizon=10, lower=0.05)
     weights = run(policy, INFO, STATS)
     solution = joint_weights(
         STATS.grad_var,
@@ -95,7 +95,7 @@ def test_joint_with_sizes_is_the_whole_program() -> None:
         importance=PI,
         sizes=INFO.sizes,
         batch_size=20,
-        horizon=300,
+        horizon=10,
         lower=0.05,
     )
     np.testing.assert_allclose(weights.loss, solution.loss, rtol=1e-14)
@@ -103,8 +103,22 @@ def test_joint_with_sizes_is_the_whole_program() -> None:
     np.testing.assert_allclose(weights.sampling, neyman_shares(scale, lower=0.05), rtol=1e-9)
 
 
+def test_joint_takes_the_limit_where_the_whole_program_promises_little() -> None:
+    stats = DomainStats(grad_var=[1.0, 1e4], noise=[1.0, 100.0])  # equal v/σ²: a tie
+    info = Domains(("flat", "steep"), [500, 500])
+    policy = Joint(use_sizes=True, batch_size=16, horizon=75)
+    weights, state = policy.update(stats, policy.init(info))
+    limit = run(chain(FGLS(), VarianceAware(batch_size=16)), info, stats)
+    np.testing.assert_allclose(weights.loss, limit.loss, rtol=1e-12)
+    np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
+    luck = DomainStats(grad_var=[1.1, 1e4], noise=[0.95, 100.0])
+    weights, _ = policy.update(luck, state)  # by estimates that are a little off, too
+    limit = run(chain(FGLS(), VarianceAware(batch_size=16)), info, luck)
+    np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
+
+
 def test_joint_averages_the_curvature_when_sizes_count() -> None:
-    policy = Joint(use_sizes=True, batch_size=20, horizon=300)
+    policy = Joint(use_sizes=True, batch_size=20, horizon=10)
     state = policy.init(INFO)
     for factor in (0.5, 2.0):  # v² off by these, σ² right: the curvature's mean logarithm is right
         stats = DomainStats(grad_var=STATS.grad_var * [factor, 1, 1 / factor, 1], noise=STATS.noise)

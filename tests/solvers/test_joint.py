@@ -15,6 +15,7 @@ from adaptmix.checks import FloatArray
 from adaptmix.solvers import fgls_weights, gap_weights, joint_residual, joint_weights, neyman_shares
 
 TOLERANCE = 1e-9
+DATA: dict[str, Any] = {"importance": np.full(3, 1 / 3), "batch_size": 4, "horizon": 5}
 wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent)
 
 
@@ -132,6 +133,18 @@ def test_equals_a_general_solver_on_both_weights(seed: int) -> None:
     assert solution.value == pytest.approx(value(np.concatenate((u, solution.sampling))))
 
 
+def test_what_a_solution_promises_over_other_weights() -> None:
+    data: dict[str, Any] = {"sizes": np.full(3, 10.0), **DATA, "lower": 0.1}
+    solution = joint_weights([9.0, 4.0, 1.0], [1.0, 2.0, 1.0], **data)
+    assert solution.promises(solution.loss, solution.sampling) == 0.0
+    loss, shares = np.ones(3), np.full(3, 1 / 3)
+    errors = []
+    for w, p in ((loss, shares), (solution.loss, solution.sampling)):
+        spent = (w**2 * np.array([9.0, 4.0, 1.0]) * (1 / 10 + 1 / 20 / p)).sum()
+        errors.append(spent / (w @ [9.0, 2.0, 1.0]) ** 2)
+    assert solution.promises(loss, shares) == pytest.approx(1.0 - errors[1] / errors[0])
+
+
 def test_beats_every_perturbation() -> None:
     rng = np.random.default_rng(1)
     grad_var, noise, pi, n = rng.lognormal(0.0, 1.0, (4, 6))
@@ -182,9 +195,6 @@ def test_equal_domains_share_evenly(
     )
     np.testing.assert_allclose(solution.sampling, 1.0 / size, rtol=1e-9)
     np.testing.assert_allclose(solution.loss, 1.0, rtol=1e-9)
-
-
-DATA: dict[str, Any] = {"importance": np.full(3, 1 / 3), "batch_size": 4, "horizon": 5}
 
 
 def test_infinite_sizes() -> None:
