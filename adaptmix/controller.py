@@ -38,8 +38,8 @@ class Controller:
             "variance_aware" otherwise, which leaves the objective as it is. Policies by name
             shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
-        observe_every: optimizer steps between observations of per-sample gradients; half of
-            ``update_every`` when None, and all of it with the dearer estimator "exact".
+        observe_every: optimizer steps between observations of per-sample gradients;
+            ``update_every`` when None.
         estimator: of gradient statistics. "sketch": unbiased, from random projections of each
             sample's gradient, a few percent of a step per observation; "exact": from whole
             per-sample gradients; "norm": from those of normalisation layers only, the cheapest,
@@ -88,8 +88,7 @@ class Controller:
         self.mixture = mixture
         self._update_every = integer("update_every", update_every, minimum=1)
         self._estimator = choice("estimator", estimator, ESTIMATORS)
-        every = update_every if estimator == "exact" else max(1, update_every // 2)
-        every = every if observe_every is None else observe_every
+        every = update_every if observe_every is None else observe_every
         self._observe_every = integer("observe_every", every, minimum=1)
         self._adapting = choice("mode", mode, _MODES) == "adapt"
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)

@@ -95,11 +95,12 @@ def main() -> None:
     print("| estimator | every | half-life | variance ratio, median / 90 % / max | equal shares |")
     print("|---|---|---|---|---|")
     for estimator, every, half_life in (
-        ("sketch", 5, 50.0),
+        ("sketch", 10, 50.0),
         ("exact", 10, 50.0),
-        ("norm", 5, 50.0),
-        ("sketch", 5, 25.0),
-        ("sketch", 5, 100.0),
+        ("norm", 10, 50.0),
+        ("sketch", 5, 50.0),
+        ("sketch", 10, 25.0),
+        ("sketch", 10, 100.0),
     ):
         found = [
             row

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from adaptmix.statistics import GradientProbe
 from tests.benchmarks.workloads import DOMAINS, gpt2, token_losses
 
-CADENCE, BLOCK, VOCABULARY = 5, 10, 50257
+CADENCE, BLOCK, VOCABULARY = 10, 10, 50257
 
 
 @contextmanager
@@ -109,7 +109,12 @@ def main() -> None:
     print("| model | loop | ms per step | step / plain step (quartiles) | peak memory |")
     print("|---|---|---|---|---|")
     for compiled in (False, True):
-        cadences = {"plain": 0, "plain again": 0, "every 5 steps": CADENCE, "every step": 1}
+        cadences = {
+            "plain": 0,
+            "plain again": 0,
+            f"every {CADENCE} steps": CADENCE,
+            "every step": 1,
+        }
         arms = {
             name: Arm(every=every, compiled=compiled, rows=args.rows, length=args.length)
             for name, every in cadences.items()
