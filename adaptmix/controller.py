@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import checkpoint, distributed
 from adaptmix.checks import FloatArray, choice, integer, number
-from adaptmix.data import Draw, Loader, Mixture, Plan
+from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
 from adaptmix.efficiency import predicted_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
 from adaptmix.guards import Guards
@@ -109,8 +109,7 @@ class Controller:
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
         self._board: TensorBoardLog | None = None
         self._micro = 0
-        self._accumulation = 1
-        self._world_size = 1
+        self._layout = Layout(1)
         self._step_rows = 0
 
     # What the user calls.
@@ -142,10 +141,32 @@ class Controller:
             LagError: workers would run further ahead than ``lag``.
             StateError: another global batch than the restored run's.
         """
+        sampler = self.sampler(batch_size, accumulation=accumulation, steps=steps)
+        return Loader(sampler, num_workers=num_workers, collate_fn=collate_fn, **dataloader_options)
+
+    def sampler(
+        self,
+        batch_size: int,
+        *,
+        accumulation: int = 1,
+        steps: int | None = None,
+        epoch_steps: int | None = None,
+    ) -> PlanSampler:
+        """Return the batch sampler of this run, for trainers that make the loader themselves.
+
+        Args:
+            batch_size: rows of a micro-batch on this process.
+            accumulation: micro-batches per optimizer step.
+            steps: as for ``loader``.
+            epoch_steps: optimizer steps of one iteration; all that are left when None.
+
+        Raises:
+            ValueError: an option out of its range.
+            StateError: another global batch than the restored run's.
+        """
         rank, world_size = distributed.world()
-        batch_size = integer("batch_size", batch_size, minimum=1)
-        accumulation = integer("accumulation", accumulation, minimum=1)
-        step_rows = batch_size * world_size * accumulation
+        layout = Layout(batch_size, accumulation, rank, world_size)
+        step_rows = layout.step_rows
         if self.completed and self._step_rows != step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {self._step_rows} in a run; got "
@@ -154,20 +175,10 @@ class Controller:
             )
         if steps is None:
             steps = max(1, len(self.mixture) // step_rows)
-        loader = Loader(
-            self._plan,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            steps=steps,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            **dataloader_options,
-        )
-        self._accumulation, self._step_rows, self._world_size = accumulation, step_rows, world_size
+        sampler = PlanSampler(self._plan, layout, steps=steps, epoch_steps=epoch_steps)
+        self._layout, self._step_rows = layout, step_rows
         self._steering.prepare(batch_size=step_rows, horizon=steps)
-        return loader
+        return sampler
 
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
@@ -215,12 +226,16 @@ class Controller:
         measurements = self._measurements
         measurements.start_lengths(domains, rows.tokens)
         if self._adapting:
-            mine = self._step_rows // self._world_size
             total, factors = self._scaler.weighted(
-                rows, domains, draw, self._weights, lengths=measurements.lengths, micro_rows=mine
+                rows,
+                domains,
+                draw,
+                self._weights,
+                lengths=measurements.lengths,
+                micro_rows=self._layout.process_rows,
             )
         else:
-            total, factors = self._scaler.plain(rows, self._accumulation)
+            total, factors = self._scaler.plain(rows, self._layout.accumulation)
         fresh = draw.fresh.to(device, non_blocking=True)
         measurements.record(domains, rows.values, rows.tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self._observing:
@@ -250,9 +265,9 @@ class Controller:
             ValueError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
         """
-        if self._micro != self._accumulation:
+        if self._micro != self._layout.accumulation:
             raise ValueError(
-                f"step() must follow {self._accumulation} calls of loss(), one per micro-batch; "
+                f"step() must follow {self._layout.accumulation} calls of loss(), one per micro-batch; "
                 f"got {self._micro}. Call controller.loss(...) first, and step() once per "
                 "optimizer.step()."
             )
@@ -427,7 +442,7 @@ class Controller:
                 "draw must be one of this controller's; got another controller's. Use the loader "
                 "and the loss of the same controller."
             )
-        expected = self.completed * self._accumulation + self._micro
+        expected = self.completed * self._layout.accumulation + self._micro
         if draw.ordinal != expected:
             raise ValueError(
                 f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "

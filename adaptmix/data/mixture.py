@@ -175,6 +175,11 @@ class Mixture(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         return self._dataset[row]
 
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """Return several rows, at once where the dataset can (as a Hugging Face dataset does)."""
+        several = getattr(self._dataset, "__getitems__", None)
+        return [self._dataset[row] for row in rows] if several is None else list(several(rows))
+
 
 def _is_map_style(dataset: Any) -> bool:
     # IterableDataset inherits a __getitem__ that only raises.

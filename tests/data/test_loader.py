@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptmix.data import Draw, Loader, Plan
+from adaptmix.data import Draw, Layout, Loader, Plan, PlanSampler
 from adaptmix.errors import ExhaustedLoaderWarning, LagError
 from tests import helpers_data as helpers
 from tests.helpers_data import simplex
@@ -23,15 +23,10 @@ def keep(rows: list[Any]) -> list[Any]:
 
 
 def loader_of(plan: Plan, **options: Any) -> Loader:
-    defaults: dict[str, Any] = {
-        "batch_size": 4,
-        "accumulation": 1,
-        "steps": STEPS,
-        "rank": 0,
-        "world_size": 1,
-        "collate_fn": keep,
-    }
-    return Loader(plan, **(defaults | options))
+    shape = {"batch_size": 4, "accumulation": 1, "rank": 0, "world_size": 1}
+    layout = Layout(**{name: options.pop(name, value) for name, value in shape.items()})
+    sampler = PlanSampler(plan, layout, steps=options.pop("steps", STEPS))
+    return Loader(sampler, **({"collate_fn": keep} | options))
 
 
 def train(plan: Plan, *, stop: int = STEPS, **options: Any) -> list[tuple[list[int], Draw]]:
