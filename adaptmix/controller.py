@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,7 +25,7 @@ from adaptmix.report import report
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
-from adaptmix.tensorboard import TensorBoardLog
+from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
 
 _MODES = ("adapt", "observe")
@@ -220,9 +222,7 @@ class Controller:
         """
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask)
-        terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
-        device = rows.values.device
-        domains = draw.domains.to(device, non_blocking=True)
+        domains = draw.domains.to(rows.values.device, non_blocking=True)
         measurements = self._measurements
         measurements.start_lengths(domains, rows.tokens)
         if self._adapting:
@@ -236,12 +236,79 @@ class Controller:
             )
         else:
             total, factors = self._scaler.plain(rows, self._layout.accumulation)
-        fresh = draw.fresh.to(device, non_blocking=True)
-        measurements.record(domains, rows.values, rows.tokens, noise=terms, fresh=fresh)
-        if measurements.probe is not None and self._observing:
+        self._record(total, draw, factors, rows.values, rows.tokens, noise)
+        return total
+
+    def multipliers(self, draw: Draw) -> Tensor:
+        """Return what each row's share of a mean loss is to be multiplied by, (B,).
+
+        A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
+        expectation, once its rows' gradients are multiplied so; ``adaptmix.seams`` does that where
+        rows' losses cannot be had one by one. Call ``observe`` for the same draw afterwards.
+
+        Raises:
+            ValueError: a draw of another controller or of another step.
+        """
+        self._check_draw(draw)
+        if not self._adapting:
+            return torch.ones(len(draw))
+        lengths = self._measurements.lengths
+        counts = self._weights.importance * self._weights.loss
+        divisor = draw.domain_shares * lengths / float(draw.domain_shares @ lengths)
+        table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
+        return torch.from_numpy(table)[draw.domains]
+
+    def observe(
+        self,
+        loss: Tensor,
+        draw: Draw,
+        *,
+        factors: Tensor,
+        losses: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: NoiseTerms | Tensor | None = None,
+    ) -> None:
+        """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
+
+        Args:
+            loss: () the scalar that ``backward()`` is called on.
+            draw: what the micro-batch was drawn as.
+            factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
+                with unit "token" their sum.
+            losses: as for ``loss``; unknown when None.
+            mask: as for ``loss``.
+            noise: as for ``loss``.
+
+        Raises:
+            TypeError: as ``loss`` does.
+            ValueError: as ``loss`` does.
+        """
+        self._check_draw(draw)
+        values, tokens = None, torch.ones(len(draw), device=loss.device)
+        if losses is not None:
+            rows = self._scaler.rows(losses, draw, mask)
+            values, tokens = rows.values, rows.tokens
+            self._measurements.start_lengths(draw.domains.to(values.device), tokens)
+        self._record(loss, draw, factors, values, tokens, noise)
+
+    def _record(
+        self,
+        total: Tensor,
+        draw: Draw,
+        factors: Tensor,
+        values: Tensor | None,
+        tokens: Tensor,
+        noise: NoiseTerms | Tensor | None,
+    ) -> None:
+        terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
+        domains, fresh = (
+            part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
+        )
+        measurements = self._measurements
+        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
+        if measurements.probe is not None and self.observing:
             measurements.probe.expect(domains, factors, total)
         self._micro += 1
-        return total
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows, once training has been through all of a domain.
@@ -265,13 +332,14 @@ class Controller:
             ValueError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
         """
-        if self._micro != self._layout.accumulation:
+        accumulation = self._layout.accumulation
+        if self._micro != accumulation:
             raise ValueError(
-                f"step() must follow {self._layout.accumulation} calls of loss(), one per micro-batch; "
+                f"step() must follow {accumulation} calls of loss(), one per micro-batch; "
                 f"got {self._micro}. Call controller.loss(...) first, and step() once per "
                 "optimizer.step()."
             )
-        observed = self._observing
+        observed = self.observing
         self._micro = 0
         self._plan.advance()
         if self._measurements.read():
@@ -320,9 +388,7 @@ class Controller:
             target: a directory, or a SummaryWriter.
         """
         if distributed.world()[0] == 0:
-            self._board = TensorBoardLog(
-                target, self.mixture.domains, step=self.completed, sampler=self._plan.sampler
-            )
+            self._board = TensorBoardLog(target, self.mixture.domains, step=self.completed)
 
     # What the user reads.
 
@@ -347,9 +413,26 @@ class Controller:
         return self._plan.completed
 
     @property
+    def observing(self) -> bool:
+        """Whether the next step to train is one whose gradients are observed."""
+        # The last step before an update, so that the update knows the newest gradients.
+        return (self.completed + 1) % self._observe_every == 0
+
+    @property
     def predicted_gain(self) -> float:
         """How many times quieter the gradient is with the best shares than by importance."""
         return predicted_gain(self.proposed, self.statistics, sampler=self._plan.sampler)
+
+    def scalars(self) -> dict[str, float]:
+        """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
+        in_force = self._plan.shares_at(self.completed) * self._measurements.lengths
+        return scalars(
+            self.mixture.domains,
+            weights=self.proposed,
+            stats=self.statistics,
+            in_force=normalise(in_force),
+            sampler=self._plan.sampler,
+        )
 
     def report(self) -> str:
         """Return a table of the proposed weights, the statistics and the predicted gain."""
@@ -425,14 +508,9 @@ class Controller:
 
     # How it works.
 
-    @property
-    def _observing(self) -> bool:
-        # The last step before an update, so that the update knows the newest gradients.
-        return (self.completed + 1) % self._observe_every == 0
-
     def _arm(self) -> None:
         if self._measurements.probe is not None:
-            self._measurements.probe.arm(self._observing, step=self.completed)
+            self._measurements.probe.arm(self.observing, step=self.completed)
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):
@@ -463,10 +541,7 @@ class Controller:
         self._guards.check_weights(self.proposed)
         self._publish()
         if self._board is not None:
-            in_force = self._plan.shares_at(self.completed) * self._measurements.lengths
-            self._board.write(
-                self.completed, weights=self.proposed, stats=stats, in_force=normalise(in_force)
-            )
+            self._board.write(self.completed, self.scalars())
 
     def _publish(self, *, between_steps: bool = True) -> None:
         if self._adapting:

@@ -17,6 +17,10 @@ class MissingStatisticError(ValueError):
     """A policy needs a statistic that the run does not supply."""
 
 
+class SeamError(RuntimeError):
+    """The place where a trainer's loss is weighted did not see what it has to see."""
+
+
 class AdaptmixWarning(UserWarning):
     """Base class of every warning adaptmix emits, so that one filter catches them all."""
 

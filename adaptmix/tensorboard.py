@@ -14,8 +14,63 @@ from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.simplex import effective_domains
 from adaptmix.types import DomainStats, Weights
 
+PREFIX = "adaptmix/"
 _PER_DOMAIN = ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
 _OVERALL = ("effective_domains", "variance_ratio", "predicted_gain")
+
+
+def scalars(
+    names: Sequence[str],
+    *,
+    weights: Weights,
+    stats: DomainStats,
+    in_force: FloatArray,
+    sampler: str,
+) -> dict[str, float]:
+    """Return what one update has to show, by tag; what is not known is left out.
+
+    Args:
+        names: K domain names.
+        weights: what the policy proposes.
+        stats: what it went by.
+        in_force: (K,) shares the next step is drawn with.
+        sampler: "stratified" or "multinomial".
+    """
+    columns = (
+        weights.sampling,
+        weights.loss,
+        np.sqrt(stats.grad_var),
+        stats.loss_mean,
+        stats.seen,
+    )
+    values = {
+        f"{quantity}/{name}": float(value)
+        for quantity, column in zip(_PER_DOMAIN, columns, strict=True)
+        for name, value in zip(names, column, strict=True)
+    }
+    overall = (
+        effective_domains(weights.sampling),
+        variance_ratio(in_force, weights, stats, sampler=sampler),
+        predicted_gain(weights, stats, sampler=sampler),
+    )
+    values |= dict(zip(_OVERALL, overall, strict=True))
+    return {tag: float(value) for tag, value in values.items() if np.isfinite(value)}
+
+
+def layout(names: Sequence[str], *, prefix: str = "") -> dict[str, dict[str, list[Any]]]:
+    """Return a custom-scalars layout with all domains of a quantity on one chart.
+
+    Args:
+        names: K domain names.
+        prefix: what a trainer puts before the tags.
+    """
+    root = f"{prefix}{PREFIX}"
+    charts = {
+        quantity: ["Multiline", [f"{root}{quantity}/{name}" for name in names]]
+        for quantity in (*_PER_DOMAIN, "heldout_loss")
+    }
+    charts |= {tag: ["Multiline", [root + tag]] for tag in _OVERALL}
+    return {"adaptmix": charts}
 
 
 class TensorBoardLog:
@@ -33,7 +88,6 @@ class TensorBoardLog:
         target: a directory, or a SummaryWriter of the caller's.
         names: K domain names.
         step: optimizer steps completed so far.
-        sampler: "stratified" or "multinomial".
     """
 
     def __init__(
@@ -42,48 +96,19 @@ class TensorBoardLog:
         names: Sequence[str],
         *,
         step: int,
-        sampler: str,
     ) -> None:
-        self._names = tuple(names)
-        self._sampler = sampler
         self._writer: SummaryWriter = (
             target
             if isinstance(target, SummaryWriter)
             else SummaryWriter(str(target), purge_step=step or None)
         )
-        self._writer.add_custom_scalars(self._layout())
+        self._writer.add_custom_scalars(layout(names))
         self._writer.flush()
 
-    def write(
-        self, step: int, *, weights: Weights, stats: DomainStats, in_force: FloatArray
-    ) -> None:
-        """Write one update.
-
-        Args:
-            step: optimizer steps completed.
-            weights: what the policy proposes.
-            stats: what it went by.
-            in_force: (K,) shares the next step is drawn with.
-        """
-        columns = (
-            weights.sampling,
-            weights.loss,
-            np.sqrt(stats.grad_var),
-            stats.loss_mean,
-            stats.seen,
-        )
-        for quantity, column in zip(_PER_DOMAIN, columns, strict=True):
-            for name, value in zip(self._names, column, strict=True):
-                if np.isfinite(value):
-                    self._scalar(f"{quantity}/{name}", value, step)
-        overall = (
-            effective_domains(weights.sampling),
-            variance_ratio(in_force, weights, stats, sampler=self._sampler),
-            predicted_gain(weights, stats, sampler=self._sampler),
-        )
-        for quantity, value in zip(_OVERALL, overall, strict=True):
-            if np.isfinite(value):
-                self._scalar(quantity, value, step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of one update, at the number of optimizer steps completed."""
+        for tag, value in values.items():
+            self._scalar(tag, value, step)
         self._writer.flush()
 
     def write_evaluation(self, step: int, losses: Mapping[str, float]) -> None:
@@ -93,12 +118,4 @@ class TensorBoardLog:
         self._writer.flush()
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(f"adaptmix/{tag}", float(value), step)
-
-    def _layout(self) -> dict[str, dict[str, list[Any]]]:
-        charts = {
-            quantity: ["Multiline", [f"adaptmix/{quantity}/{name}" for name in self._names]]
-            for quantity in (*_PER_DOMAIN, "heldout_loss")
-        }
-        charts |= {tag: ["Multiline", [f"adaptmix/{tag}"]] for tag in _OVERALL}
-        return {"adaptmix": charts}
+        self._writer.add_scalar(f"{PREFIX}{tag}", float(value), step)

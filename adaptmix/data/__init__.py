@@ -1,9 +1,29 @@
 """Which rows are trained on, and when: mixtures, the fixed-lag plan and its loaders."""
 
+from adaptmix.data.attach import (
+    as_mixture,
+    column,
+    loader_options,
+    numbered_loader,
+    prefetching,
+)
 from adaptmix.data.draw import Draw
 from adaptmix.data.loader import Loader
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan
 from adaptmix.data.sampler import Layout, NumberedRows, PlanSampler
 
-__all__ = ["Draw", "Layout", "Loader", "Mixture", "NumberedRows", "Plan", "PlanSampler"]
+__all__ = [
+    "Draw",
+    "Layout",
+    "Loader",
+    "Mixture",
+    "NumberedRows",
+    "Plan",
+    "PlanSampler",
+    "as_mixture",
+    "column",
+    "loader_options",
+    "numbered_loader",
+    "prefetching",
+]

@@ -20,7 +20,8 @@ from adaptmix.statistics.sums import DomainSums
 from adaptmix.statistics.window import Window
 from adaptmix.types import Domains, DomainStats
 
-_FROM_LOSSES = frozenset({"count", "seen", "age", "loss_mean", "loss_var"})
+_FROM_DRAWS = frozenset({"count", "seen", "age"})
+_FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
 _FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_gram"})
 
 
@@ -59,6 +60,7 @@ class Measurements:
         self._sums: DomainSums | None = None
         self._window: Window | None = None
         self._noise_given = False
+        self._losses_given = True
         self._held_out = False
         self._warn = warn
 
@@ -96,7 +98,7 @@ class Measurements:
     def record(
         self,
         domains: Tensor,
-        losses: Tensor,
+        losses: Tensor | None,
         tokens: Tensor,
         *,
         noise: NoiseTerms | None,
@@ -104,7 +106,8 @@ class Measurements:
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
         self._noise_given |= noise is not None
-        self._on(losses.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+        self._losses_given = losses is not None
+        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""
@@ -155,7 +158,8 @@ class Measurements:
         """The DomainStats fields that this run measures."""
         probe = _FROM_PROBE if self.probe is not None else frozenset()
         noise = frozenset({"noise"}) if self._noise_given else frozenset()
-        return _FROM_LOSSES | probe | noise
+        losses = _FROM_LOSSES if self._losses_given else frozenset()
+        return _FROM_DRAWS | losses | probe | noise
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
         """Warn of domains that were not seen, or whose noise is no longer out of sample."""

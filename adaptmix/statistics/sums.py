@@ -33,7 +33,7 @@ class DomainSums:
     def add(
         self,
         domains: Tensor,
-        losses: Tensor,
+        losses: Tensor | None,
         tokens: Tensor,
         *,
         noise: NoiseTerms | None,
@@ -43,21 +43,23 @@ class DomainSums:
 
         Args:
             domains: (B,) int64.
-            losses: (B,) unweighted losses.
+            losses: (B,) unweighted losses, or None where they are not known.
             tokens: (B,) supervised tokens.
             noise: (B,) terms, or None.
             fresh: (B,) bool; only fresh rows tell the noise, for the model has not fitted them.
         """
-        values = losses.detach().double()
-        kept = values.isfinite()
-        values = torch.where(kept, values, 0.0)
-        columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=values.device)
+        columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=tokens.device)
         columns[_INDEX["rows"]] = 1.0
         columns[_INDEX["tokens"]] = tokens.double()
-        columns[_INDEX["count"]] = kept.double()
-        columns[_INDEX["loss"]] = values
-        columns[_INDEX["loss_sq"]] = values.square()
-        columns[_INDEX["skipped"]] = (~kept).double()
+        kept = torch.ones_like(fresh)
+        if losses is not None:
+            values = losses.detach().double()
+            kept = values.isfinite()
+            values = torch.where(kept, values, 0.0)
+            columns[_INDEX["count"]] = kept.double()
+            columns[_INDEX["loss"]] = values
+            columns[_INDEX["loss_sq"]] = values.square()
+            columns[_INDEX["skipped"]] = (~kept).double()
         self.tensor.index_add_(1, domains, columns)
         if noise is not None:
             self.add_noise(domains, noise, kept & fresh)
