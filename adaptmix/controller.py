@@ -413,6 +413,16 @@ class Controller:
         return self._plan.completed
 
     @property
+    def unit(self) -> str:
+        """What the objective averages over: "sample" or "token"."""
+        return self._scaler.unit
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The statistics that the policy reads; with policy None those of either choice."""
+        return self._steering.requires
+
+    @property
     def observing(self) -> bool:
         """Whether the next step to train is one whose gradients are observed."""
         # The last step before an update, so that the update knows the newest gradients.

@@ -53,6 +53,10 @@ class TooFewRowsWarning(AdaptmixWarning):
     """No domain had two rows in an observed step, so no variance within domains is known yet."""
 
 
+class FreshStartWarning(AdaptmixWarning):
+    """A run is resumed from a checkpoint that holds no state of adaptmix."""
+
+
 class CollapseWarning(AdaptmixWarning):
     """One domain has nearly all of the batch, or of the objective."""
 

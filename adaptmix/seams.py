@@ -19,7 +19,7 @@ class _ScaleRows(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factors,) = ctx.saved_tensors
         shape = (-1,) + (1,) * (gradient.ndim - 1)

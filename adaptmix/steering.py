@@ -14,6 +14,7 @@ from adaptmix.policies import Policy, bind, named
 from adaptmix.types import Domains, DomainStats, Weights
 
 _log = logging.getLogger("adaptmix")
+_WITH_NOISE, _WITHOUT_NOISE = "joint", "variance_aware"
 _SUPPLIERS = {
     "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
     "grad_var": "controller.watch(model)",
@@ -76,7 +77,7 @@ class Steering:
             MissingStatisticError: the policy needs one that it does not.
         """
         if self._bound is None:
-            self._chosen = "joint" if "noise" in measured else "variance_aware"
+            self._chosen = _WITH_NOISE if "noise" in measured else _WITHOUT_NOISE
             _log.info("policy=None: this run uses %r.", self._chosen)
             self._adopt(named(self._chosen))
         policy = self._policy
@@ -115,8 +116,12 @@ class Steering:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics the policy reads; none before it is chosen."""
-        return frozenset() if self._bound is None else self._bound.requires
+        """The statistics the policy reads; while it is to be chosen, those of either choice."""
+        if self._bound is not None:
+            return self._bound.requires
+        choices = (_WITH_NOISE, _WITHOUT_NOISE) if self._declared is None else ()
+        chosen = (bind(named(name), **self._run) for name in choices)
+        return frozenset().union(*(policy.requires for policy in chosen))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""

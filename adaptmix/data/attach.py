@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
@@ -157,7 +157,7 @@ def numbered_loader(sampler: PlanSampler, like: Any, *, key: str) -> DataLoader[
     return DataLoader(
         NumberedRows(plan.mixture),
         batch_sampler=sampler,
-        collate_fn=NumberedCollate(like.collate_fn, key),
+        collate_fn=cast(Any, NumberedCollate(like.collate_fn, key)),
         generator=torch.Generator().manual_seed(plan.seed),
         **options,
     )

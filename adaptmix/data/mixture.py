@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,6 +133,17 @@ class Mixture(Dataset[Any]):
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
+
+    def with_importance(self, importance: Mapping[str, float]) -> Mixture:
+        """Return the same rows and domains with other importance, by name.
+
+        Raises:
+            ValueError: importance that does not fit the domains.
+        """
+        other = copy(self)
+        names = self.info.names
+        other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        return other
 
     @property
     def domains(self) -> tuple[str, ...]:

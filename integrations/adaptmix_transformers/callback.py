@@ -1,0 +1,247 @@
+"""The callback that a Trainer is given."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from adaptmix import Controller, FreshStartWarning, checkpoint
+from adaptmix.data import PlanSampler, numbered_loader
+from adaptmix.errors import SeamError
+from adaptmix.policies import Policy
+from adaptmix.statistics import Watch
+from adaptmix.tensorboard import PREFIX, layout
+from adaptmix_transformers import internals
+from adaptmix_transformers.setup import Settings, make_controller, make_sampler
+from adaptmix_transformers.weighting import UserLoss, Weighting
+
+_log = logging.getLogger("adaptmix")
+_NUMBER = "adaptmix_number"
+_FILE = "adaptmix.pt"
+
+
+class AdaptMixCallback(TrainerCallback):
+    """Adapts how a Trainer samples its domains, and how much each counts, while it trains.
+
+    Args:
+        domains: a column's name in the training dataset, one label per row, or None for a
+            ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
+        policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
+            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied from
+            logits and labels.
+        importance: how much each domain matters, by name; as much as without adaptmix when None.
+        unit: "token", "sample", or None for what the trainer averages over: tokens where labels
+            are token by token, rows elsewhere.
+        loss: f(outputs, inputs) returning unreduced losses, (B,) or (B, T), or a pair of them and
+            their mask; found by itself when None.
+        head: name of the module at whose output rows are weighted, for a loss that is a mean of
+            one term per row of it; not used when None.
+        lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
+        seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
+        mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
+        tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
+        options: further options of ``Controller``: ``update_every``, ``observe_every``,
+            ``sampler``, ``half_life``.
+    """
+
+    def __init__(
+        self,
+        domains: str | Iterable[Any] | None = None,
+        *,
+        policy: Policy | str | None = "variance_aware",
+        importance: Mapping[str, float] | None = None,
+        unit: str | None = None,
+        loss: UserLoss | None = None,
+        head: str | None = None,
+        lag: int | None = None,
+        seed: int | None = None,
+        mode: str = "adapt",
+        tokens_per_row: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        self._settings = Settings(
+            domains, policy, importance, unit, loss, head, lag, seed, mode, tokens_per_row, options
+        )
+        self._trainer: Trainer | None = None
+        self._own: dict[str, Any] = {}
+        self._controller: Controller | None = None
+        self._sampler: PlanSampler | None = None
+        self._weighting: Weighting | None = None
+        self._watch: Watch | None = None
+        self._steps_in_process = 0
+
+    @property
+    def controller(self) -> Controller:
+        """The controller of the run in progress, or of the last one.
+
+        Raises:
+            ValueError: no run has begun.
+        """
+        if self._controller is None:
+            raise ValueError("controller must be read after Trainer.train() began; it has not.")
+        return self._controller
+
+    # Attaching.
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the trainer that is being made with this callback."""
+        trainer = internals.find_trainer(self)
+        if trainer is not None:
+            self.attach(trainer)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Attach to a trainer; needed only after ``trainer.add_callback(callback)``.
+
+        Raises:
+            ValueError: this callback, or another of its kind, is attached already.
+        """
+        kind = type(self)
+        others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, kind)]
+        if self._trainer is not None or any(other is not self for other in others):
+            raise ValueError("A trainer must have one AdaptMixCallback; got a second one.")
+        self._trainer = trainer
+        for name, replaced in (
+            ("get_train_dataloader", self._train_dataloader),
+            ("compute_loss", self._compute_loss),
+            ("log", self._log_scalars),
+            ("_save_optimizer_and_scheduler", self._save),
+            ("_load_optimizer_and_scheduler", self._load),
+        ):
+            self._own[name] = getattr(trainer, name)
+            setattr(trainer, name, replaced)
+
+    # What the trainer's methods become.
+
+    def _train_dataloader(self) -> Any:
+        trainer, like = self._trainer, self._own["get_train_dataloader"]()
+        self._release()
+        if trainer is None or not internals.is_attached(trainer, self):
+            return like
+        internals.refuse_unsupported(trainer, like)
+        settings = self._settings
+        controller = self._controller = make_controller(settings, trainer, like)
+        self._sampler = make_sampler(controller, trainer, like)
+        self._weighting = Weighting(
+            trainer,
+            controller,
+            adapting=settings.mode == "adapt",
+            loss=settings.loss,
+            head=settings.head,
+        )
+        if any(name.startswith("grad_") for name in controller.requires):
+            self._watch = controller.watch(internals.plain_model(trainer))
+        self._steps_in_process = 0
+        return numbered_loader(self._sampler, like, key=_NUMBER)
+
+    def _compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        number = inputs.pop(_NUMBER, None)
+        num_items = kwargs.get("num_items_in_batch")
+
+        def native() -> Any:
+            return self._own["compute_loss"](model, inputs, return_outputs=return_outputs, **kwargs)
+
+        if number is None:
+            self._check_evaluating(model)
+            return native()
+        if self._weighting is None or self._sampler is None:
+            raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+        draw = self._sampler.take(number)
+        return self._weighting(native, model, inputs, draw, num_items)
+
+    def _check_evaluating(self, model: Any) -> None:
+        if self._weighting is not None and model.training:
+            raise SeamError(
+                "A training batch must carry its number; this one lost it on the way from the "
+                "loader to compute_loss. Keep the keys of a batch in get_batch_samples, "
+                "training_step and _prepare_inputs."
+            )
+
+    def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        if self._weighting is not None and "loss" in logs:
+            scalars = self.controller.scalars()
+            logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
+        return self._own["log"](logs, *args, **kwargs)
+
+    def _save(self, output_dir: str) -> None:
+        self._own["_save_optimizer_and_scheduler"](output_dir)
+        if self._trainer is None or self._weighting is None:
+            return
+        state = self.controller.state_dict()  # sums over processes, so all of them call it
+        if self._trainer.args.should_save:
+            checkpoint.save(state, Path(output_dir) / _FILE)
+
+    def _load(self, folder: str | None) -> None:
+        self._own["_load_optimizer_and_scheduler"](folder)
+        if folder is None or self._weighting is None:
+            return
+        path = Path(folder) / _FILE
+        if path.is_file():
+            self.controller.load_state_dict(checkpoint.load(path))
+        else:
+            warnings.warn(
+                f"The checkpoint {folder} was written without adaptmix, so weights and statistics "
+                "start from the beginning.",
+                FreshStartWarning,
+                stacklevel=2,
+            )
+
+    # Events.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the place in a resumed epoch, and lay out the charts.
+
+        Raises:
+            SeamError: the callback was added to the trainer without ``attach``.
+        """
+        trainer, sampler = self._trainer, self._sampler
+        if trainer is None or sampler is None or self._weighting is None:
+            raise SeamError(
+                "AdaptMixCallback must be given to Trainer(callbacks=[...]); after "
+                "trainer.add_callback(callback) call callback.attach(trainer)."
+            )
+        if sampler.epoch_steps is not None and not args.ignore_data_skip:
+            sampler.expect_skip(state.global_step % sampler.epoch_steps)
+        writer = internals.tensorboard_writer(trainer)
+        if writer is not None:
+            names = self.controller.mixture.domains
+            writer.add_custom_scalars(layout(names, prefix="train/"))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that the gradients of the first step are those of the stated loss.
+
+        Raises:
+            SeamError: they are not.
+        """
+        if self._weighting is not None and self._steps_in_process == 0:
+            self._weighting.check_first_step()
+        self._steps_in_process += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step, and update the weights when that is due."""
+        self.controller.step()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Keep the progress bar, which comes after this callback, readable."""
+        for key in [key for key in logs if key.startswith(PREFIX)]:
+            del logs[key]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give model and trainer back as they were, and say what was found."""
+        _log.info("%s", self.controller.report())
+        self._release()
+
+    def _release(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+        if self._weighting is not None:
+            self._weighting.remove()
+        self._watch = self._weighting = None

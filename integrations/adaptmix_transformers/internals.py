@@ -1,0 +1,137 @@
+"""All that is used of transformers beyond its documentation, one function each.
+
+Every function here has a test of its own, so that a new release that moves something says what.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from adaptmix.errors import SeamError
+
+
+def find_trainer(callback: TrainerCallback) -> Trainer | None:
+    """Return the trainer that is being constructed with ``callback``, or None.
+
+    Callbacks are handed arguments and state but never their trainer, so it is looked up among the
+    callers: ``on_init_end`` is called from ``Trainer.__init__``.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer) and callback in owner.callback_handler.callbacks:
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def is_attached(trainer: Trainer, callback: TrainerCallback) -> bool:
+    """Return whether a trainer still has the callback."""
+    return callback in trainer.callback_handler.callbacks
+
+
+def plain_model(trainer: Trainer) -> Any:
+    """Return the model as the user passed it: without wrappers for processes and compilation."""
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def core_model(trainer: Trainer) -> Any:
+    """Return the model that computes the loss, without adapters too."""
+    model = plain_model(trainer)
+    get_base_model = getattr(model, "get_base_model", None)
+    return model if get_base_model is None else get_base_model()
+
+
+def rows_per_process(trainer: Trainer) -> int:
+    """Return the rows of a micro-batch on this process; ``auto_find_batch_size`` lowers it."""
+    return int(trainer._train_batch_size)
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Return whether a model's loss predicts the next token, so that the first label is unused."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    config = getattr(model, "config", None)
+    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    return causal and not getattr(config, "is_encoder_decoder", False)
+
+
+def tokens_are_counted(trainer: Trainer, num_items: Tensor | int | None) -> bool:
+    """Return whether the loss is divided by the supervised tokens of the whole step."""
+    by_whom = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+    return num_items is not None and by_whom
+
+
+def world_factor(trainer: Trainer, num_items: Tensor | int | None) -> int:
+    """Return what ``compute_loss`` multiplies the loss by, against averaging over processes."""
+    averaged = trainer.args.average_tokens_across_devices and tokens_are_counted(trainer, num_items)
+    return int(trainer.accelerator.num_processes) if averaged else 1
+
+
+def loss_divisor(trainer: Trainer, num_items: Tensor | int | None) -> int:
+    """Return what ``training_step`` divides the loss by before its backward pass."""
+    declared = getattr(trainer, "loss_is_scaled_for_ga", None)  # since transformers 5.20
+    scaled = declared
+    if declared is None:
+        counted = trainer.model_accepts_loss_kwargs and num_items is not None
+        scaled = counted or trainer.compute_loss_func is not None
+    return 1 if scaled else int(trainer.current_gradient_accumulation_steps)
+
+
+def backward_scale(trainer: Trainer) -> float:
+    """Return what mixed precision multiplies the loss by."""
+    scaler = trainer.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def tensorboard_writer(trainer: Trainer) -> Any:
+    """Return the SummaryWriter the trainer logs to, or None."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            return getattr(callback, "tb_writer", None)
+    return None
+
+
+def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
+    """Refuse settings under which rows or gradients would not be what is stated.
+
+    Raises:
+        SeamError: such a setting, by its name.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    reasons = {
+        "args.n_gpu > 1 (DataParallel)": args.n_gpu > 1,
+        "deepspeed": trainer.is_deepspeed_enabled,
+        "fsdp": trainer.is_fsdp_enabled,
+        "accelerator_config.dispatch_batches": bool(accelerator.dispatch_batches),
+        "accelerator_config.split_batches": bool(accelerator.split_batches),
+        "use_liger_kernel": args.use_liger_kernel,
+        "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
+    }
+    ways_out = {
+        "args.n_gpu > 1 (DataParallel)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES",
+        "use_liger_kernel": (
+            "Liger's loss never builds the logits that rows are weighted by. Keep its other "
+            'kernels with liger_kernel_config={"fused_linear_cross_entropy": False, '
+            '"cross_entropy": False} applied to the model yourself, and use_liger_kernel=False'
+        ),
+    }
+    for name, refused in reasons.items():
+        if refused:
+            way_out = ways_out.get(name, "Leave it out: plain DistributedDataParallel is supported")
+            raise SeamError(f"AdaptMixCallback does not work with {name}. {way_out}.")
+    sampler = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    rows = getattr(sampler, "sampler", sampler)
+    if not isinstance(rows, (RandomSampler, SequentialSampler)):
+        raise SeamError(
+            f"The training rows are drawn by {type(rows).__name__}, which the sampling plan would "
+            'replace. Use train_sampling_strategy="random" and no sampler of your own.'
+        )

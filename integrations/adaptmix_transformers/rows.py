@@ -1,0 +1,154 @@
+"""Every row's own loss, from logits and labels, and the proof that it is the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adaptmix.noise import NoiseTerms, softmax, squared
+
+IGNORED = -100
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Unreduced losses of a micro-batch.
+
+    Attributes:
+        values: (B,) or (B, T) losses.
+        mask: which of them are supervised, the same shape; all when None.
+        noise: returns their noise terms; None where nothing tells them.
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+    noise: Callable[[], NoiseTerms] | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """() sum over what is supervised."""
+        return self.values.sum() if self.mask is None else (self.values * self.mask).sum()
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B,) number of supervised losses of each row."""
+        if self.mask is not None:
+            return self.mask.flatten(1).sum(1)
+        each = self.values[0].numel()
+        return torch.full((len(self.values),), each, device=self.values.device)
+
+
+Rule = Callable[[Tensor, Mapping[str, Any], float], RowLosses]
+
+
+def causal_tokens(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+    """Cross-entropy of each next token, (B, T)."""
+    targets = given.get("shift_labels")
+    if targets is None:
+        targets = functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
+    return _cross_entropy(logits, targets, smoothing)
+
+
+def tokens(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+    """Cross-entropy of each token, (B, T)."""
+    return _cross_entropy(logits, given["labels"], smoothing)
+
+
+def classes(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+    """Cross-entropy of each row's class, (B,)."""
+    return _cross_entropy(logits, given["labels"].reshape(-1), smoothing)
+
+
+def several_classes(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+    """Mean binary cross-entropy over each row's labels, (B,)."""
+    labels = given["labels"].to(logits.dtype)
+    each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return RowLosses(each.mean(1))
+
+
+def numbers(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+    """Mean squared error over each row's numbers, (B,)."""
+    predictions = logits.reshape(len(logits), -1)
+    labels = given["labels"].reshape(predictions.shape).to(predictions.dtype)
+    values = (predictions - labels).square().mean(1)
+    return RowLosses(values, noise=lambda: squared(predictions.detach(), labels))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> RowLosses:
+    targets = targets.to(logits.device)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    values = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        targets.reshape(-1),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    kept = targets != IGNORED
+    return RowLosses(
+        values.view(targets.shape), kept, noise=lambda: softmax(logits.detach(), targets)
+    )
+
+
+def possible_rules(logits: Tensor, labels: Tensor) -> list[Rule]:
+    """Return the rules whose shapes fit."""
+    whole = not labels.is_floating_point()
+    if logits.ndim == labels.ndim + 1 and labels.ndim >= 2 and whole:
+        return [causal_tokens, tokens]
+    rules: list[Rule] = []
+    if logits.ndim == 2 and labels.numel() == len(logits) and whole:
+        rules += [classes]
+    if logits.shape == labels.shape and logits.ndim == 2:
+        rules += [several_classes]
+    if logits.numel() == labels.numel():
+        rules += [numbers]
+    return rules
+
+
+@dataclass(frozen=True)
+class Match:
+    """The rule that a model's loss follows.
+
+    Attributes:
+        rule: from logits and labels to rows' losses.
+        counted: whether their sum is divided by the tokens of the whole step, and not by their own
+            number.
+    """
+
+    rule: Rule
+    counted: bool
+
+
+def find_rule(
+    given: Mapping[str, Any], native: float, *, smoothing: float, num_items: float | None
+) -> tuple[Match | None, str]:
+    """Return the rule whose losses are what the model's own loss is made of.
+
+    Args:
+        given: ``logits``, ``labels`` and what else the loss was computed from.
+        native: the model's loss.
+        smoothing: label smoothing in force.
+        num_items: supervised tokens of the whole step, where they are counted.
+
+    Returns:
+        The match, or None, and a sentence that says what was compared.
+    """
+    logits = given["logits"]
+    found: tuple[float, Match | None] = (_TOLERANCE * max(abs(native), 1e-6), None)
+    tried = []
+    with torch.no_grad():
+        for rule in possible_rules(logits, given["labels"]):
+            rows = rule(logits, given, smoothing)
+            for number in (None, num_items)[: 1 if num_items is None else 2]:
+                divisor = float(rows.tokens.sum()) if number is None else number
+                value = float(rows.total) / max(divisor, 1.0)
+                tried.append(f"{rule.__name__} {value:.6g}")
+                if abs(value - native) < found[0]:
+                    found = abs(value - native), Match(rule, counted=number is not None)
+    return found[1], f"the model's loss is {native:.6g}; tried {', '.join(tried) or 'nothing'}"

@@ -1,0 +1,102 @@
+"""From a Trainer and its settings to the controller of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import Trainer
+
+from adaptmix import Controller, Mixture
+from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
+from adaptmix.policies import Policy
+from adaptmix_transformers import internals
+from adaptmix_transformers.lengths import mean_tokens
+from adaptmix_transformers.weighting import UserLoss
+
+# How far a loader may run ahead before the lag must grow: eight workers with two batches each.
+_LAG = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``AdaptMixCallback``, which documents them."""
+
+    domains: str | Iterable[Any] | None
+    policy: Policy | str | None
+    importance: Mapping[str, float] | None
+    unit: str | None
+    loss: UserLoss | None
+    head: str | None
+    lag: int | None
+    seed: int | None
+    mode: str
+    tokens_per_row: Mapping[str, float] | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controller:
+    """Return the controller of a run, with the trainer's own objective unless told otherwise.
+
+    Args:
+        settings: of the callback.
+        trainer: of the run.
+        like: the loader that the trainer would train from.
+
+    Raises:
+        TypeError: a dataset whose rows cannot be drawn by index.
+        ValueError: domains or options that do not fit.
+    """
+    args = trainer.args
+    mixture = as_mixture(like.dataset, settings.domains, labelled=trainer.train_dataset)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    seed = seed if settings.seed is None else settings.seed
+    shifted = internals.shifts_labels(internals.core_model(trainer))
+    tokens = mean_tokens(mixture, like.collate_fn, shifted=shifted, seed=seed)
+    unit = settings.unit or ("sample" if tokens is None else "token")
+    tokens_per_row = settings.tokens_per_row or (tokens if unit == "token" else None)
+    importance = settings.importance
+    if importance is None and tokens_per_row is not None and mixture is not like.dataset:
+        # Every token counts the same, as it does for the trainer without us.
+        sizes = zip(mixture.domains, mixture.sizes.tolist(), strict=True)
+        importance = {name: size * tokens_per_row[name] for name, size in sizes}
+    if importance is not None:
+        mixture = mixture.with_importance(importance)
+    ahead = _layout(trainer).steps_ahead(**prefetching(like))
+    return Controller(
+        mixture,
+        policy=settings.policy,
+        lag=max(_LAG, ahead) if settings.lag is None else settings.lag,
+        seed=seed,
+        unit=unit,
+        mode=settings.mode,
+        tokens_per_row=tokens_per_row,
+        **settings.options,
+    )
+
+
+def make_sampler(controller: Controller, trainer: Trainer, like: Any) -> PlanSampler:
+    """Return the sampler of a run, with the trainer's number of steps per epoch and in all.
+
+    Where the batches of an epoch do not divide by the accumulation, the trainer takes a smaller
+    last step. The plan's steps are all of full size, and there are as many of them.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    args, layout = trainer.args, _layout(trainer)
+    epoch_steps = max(1, math.ceil(len(like) / layout.accumulation))
+    in_epochs = math.ceil(args.num_train_epochs * epoch_steps)
+    return controller.sampler(
+        layout.batch_size,
+        accumulation=layout.accumulation,
+        steps=args.max_steps if args.max_steps > 0 else in_epochs,
+        epoch_steps=epoch_steps,
+    )
+
+
+def _layout(trainer: Trainer) -> Layout:
+    accumulation = int(trainer.args.gradient_accumulation_steps)
+    return Layout(internals.rows_per_process(trainer), accumulation)
