@@ -1,4 +1,4 @@
-"""adaptmix for the Hugging Face Trainer: ``Trainer(..., callbacks=[AdaptMixCallback("source")])``."""
+"""adaptmix for the Hugging Face Trainer: ``callbacks=[AdaptMixCallback("source")]``."""
 
 try:
     from adaptmix_transformers.callback import AdaptMixCallback

@@ -227,10 +227,9 @@ class AdaptMixCallback(TrainerCallback):
         """Count the step, and update the weights when that is due."""
         self.controller.step()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""
+        logs = kwargs.get("logs", {})
         for key in [key for key in logs if key.startswith(PREFIX)]:
             del logs[key]
 

@@ -44,35 +44,36 @@ class RowLosses:
         return torch.full((len(self.values),), each, device=self.values.device)
 
 
-Rule = Callable[[Tensor, Mapping[str, Any], float], RowLosses]
+Rule = Callable[[Tensor, Mapping[str, Any]], RowLosses]
+"""(logits, what else the loss is computed from) -> losses; ``label_smoothing`` may be there."""
 
 
-def causal_tokens(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+def causal_tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Cross-entropy of each next token, (B, T)."""
     targets = given.get("shift_labels")
     if targets is None:
         targets = functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
-    return _cross_entropy(logits, targets, smoothing)
+    return _cross_entropy(logits, targets, given)
 
 
-def tokens(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+def tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Cross-entropy of each token, (B, T)."""
-    return _cross_entropy(logits, given["labels"], smoothing)
+    return _cross_entropy(logits, given["labels"], given)
 
 
-def classes(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+def classes(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Cross-entropy of each row's class, (B,)."""
-    return _cross_entropy(logits, given["labels"].reshape(-1), smoothing)
+    return _cross_entropy(logits, given["labels"].reshape(-1), given)
 
 
-def several_classes(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+def several_classes(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Mean binary cross-entropy over each row's labels, (B,)."""
     labels = given["labels"].to(logits.dtype)
     each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return RowLosses(each.mean(1))
 
 
-def numbers(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLosses:
+def numbers(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Mean squared error over each row's numbers, (B,)."""
     predictions = logits.reshape(len(logits), -1)
     labels = given["labels"].reshape(predictions.shape).to(predictions.dtype)
@@ -80,14 +81,14 @@ def numbers(logits: Tensor, given: Mapping[str, Any], smoothing: float) -> RowLo
     return RowLosses(values, noise=lambda: squared(predictions.detach(), labels))
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> RowLosses:
+def _cross_entropy(logits: Tensor, targets: Tensor, given: Mapping[str, Any]) -> RowLosses:
     targets = targets.to(logits.device)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     values = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         targets.reshape(-1),
         ignore_index=IGNORED,
-        label_smoothing=smoothing,
+        label_smoothing=given.get("label_smoothing", 0.0),
         reduction="none",
     )
     kept = targets != IGNORED
@@ -126,14 +127,13 @@ class Match:
 
 
 def find_rule(
-    given: Mapping[str, Any], native: float, *, smoothing: float, num_items: float | None
+    given: Mapping[str, Any], native: float, *, num_items: float | None
 ) -> tuple[Match | None, str]:
     """Return the rule whose losses are what the model's own loss is made of.
 
     Args:
         given: ``logits``, ``labels`` and what else the loss was computed from.
         native: the model's loss.
-        smoothing: label smoothing in force.
         num_items: supervised tokens of the whole step, where they are counted.
 
     Returns:
@@ -144,7 +144,7 @@ def find_rule(
     tried = []
     with torch.no_grad():
         for rule in possible_rules(logits, given["labels"]):
-            rows = rule(logits, given, smoothing)
+            rows = rule(logits, given)
             for number in (None, num_items)[: 1 if num_items is None else 2]:
                 divisor = float(rows.tokens.sum()) if number is None else number
                 value = float(rows.total) / max(divisor, 1.0)

@@ -97,7 +97,7 @@ class LossFunction:
         return outputs
 
     # Outside of compiled code, where what is written down here would be lost.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _stand_in(self, *args: Any, **kwargs: Any) -> Any:
         original, seen = self._original, self._seen
         if original is None:

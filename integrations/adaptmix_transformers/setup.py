@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from adaptmix import Controller, Mixture
+from adaptmix import Controller
 from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
 from adaptmix.policies import Policy
 from adaptmix_transformers import internals

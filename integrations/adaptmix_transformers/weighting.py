@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -83,8 +84,7 @@ class Weighting:
         if len(rows.values) != len(draw):
             raise SeamError(
                 f"The loss must have the {len(draw)} rows that were drawn; got "
-                f"{len(rows.values)}. Collators must keep one row per row: no packing, no flattening "
-                "(padding_free=False)."
+                f"{len(rows.values)}. Collators must keep rows apart: no packing, padding_free=False."
             )
         weighted = self._record(loss, rows, draw, num_items)
         if self._adapting:
@@ -128,7 +128,7 @@ class Weighting:
             return self._from_log_probs(loss, seen, coefficient, num_items)
         if seen.given is not None and (coefficient is not None or not self._adapting):
             native = loss if seen.leaf is None else seen.leaf
-            rows = self._matched(seen.given, native, num_items, smoothing=0.0)
+            rows = self._matched(seen.given, native, num_items)
             self._choose(f"the model's loss_function ({rows[1]})")
             if coefficient is None or seen.leaf is None:
                 return rows[0], 0.0, 1.0
@@ -138,9 +138,8 @@ class Weighting:
         if isinstance(logits, Tensor) and isinstance(given.get("labels"), Tensor):
             smoother = getattr(trainer, "label_smoother", None)
             smoothing = 0.0 if smoother is None else float(smoother.epsilon)
-            rows = self._matched(
-                {**given, "logits": logits}, loss / world, num_items, smoothing=smoothing
-            )
+            given |= {"logits": logits, "label_smoothing": smoothing}
+            rows = self._matched(given, loss / world, num_items)
             self._choose(f"the model's logits ({rows[1]})")
             return rows[0], 0.0, 1.0
         raise SeamError(
@@ -173,19 +172,15 @@ class Weighting:
         given: Mapping[str, Any],
         native: Tensor,
         num_items: Tensor | int | None,
-        *,
-        smoothing: float,
     ) -> tuple[RowLosses, str]:
         if self._match is None:
             counted = None if num_items is None else float(num_items)
-            match, tried = find_rule(
-                given, float(native.detach()), smoothing=smoothing, num_items=counted
-            )
+            match, tried = find_rule(given, float(native.detach()), num_items=counted)
             if match is None:
                 raise SeamError(f"No rule gives the loss that is trained on: {tried}. {_WAY_OUT}")
             self._match = match
         rule = self._match.rule
-        return rule(given["logits"], given, smoothing), rule.__name__
+        return rule(given["logits"], given), rule.__name__
 
     def _through_head(self, native: Callable[[], Any], draw: Draw) -> Any:
         head, controller = self._head, self._controller
