@@ -84,7 +84,7 @@ class Weighting:
         if len(rows.values) != len(draw):
             raise SeamError(
                 f"The loss must have the {len(draw)} rows that were drawn; got "
-                f"{len(rows.values)}. Collators must keep rows apart: no packing, padding_free=False."
+                f"{len(rows.values)}. Keep rows apart: no packing, padding_free=False."
             )
         weighted = self._record(loss, rows, draw, num_items)
         if self._adapting:

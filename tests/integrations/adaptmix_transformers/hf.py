@@ -1,0 +1,146 @@
+"""Tiny models and Trainer runs that the integration's tests drive."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from adaptmix_transformers import AdaptMixCallback
+
+SIZES = {"code": 40, "news": 24, "math": 16}
+LENGTHS = {"code": (3, 6), "news": (5, 10), "math": (8, 12)}
+VOCABULARY, PAD = 29, 0
+
+
+def rows(sizes: dict[str, int] = SIZES, *, ragged: bool = True, seed: int = 0) -> Dataset:
+    """Rows whose first token tells their domain; names are a string column."""
+    rng = random.Random(seed)
+    listed = []
+    for number, (name, size) in enumerate(sizes.items()):
+        for _ in range(size):
+            length = rng.randint(*LENGTHS[name]) if ragged else 8
+            # Texts of fewer words are learnt sooner, so that gradients come to differ.
+            words = [4 + rng.randrange(3 ** (number + 1)) % (VOCABULARY - 4) for _ in range(length)]
+            ids = [1 + number, *words]
+            listed.append({"input_ids": ids, "labels": ids, "source": name})
+    rng.shuffle(listed)
+    return Dataset.from_list(listed)
+
+
+def pad(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad on the right; what is padded is not supervised."""
+    longest = max(len(feature["input_ids"]) for feature in features)
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for feature in features:
+        ids, missing = feature["input_ids"], longest - len(feature["input_ids"])
+        batch["input_ids"].append([*ids, *[PAD] * missing])
+        batch["attention_mask"].append([1] * len(ids) + [0] * missing)
+        batch["labels"].append([*feature["labels"], *[-100] * missing])
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """A causal LM of two layers, from its configuration."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, pad_token_id=PAD, **(shape | heads | changes))
+    )
+
+
+def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
+    """Arguments for CPU, quiet."""
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "max_steps": 8,
+        "learning_rate": 5e-3,
+        "save_strategy": "no",
+        "logging_steps": 4,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(**(defaults | changes))
+
+
+class Record(TrainerCallback):
+    """Keeps the gradient that the optimizer sees in each step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[Tensor] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copy the gradients."""
+        self.gradients.append(gradient(kwargs["model"]))
+
+
+class RecordingTrainer(Trainer):
+    """A Trainer that keeps the micro-batches it trains on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.batches: list[dict[str, Any]] = []
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Keep the inputs, then do as the Trainer does."""
+        self.batches.append(dict(inputs))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def train(
+    folder: Path | str,
+    callback: AdaptMixCallback | None,
+    *,
+    model: Any = None,
+    resume: str | Path | bool | None = None,
+    data: Any = None,
+    collator: Any = pad,
+    kind: type[Trainer] = RecordingTrainer,
+    trainer_options: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
+    """Train, and return the trainer."""
+    callbacks: list[TrainerCallback] = [Record()]
+    trainer = kind(
+        model=llama() if model is None else model,
+        args=arguments(folder, **changes),
+        train_dataset=rows() if data is None else data,
+        data_collator=collator,
+        callbacks=callbacks + ([] if callback is None else [callback]),
+        **(trainer_options or {}),
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
+
+
+def gradients(trainer: Trainer) -> list[Tensor]:
+    """What the optimizer saw, step by step."""
+    return next(
+        callback.gradients
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, Record)
+    )
+
+
+def gradient(model: Any) -> Tensor:
+    """All gradients as one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def parameters(model: Any) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained_rows(trainer: Any) -> list[Any]:
+    """The token ids of every micro-batch trained on."""
+    return [batch["input_ids"].tolist() for batch in trainer.batches]

@@ -1,0 +1,114 @@
+"""The gradient that a Trainer's optimizer sees is that of the objective, written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adaptmix import Controller, policies
+from adaptmix_transformers import AdaptMixCallback
+from tests.integrations.adaptmix_transformers import hf
+
+WEIGHTS = policies.Static(
+    sampling={"code": 0.2, "news": 0.3, "math": 0.5}, loss={"code": 0.5, "news": 2.0, "math": 1.0}
+)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of predicting each next token, and which are supervised; one row at a time."""
+    losses, masks = [], []
+    for row, answers in zip(logits, labels, strict=True):
+        losses.append(F.cross_entropy(row[:-1], answers[1:], reduction="none", ignore_index=-100))
+        masks.append(answers[1:] != -100)
+    return torch.stack(losses), torch.stack(masks)
+
+
+def objective(
+    controller: Controller, model: Any, batches: list[dict[str, Tensor]], lengths: dict[str, float]
+) -> Tensor:
+    """Return Σ π w L over a step's rows, L being a domain's mean over its rows or tokens."""
+    values: dict[str, list[Tensor]] = {name: [] for name in controller.mixture.domains}
+    named = {number + 1: name for number, name in enumerate(hf.SIZES)}
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        losses, masks = token_losses(logits, batch["labels"])
+        for first, row, mask in zip(batch["input_ids"][:, 0].tolist(), losses, masks, strict=True):
+            name = named[first]
+            total = (row * mask).sum()
+            values[name].append(
+                total / lengths[name] if controller.unit == "token" else total / mask.sum()
+            )
+    weights = controller.weights.as_dict(controller.mixture.domains)
+    total = torch.zeros(())
+    for name, parts in values.items():
+        factor = weights[name]["importance"] * weights[name]["loss"]
+        total = total + factor * torch.stack(parts).mean()
+    return total
+
+
+def lengths_of(data: Any) -> dict[str, float]:
+    """Mean supervised tokens per row: the first token of a row is not predicted."""
+    tokens: dict[str, list[int]] = {}
+    for row in data:
+        tokens.setdefault(row["source"], []).append(len(row["labels"]) - 1)
+    return {name: sum(counts) / len(counts) for name, counts in tokens.items()}
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+# The bound in float32 is rounding's; in float64 it is that of the model's own float32 parts, which
+# both sides share, so that what is left is rounding again.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("unit", ["token", "sample"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_every_step_is_the_objective_over_its_rows(
+    dtype: torch.dtype, bound: float, unit: str, accumulation: int, tmp_path: Path
+) -> None:
+    data = hf.rows()
+    lengths = lengths_of(data)
+    importance = {"code": 3.0, "news": 2.0, "math": 1.0}
+    callback = AdaptMixCallback(
+        "source",
+        policy=WEIGHTS,
+        unit=unit,
+        importance=importance,
+        lag=0,
+        update_every=1,
+        tokens_per_row=lengths if unit == "token" else None,
+    )
+    checked: list[float] = []
+
+    class Checking(hf.RecordingTrainer):
+        """Compares before the optimizer changes the model."""
+
+        def _clip_grad_norm(self, model: Any) -> Any:
+            got = hf.gradient(model)
+            step = self.batches[-accumulation:]
+            expected = objective(callback.controller, model, step, lengths)
+            wanted = torch.autograd.grad(expected, list(model.parameters()))
+            checked.append(relative_error(got, torch.cat([g.flatten() for g in wanted])))
+            return super()._clip_grad_norm(model)
+
+    # Twenty rows give every domain at least one whatever the unit, so shares are the realised ones.
+    hf.train(
+        tmp_path,
+        callback,
+        model=hf.llama().to(dtype),
+        data=data,
+        kind=Checking,
+        per_device_train_batch_size=20 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=5,
+    )
+    assert len(checked) == 5
+    assert max(checked) < bound
+    weights = callback.controller.weights
+    assert weights.sampling.tolist() == pytest.approx([0.2, 0.5, 0.3])  # sorted by name
+    assert weights.loss[2] / weights.loss[0] == pytest.approx(4.0)
