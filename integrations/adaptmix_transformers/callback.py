@@ -17,8 +17,10 @@ from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
 from adaptmix.tensorboard import PREFIX, layout
 from adaptmix_transformers import internals
+from adaptmix_transformers.evaluation import Evaluation
+from adaptmix_transformers.reading import RowReader, UserLoss
 from adaptmix_transformers.setup import Settings, make_controller, make_sampler
-from adaptmix_transformers.weighting import UserLoss, Weighting
+from adaptmix_transformers.weighting import HeadWeighting, Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
@@ -45,6 +47,8 @@ class AdaptMixCallback(TrainerCallback):
         seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
         mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
+        eval_domains: one label per evaluation row, where neither the column nor the parts of the
+            evaluation dataset tell.
         options: further options of ``Controller``: ``update_every``, ``observe_every``,
             ``sampler``, ``half_life``.
     """
@@ -62,18 +66,30 @@ class AdaptMixCallback(TrainerCallback):
         seed: int | None = None,
         mode: str = "adapt",
         tokens_per_row: Mapping[str, float] | None = None,
+        eval_domains: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
         self._settings = Settings(
-            domains, policy, importance, unit, loss, head, lag, seed, mode, tokens_per_row, options
+            domains=domains,
+            policy=policy,
+            importance=importance,
+            unit=unit,
+            loss=loss,
+            head=head,
+            lag=lag,
+            seed=seed,
+            mode=mode,
+            tokens_per_row=tokens_per_row,
+            eval_domains=eval_domains,
+            options=options,
         )
         self._trainer: Trainer | None = None
         self._own: dict[str, Any] = {}
         self._controller: Controller | None = None
         self._sampler: PlanSampler | None = None
-        self._weighting: Weighting | None = None
+        self._weighting: Weighting | HeadWeighting | None = None
+        self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
-        self._steps_in_process = 0
 
     @property
     def controller(self) -> Controller:
@@ -105,10 +121,14 @@ class AdaptMixCallback(TrainerCallback):
         if self._trainer is not None or any(other is not self for other in others):
             raise ValueError("A trainer must have one AdaptMixCallback; got a second one.")
         self._trainer = trainer
+        evaluation = self._evaluation = Evaluation(trainer, self._own, self._settings)
         for name, replaced in (
             ("get_train_dataloader", self._train_dataloader),
             ("compute_loss", self._compute_loss),
             ("log", self._log_scalars),
+            ("get_eval_dataloader", evaluation.dataloader),
+            ("prediction_step", evaluation.prediction_step),
+            ("evaluation_loop", evaluation.loop),
             ("_save_optimizer_and_scheduler", self._save),
             ("_load_optimizer_and_scheduler", self._load),
         ):
@@ -118,24 +138,28 @@ class AdaptMixCallback(TrainerCallback):
     # What the trainer's methods become.
 
     def _train_dataloader(self) -> Any:
-        trainer, like = self._trainer, self._own["get_train_dataloader"]()
+        trainer, evaluation = self._trainer, self._evaluation
+        like = self._own["get_train_dataloader"]()
         self._release()
-        if trainer is None or not internals.is_attached(trainer, self):
+        if trainer is None or evaluation is None or not internals.is_attached(trainer, self):
             return like
         internals.refuse_unsupported(trainer, like)
         settings = self._settings
         controller = self._controller = make_controller(settings, trainer, like)
         self._sampler = make_sampler(controller, trainer, like)
-        self._weighting = Weighting(
-            trainer,
-            controller,
-            adapting=settings.mode == "adapt",
-            loss=settings.loss,
-            head=settings.head,
+        evaluation.controller = controller
+        self._weighting = (
+            HeadWeighting(trainer, controller, settings.head)
+            if settings.head is not None
+            else Weighting(
+                trainer,
+                controller,
+                RowReader(trainer, settings.loss),
+                adapting=settings.mode == "adapt",
+            )
         )
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(internals.plain_model(trainer))
-        self._steps_in_process = 0
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
     def _compute_loss(
@@ -147,9 +171,9 @@ class AdaptMixCallback(TrainerCallback):
         def native() -> Any:
             return self._own["compute_loss"](model, inputs, return_outputs=return_outputs, **kwargs)
 
-        if number is None:
+        if number is None and self._evaluation is not None:
             self._check_evaluating(model)
-            return native()
+            return self._evaluation.loss(native, model, inputs)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
         draw = self._sampler.take(number)
@@ -214,14 +238,13 @@ class AdaptMixCallback(TrainerCallback):
             writer.add_custom_scalars(layout(names, prefix="train/"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that the gradients of the first step are those of the stated loss.
+        """Check that gradients of the stated loss arrived.
 
         Raises:
             SeamError: they are not.
         """
-        if self._weighting is not None and self._steps_in_process == 0:
-            self._weighting.check_first_step()
-        self._steps_in_process += 1
+        if self._weighting is not None:
+            self._weighting.check_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""

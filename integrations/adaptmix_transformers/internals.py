@@ -6,7 +6,9 @@ Every function here has a test of its own, so that a new release that moves some
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SequentialSampler
@@ -88,6 +90,55 @@ def backward_scale(trainer: Trainer) -> float:
     """Return what mixed precision multiplies the loss by."""
     scaler = trainer.accelerator.scaler
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def smoothing(trainer: Trainer) -> float:
+    """Return the label smoothing that the trainer applies itself."""
+    smoother = trainer.label_smoother
+    return 0.0 if smoother is None else float(smoother.epsilon)
+
+
+def evaluated(trainer: Trainer, asked: Any) -> Any:
+    """Return the dataset that ``get_eval_dataloader(asked)`` is about; None where there is none."""
+    datasets: Any = trainer.eval_dataset
+    if asked is None:
+        return datasets
+    return datasets[asked] if isinstance(asked, str) else asked
+
+
+def used_columns(trainer: Trainer, dataset: Any) -> Any:
+    """Return a dataset without the columns that the trainer would leave out."""
+    columns = hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns")
+    return trainer._remove_unused_columns(dataset) if columns else dataset
+
+
+@contextmanager
+def evaluating(
+    trainer: Trainer, asked: Any, dataset: Any, collator: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """Let ``get_eval_dataloader`` take another dataset and collator for a moment.
+
+    Args:
+        trainer: of the run.
+        asked: argument of ``get_eval_dataloader``: a dataset, a name, or None.
+        dataset: to evaluate in its place; its items are no mappings, so that the trainer removes
+            no columns from them.
+        collator: wraps the trainer's own.
+
+    Yields:
+        the argument to call it with.
+    """
+    collate, evaluated = trainer.data_collator, cast(Any, trainer.eval_dataset)
+    removing = trainer._get_collator_with_removed_columns(collate, description="Evaluation")
+    trainer.data_collator = collator(removing)
+    try:
+        if isinstance(asked, str):
+            trainer.eval_dataset = {**evaluated, asked: dataset}
+            yield asked
+        else:
+            yield dataset
+    finally:
+        trainer.data_collator, trainer.eval_dataset = collate, evaluated
 
 
 def tensorboard_writer(trainer: Trainer) -> Any:

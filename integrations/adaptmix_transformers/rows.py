@@ -31,9 +31,10 @@ class RowLosses:
     noise: Callable[[], NoiseTerms] | None = None
 
     @property
-    def total(self) -> Tensor:
-        """() sum over what is supervised."""
-        return self.values.sum() if self.mask is None else (self.values * self.mask).sum()
+    def totals(self) -> Tensor:
+        """(B,) sum over what is supervised of each row."""
+        kept = self.values if self.mask is None else torch.where(self.mask, self.values, 0.0)
+        return kept.reshape(len(kept), -1).sum(1)
 
     @property
     def tokens(self) -> Tensor:
@@ -147,7 +148,7 @@ def find_rule(
             rows = rule(logits, given)
             for number in (None, num_items)[: 1 if num_items is None else 2]:
                 divisor = float(rows.tokens.sum()) if number is None else number
-                value = float(rows.total) / max(divisor, 1.0)
+                value = float(rows.totals.sum()) / max(divisor, 1.0)
                 tried.append(f"{rule.__name__} {value:.6g}")
                 if abs(value - native) < found[0]:
                     found = abs(value - native), Match(rule, counted=number is not None)

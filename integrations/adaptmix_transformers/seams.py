@@ -43,6 +43,23 @@ class Seen:
         return gradient
 
 
+@contextmanager
+def watch_outputs(model: nn.Module) -> Iterator[Seen]:
+    """See the outputs of the first forward pass of a model, and change nothing."""
+    seen = Seen()
+
+    def on_forward(_: nn.Module, __: Any, outputs: Any) -> None:
+        if seen.outputs is None:
+            seen.outputs = outputs
+            seen.log_probs = getattr(outputs, "log_probs", None)
+
+    handle = model.register_forward_hook(on_forward)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 class LossFunction:
     """Stands in for a model's ``loss_function`` while it trains.
 

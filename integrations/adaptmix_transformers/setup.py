@@ -14,7 +14,7 @@ from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
 from adaptmix.policies import Policy
 from adaptmix_transformers import internals
 from adaptmix_transformers.lengths import mean_tokens
-from adaptmix_transformers.weighting import UserLoss
+from adaptmix_transformers.reading import UserLoss
 
 # How far a loader may run ahead before the lag must grow: eight workers with two batches each.
 _LAG = 16
@@ -34,6 +34,7 @@ class Settings:
     seed: int | None
     mode: str
     tokens_per_row: Mapping[str, float] | None
+    eval_domains: Iterable[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +56,10 @@ def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controll
     seed = seed if settings.seed is None else settings.seed
     shifted = internals.shifts_labels(internals.core_model(trainer))
     tokens = mean_tokens(mixture, like.collate_fn, shifted=shifted, seed=seed)
-    unit = settings.unit or ("sample" if tokens is None else "token")
+    # At a head, rows are weighted and never tokens.
+    unit = settings.unit or ("sample" if tokens is None or settings.head else "token")
+    if settings.head and unit != "sample":
+        raise ValueError('unit must be "sample" with head, whose rows are weighted; got "token".')
     tokens_per_row = settings.tokens_per_row or (tokens if unit == "token" else None)
     importance = settings.importance
     if importance is None and tokens_per_row is not None and mixture is not like.dataset:

@@ -1,4 +1,4 @@
-"""Makes a Trainer's loss the stated objective, by the first seam that shows rows' own losses."""
+"""Makes a Trainer's loss the stated objective, and proves in the first step that it is."""
 
 from __future__ import annotations
 
@@ -14,42 +14,30 @@ from adaptmix import Controller, Draw
 from adaptmix.errors import SeamError
 from adaptmix.seams import HeadSeam
 from adaptmix_transformers import internals
-from adaptmix_transformers.rows import Match, RowLosses, find_rule
-from adaptmix_transformers.seams import LossFunction, Seen
+from adaptmix_transformers.reading import NumItems, Reading, RowReader
+from adaptmix_transformers.seams import LossFunction
 
 _log = logging.getLogger("adaptmix")
 _TOLERANCE = 1e-3
 
-UserLoss = Callable[[Any, Mapping[str, Any]], Tensor | tuple[Tensor, Tensor]]
-
 
 class Weighting:
-    """Replaces the scalar that ``compute_loss`` returns; made anew for every ``train()``.
+    """Replaces the scalar that ``compute_loss`` returns, from rows' own losses.
 
     Args:
         trainer: of the run.
         controller: of the run.
+        reader: finds rows' losses.
         adapting: whether the loss is weighted, and not only looked at.
-        loss: the user's per-row losses, or None.
-        head: name of the module to weight rows at, or None.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        controller: Controller,
-        *,
-        adapting: bool,
-        loss: UserLoss | None,
-        head: str | None,
+        self, trainer: Trainer, controller: Controller, reader: RowReader, *, adapting: bool
     ) -> None:
-        self._trainer, self._controller = trainer, controller
-        self._adapting, self._user_loss = adapting, loss
+        self._trainer, self._controller, self._reader = trainer, controller, reader
+        self._adapting = adapting
         self._function = LossFunction(internals.core_model(trainer))
-        self._head = None if head is None else HeadSeam(internals.plain_model(trainer), head)
         self._with_noise = "noise" in controller.requires
-        self._match: Match | None = None
-        self._chosen = ""
         self._first: list[tuple[Tensor | float, list[Tensor]]] | None = []
 
     def __call__(
@@ -58,7 +46,7 @@ class Weighting:
         model: nn.Module,
         inputs: Mapping[str, Any],
         draw: Draw,
-        num_items: Tensor | int | None,
+        num_items: NumItems,
     ) -> Any:
         """Return what ``native()`` returns, with its loss weighted and recorded.
 
@@ -72,132 +60,40 @@ class Weighting:
         Raises:
             SeamError: no seam shows the rows' losses, or not those that the model is trained on.
         """
-        if self._head is not None:
-            return self._through_head(native, draw)
-        given = dict(inputs)
-        with self._function.open(
-            model, detach=self._adapting, evaluate=self._match is None
-        ) as seen:
+        given = dict(inputs)  # the trainer takes labels out of its own
+        needed = not self._reader.found
+        with self._function.open(model, detach=self._adapting, evaluate=needed) as seen:
             result = native()
         loss = result[0] if isinstance(result, tuple) else result
-        rows, unused, scale = self._rows(loss, seen, given, num_items)
-        if len(rows.values) != len(draw):
+        reading = self._reader.read(loss, seen, given, num_items)
+        if len(reading.rows.values) != len(draw):
             raise SeamError(
                 f"The loss must have the {len(draw)} rows that were drawn; got "
-                f"{len(rows.values)}. Keep rows apart: no packing, padding_free=False."
+                f"{len(reading.rows.values)}. Keep rows apart: no packing, padding_free=False."
             )
-        weighted = self._record(loss, rows, draw, num_items)
-        if self._adapting:
-            divisor = internals.loss_divisor(self._trainer, num_items)
-            self._prove(weighted, scale)
-            loss = weighted * (divisor * scale) + unused
+        loss = self._weighted(reading, loss, draw, num_items)
         return (loss, *result[1:]) if isinstance(result, tuple) else loss
 
-    def _record(
-        self, loss: Tensor, rows: RowLosses, draw: Draw, num_items: Tensor | int | None
-    ) -> Tensor:
+    def _weighted(self, reading: Reading, loss: Tensor, draw: Draw, num_items: NumItems) -> Tensor:
+        rows, controller = reading.rows, self._controller
         noise = None
-        if self._with_noise and rows.noise is not None and self._controller.observing:
+        if self._with_noise and rows.noise is not None and controller.observing:
             noise = rows.noise()
         if self._adapting:
-            return self._controller.loss(rows.values, draw, mask=rows.mask, noise=noise)
-        number: Any = rows.tokens.sum()
-        if self._match is not None and self._match.counted and num_items is not None:
-            number = num_items / internals.world_factor(self._trainer, num_items)
-        factors = torch.ones_like(rows.tokens) if self._controller.unit == "token" else rows.tokens
-        self._controller.observe(
-            loss, draw, factors=factors / number, losses=rows.values, mask=rows.mask, noise=noise
+            weighted = controller.loss(rows.values, draw, mask=rows.mask, noise=noise)
+            self._prove(weighted, reading.scale)
+            divisor = internals.loss_divisor(self._trainer, num_items)
+            return weighted * (divisor * reading.scale) + reading.rest
+        factors = torch.ones_like(rows.tokens) if controller.unit == "token" else rows.tokens
+        controller.observe(
+            loss,
+            draw,
+            factors=factors / self._reader.number(rows, num_items),
+            losses=rows.values,
+            mask=rows.mask,
+            noise=noise,
         )
         return loss
-
-    def _rows(
-        self,
-        loss: Tensor,
-        seen: Seen,
-        given: dict[str, Any],
-        num_items: Tensor | int | None,
-    ) -> tuple[RowLosses, Tensor | float, Tensor | float]:
-        """Return rows' losses, what the trainer added to them, and what it scales them by."""
-        trainer = self._trainer
-        world = internals.world_factor(trainer, num_items)
-        coefficient = seen.coefficient(loss)
-        if self._user_loss is not None:
-            self._choose("the losses of AdaptMixCallback(loss=...)")
-            return _user_rows(self._user_loss(seen.outputs, given)), 0.0, 1.0
-        if seen.log_probs is not None:
-            return self._from_log_probs(loss, seen, coefficient, num_items)
-        if seen.given is not None and (coefficient is not None or not self._adapting):
-            native = loss if seen.leaf is None else seen.leaf
-            rows = self._matched(seen.given, native, num_items)
-            self._choose(f"the model's loss_function ({rows[1]})")
-            if coefficient is None or seen.leaf is None:
-                return rows[0], 0.0, 1.0
-            unused = loss - (coefficient * seen.leaf).detach()
-            return rows[0], unused, coefficient / world
-        logits = getattr(seen.outputs, "logits", None)
-        if isinstance(logits, Tensor) and isinstance(given.get("labels"), Tensor):
-            smoother = getattr(trainer, "label_smoother", None)
-            smoothing = 0.0 if smoother is None else float(smoother.epsilon)
-            given |= {"logits": logits, "label_smoothing": smoothing}
-            rows = self._matched(given, loss / world, num_items)
-            self._choose(f"the model's logits ({rows[1]})")
-            return rows[0], 0.0, 1.0
-        raise SeamError(
-            "No seam shows the rows' own losses: the model has neither a loss_function that is "
-            f"called, nor logits and labels; its outputs are {_names(seen.outputs)}. {_WAY_OUT}"
-        )
-
-    def _from_log_probs(
-        self,
-        loss: Tensor,
-        seen: Seen,
-        coefficient: Tensor | None,
-        num_items: Tensor | int | None,
-    ) -> tuple[RowLosses, Tensor | float, Tensor | float]:
-        log_probs = seen.log_probs
-        assert log_probs is not None
-        mask = seen.outputs.label_mask.bool()
-        self._choose("the log-probabilities of TRL's fused head")
-        if coefficient is None or seen.leaf is None:
-            return RowLosses(-log_probs, mask), 0.0, 1.0
-        number: Any = mask.sum() if num_items is None else num_items
-        world = internals.world_factor(self._trainer, num_items)
-        # What the trainer's loss makes of each token is its own: -1 for plain likelihood.
-        values = log_probs * (coefficient * number / world).detach()
-        unused = loss - (coefficient * seen.leaf).sum().detach()
-        return RowLosses(values, mask), unused, 1.0
-
-    def _matched(
-        self,
-        given: Mapping[str, Any],
-        native: Tensor,
-        num_items: Tensor | int | None,
-    ) -> tuple[RowLosses, str]:
-        if self._match is None:
-            counted = None if num_items is None else float(num_items)
-            match, tried = find_rule(given, float(native.detach()), num_items=counted)
-            if match is None:
-                raise SeamError(f"No rule gives the loss that is trained on: {tried}. {_WAY_OUT}")
-            self._match = match
-        rule = self._match.rule
-        return rule(given["logits"], given), rule.__name__
-
-    def _through_head(self, native: Callable[[], Any], draw: Draw) -> Any:
-        head, controller = self._head, self._controller
-        assert head is not None
-        factors = controller.multipliers(draw)
-        head.open(factors)
-        result = native()
-        head.close()
-        loss = result[0] if isinstance(result, tuple) else result
-        controller.observe(loss, draw, factors=factors.to(loss.device) / len(draw))
-        self._choose(f"row gradients at the output of {head.name!r}")
-        return result
-
-    def _choose(self, seam: str) -> None:
-        if not self._chosen:
-            self._chosen = seam
-            _log.info("Rows are weighted through %s.", seam)
 
     def _prove(self, weighted: Tensor, scale: Tensor | float) -> None:
         if self._first is not None:
@@ -205,14 +101,12 @@ class Weighting:
             weighted.register_hook(arrived.append)
             self._first.append((scale, arrived))
 
-    def check_first_step(self) -> None:
+    def check_step(self) -> None:
         """After the backward passes of the first step: check that they were of the stated loss.
 
         Raises:
             SeamError: the trainer scaled the loss, or did not differentiate it.
         """
-        if self._head is not None:
-            self._head.check_backward()
         first, self._first = self._first, None
         for scale, arrived in first or ():
             expected = internals.backward_scale(self._trainer) * float(scale)
@@ -225,22 +119,54 @@ class Weighting:
                 )
 
     def remove(self) -> None:
-        """Give model and trainer back as they were."""
+        """Give the model back as it was."""
         self._function.remove()
-        if self._head is not None:
-            self._head.remove()
 
 
-_WAY_OUT = (
-    "Pass AdaptMixCallback(loss=f) with f(outputs, inputs) returning unreduced losses, (B,) or "
-    '(B, T), or AdaptMixCallback(head="name of the module that makes the logits").'
-)
+class HeadWeighting:
+    """Leaves the trainer's loss as it is, and weights rows' gradients at a named module.
 
+    Args:
+        trainer: of the run.
+        controller: of the run; its unit is "sample".
+        head: name of the module.
+    """
 
-def _user_rows(losses: Any) -> RowLosses:
-    values, mask = losses if isinstance(losses, tuple) else (losses, None)
-    return RowLosses(values, mask)
+    def __init__(self, trainer: Trainer, controller: Controller, head: str) -> None:
+        self._controller = controller
+        self._head = HeadSeam(internals.plain_model(trainer), head)
+        _log.info("Rows' gradients are weighted at the output of %r.", head)
 
+    def __call__(
+        self,
+        native: Callable[[], Any],
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        draw: Draw,
+        num_items: NumItems,
+    ) -> Any:
+        """Return what ``native()`` returns; the arguments are those of ``Weighting``.
 
-def _names(outputs: Any) -> str:
-    return ", ".join(outputs) if hasattr(outputs, "keys") else type(outputs).__name__
+        Raises:
+            SeamError: the forward pass did not go through the module once.
+            ValueError: the module's output does not have the rows that were drawn.
+        """
+        factors = self._controller.multipliers(draw)
+        self._head.open(factors)
+        result = native()
+        self._head.close()
+        loss = result[0] if isinstance(result, tuple) else result
+        self._controller.observe(loss, draw, factors=factors.to(loss.device) / len(draw))
+        return result
+
+    def check_step(self) -> None:
+        """After a backward pass: check that it went through the module.
+
+        Raises:
+            SeamError: it did not.
+        """
+        self._head.check_backward()
+
+    def remove(self) -> None:
+        """Take the hook off the module."""
+        self._head.remove()

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adaptmix_transformers import AdaptMixCallback
 from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-
-from adaptmix_transformers import AdaptMixCallback
 
 SIZES = {"code": 40, "news": 24, "math": 16}
 LENGTHS = {"code": (3, 6), "news": (5, 10), "math": (8, 12)}
@@ -45,14 +44,14 @@ def pad(features: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 
-def llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+def llama(seed: int = 0, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A causal LM of two layers, from its configuration."""
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, pad_token_id=PAD, **(shape | heads | changes))
-    )
+    config = LlamaConfig(vocab_size=VOCABULARY, pad_token_id=PAD, **(shape | heads | changes))
+    model: Any = LlamaForCausalLM(config)
+    return model.to(dtype)
 
 
 def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
@@ -96,21 +95,20 @@ class RecordingTrainer(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def train(
+def make(
     folder: Path | str,
     callback: AdaptMixCallback | None,
     *,
     model: Any = None,
-    resume: str | Path | bool | None = None,
     data: Any = None,
     collator: Any = pad,
     kind: type[Trainer] = RecordingTrainer,
     trainer_options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
-    """Train, and return the trainer."""
+    """Return a trainer."""
     callbacks: list[TrainerCallback] = [Record()]
-    trainer = kind(
+    return kind(
         model=llama() if model is None else model,
         args=arguments(folder, **changes),
         train_dataset=rows() if data is None else data,
@@ -118,6 +116,17 @@ def train(
         callbacks=callbacks + ([] if callback is None else [callback]),
         **(trainer_options or {}),
     )
+
+
+def train(
+    folder: Path | str,
+    callback: AdaptMixCallback | None,
+    *,
+    resume: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Train, and return the trainer; options are those of ``make``."""
+    trainer = make(folder, callback, **options)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
 

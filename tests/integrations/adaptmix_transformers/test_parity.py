@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from adaptmix_transformers import AdaptMixCallback
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 from adaptmix import Controller, policies
-from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
 WEIGHTS = policies.Static(
@@ -85,28 +86,31 @@ def test_every_step_is_the_objective_over_its_rows(
     )
     checked: list[float] = []
 
-    class Checking(hf.RecordingTrainer):
+    class Check(TrainerCallback):
         """Compares before the optimizer changes the model."""
 
-        def _clip_grad_norm(self, model: Any) -> Any:
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model = kwargs["model"]
             got = hf.gradient(model)
-            step = self.batches[-accumulation:]
-            expected = objective(callback.controller, model, step, lengths)
+            expected = objective(
+                callback.controller, model, trainer.batches[-accumulation:], lengths
+            )
             wanted = torch.autograd.grad(expected, list(model.parameters()))
             checked.append(relative_error(got, torch.cat([g.flatten() for g in wanted])))
-            return super()._clip_grad_norm(model)
 
     # Twenty rows give every domain at least one whatever the unit, so shares are the realised ones.
-    hf.train(
+    trainer = hf.make(
         tmp_path,
         callback,
-        model=hf.llama().to(dtype),
+        model=hf.llama(dtype=dtype),
         data=data,
-        kind=Checking,
+        max_grad_norm=0.0,
         per_device_train_batch_size=20 // accumulation,
         gradient_accumulation_steps=accumulation,
         max_steps=5,
     )
+    trainer.add_callback(Check())
+    trainer.train()
     assert len(checked) == 5
     assert max(checked) < bound
     weights = callback.controller.weights

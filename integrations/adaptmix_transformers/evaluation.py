@@ -1,0 +1,208 @@
+"""Held-out losses by domain, in the same pass over the evaluation rows as everything else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from transformers import Trainer
+
+from adaptmix import Controller, Mixture, distributed
+from adaptmix.data import as_mixture
+from adaptmix.errors import SeamError
+from adaptmix_transformers import internals
+from adaptmix_transformers.reading import RowReader
+from adaptmix_transformers.seams import watch_outputs
+from adaptmix_transformers.setup import Settings
+
+_log = logging.getLogger("adaptmix")
+ROWS = "adaptmix_rows"
+
+
+class RowNumbers(Dataset[Any]):
+    """A dataset whose items know their row.
+
+    Args:
+        dataset: map-style.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> tuple[int, Any]:
+        return row, self._dataset[row]
+
+
+class CollateRowNumbers:
+    """Collates items of ``RowNumbers``; their rows go into the batch.
+
+    Args:
+        collate_fn: for the items themselves.
+    """
+
+    def __init__(self, collate_fn: Any) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, items: list[tuple[int, Any]]) -> Any:
+        """Return the batch of numbered items."""
+        batch = self.collate_fn([item for _, item in items])
+        batch[ROWS] = torch.tensor([row for row, _ in items])
+        return batch
+
+
+class DomainLosses:
+    """Sums losses of evaluated rows, each row once however processes pad their batches.
+
+    Args:
+        mixture: of the evaluation rows.
+        reader: finds rows' losses.
+        unit: "sample", "token", or None to go by the shape of the losses.
+    """
+
+    def __init__(self, mixture: Mixture, reader: RowReader, unit: str | None) -> None:
+        self.mixture = mixture
+        self._reader, self._unit = reader, unit
+        self._sums: Tensor | None = None
+        self._unreadable = False
+
+    def add(self, rows: Tensor, model: Any, inputs: Mapping[str, Any], native: Any) -> Any:
+        """Return what ``native()`` returns, and add the rows' losses."""
+        if self._unreadable:
+            return native()
+        given = dict(inputs)
+        with watch_outputs(model) as seen:
+            result = native()
+        loss = result[0] if isinstance(result, tuple) else result
+        try:
+            losses = self._reader.read(loss, seen, given, None).rows
+        except SeamError as error:
+            self._unreadable = True
+            _log.warning("Held-out losses are not told by domain: %s", error)
+            return result
+        unit = self._unit or ("sample" if losses.mask is None else "token")
+        tokens = losses.tokens.double()
+        totals = losses.totals.double()
+        if unit == "sample":
+            totals, tokens = totals / tokens.clamp(min=1), torch.ones_like(tokens)
+        if self._sums is None:
+            shape = (3, len(self.mixture))
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=totals.device)
+        self._sums[:, rows.to(totals.device)] = torch.stack(
+            [totals, tokens, torch.ones_like(totals)]
+        )
+        return result
+
+    def means(self) -> dict[str, float]:
+        """Return each domain's mean loss, over all processes, which all call this."""
+        if self._sums is None:
+            return {}
+        distributed.sum_over_ranks([self._sums])
+        totals, tokens, times = self._sums.cpu()
+        times = times.clamp(min=1)
+        domains = torch.from_numpy(self.mixture.domain_of(torch.arange(len(self.mixture))))
+        table = torch.zeros(2, len(self.mixture.domains), dtype=torch.float64)
+        table.index_add_(1, domains, torch.stack([totals / times, tokens / times]))
+        return {
+            name: float(total / count)
+            for name, total, count in zip(self.mixture.domains, *table, strict=True)
+            if count > 0
+        }
+
+
+class Evaluation:
+    """Adds ``eval_loss_<domain>`` and ``eval_loss_weighted`` to a Trainer's metrics.
+
+    Args:
+        trainer: to evaluate with; its methods are handed over as they were.
+        own: the trainer's own ``get_eval_dataloader``, ``evaluation_loop`` and
+            ``prediction_step``.
+        settings: of the callback.
+    """
+
+    def __init__(self, trainer: Trainer, own: Mapping[str, Any], settings: Settings) -> None:
+        self._trainer, self._own, self._settings = trainer, own, settings
+        self._mixtures: dict[int, tuple[Any, Mixture | None]] = {}
+        self._losses: DomainLosses | None = None
+        self._rows: Tensor | None = None
+        self.controller: Controller | None = None
+
+    def dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the trainer's loader, with row numbers in batches where domains are known."""
+        trainer, settings = self._trainer, self._settings
+        own = self._own["get_eval_dataloader"]
+        dataset = internals.evaluated(trainer, eval_dataset)
+        mixture = None if dataset is None else self._mixture(dataset)
+        self._losses = None
+        if mixture is None:
+            return own(eval_dataset)
+        unit = settings.unit if self.controller is None else self.controller.unit
+        self._losses = DomainLosses(mixture, RowReader(trainer, settings.loss), unit)
+        numbered = RowNumbers(internals.used_columns(trainer, dataset))
+        with internals.evaluating(trainer, eval_dataset, numbered, CollateRowNumbers) as stand_in:
+            return own(stand_in)
+
+    def _mixture(self, dataset: Any) -> Mixture | None:
+        known = self._mixtures.get(id(dataset))
+        if known is None:
+            mixture = evaluation_mixture(dataset, self._settings)
+            known = self._mixtures[id(dataset)] = (dataset, mixture)
+        return known[1]
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the row numbers out of the batch before anything else sees them."""
+        self._rows = inputs.pop(ROWS, None)
+        try:
+            return self._own["prediction_step"](model, inputs, *args, **kwargs)
+        finally:
+            self._rows = None
+
+    def loss(self, native: Callable[[], Any], model: Any, inputs: Mapping[str, Any]) -> Any:
+        """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
+        if self._losses is None or self._rows is None:
+            return native()
+        return self._losses.add(self._rows, model, inputs, native)
+
+    def loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Run the trainer's loop, and add each domain's loss to its metrics."""
+        output = self._own["evaluation_loop"](*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        losses, self._losses = self._losses, None
+        means = {} if losses is None else losses.means()
+        metrics = {f"{metric_key_prefix}_loss_{name}": value for name, value in means.items()}
+        if self.controller is not None:
+            domains = self.controller.mixture.info
+            known = {name: means[name] for name in domains.names if name in means}
+            if len(known) == len(domains):
+                mean = float(domains.importance @ np.array(list(known.values())))
+                metrics[f"{metric_key_prefix}_loss_weighted"] = mean
+            self.controller.record_evaluation({n: v for n, v in known.items() if isfinite(v)})
+        output.metrics.update(metrics)
+        return output
+
+
+def evaluation_mixture(dataset: Any, settings: Settings) -> Mixture | None:
+    """Return the mixture of evaluation rows, or None where nothing tells their domains.
+
+    Args:
+        dataset: evaluated.
+        settings: of the callback.
+
+    Raises:
+        ValueError: labels that do not fit.
+    """
+    domains = settings.domains
+    if settings.eval_domains is not None:
+        return as_mixture(dataset, settings.eval_domains)
+    if domains is None:
+        parts = isinstance(dataset, (Mixture, ConcatDataset))
+        return as_mixture(dataset, None) if parts else None
+    named = isinstance(domains, str) and domains in (getattr(dataset, "column_names", None) or ())
+    return as_mixture(dataset, domains) if named else None
