@@ -173,7 +173,7 @@ class AdaptMixCallback(TrainerCallback):
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
-            return self._evaluation.loss(native, model, inputs)
+            return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
         draw = self._sampler.take(number)

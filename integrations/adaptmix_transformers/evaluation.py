@@ -17,7 +17,7 @@ from adaptmix import Controller, Mixture, distributed
 from adaptmix.data import as_mixture
 from adaptmix.errors import SeamError
 from adaptmix_transformers import internals
-from adaptmix_transformers.reading import RowReader
+from adaptmix_transformers.reading import NumItems, RowReader
 from adaptmix_transformers.seams import watch_outputs
 from adaptmix_transformers.setup import Settings
 
@@ -74,7 +74,14 @@ class DomainLosses:
         self._sums: Tensor | None = None
         self._unreadable = False
 
-    def add(self, rows: Tensor, model: Any, inputs: Mapping[str, Any], native: Any) -> Any:
+    def add(
+        self,
+        rows: Tensor,
+        model: Any,
+        inputs: Mapping[str, Any],
+        native: Callable[[], Any],
+        num_items: NumItems,
+    ) -> Any:
         """Return what ``native()`` returns, and add the rows' losses."""
         if self._unreadable:
             return native()
@@ -83,7 +90,7 @@ class DomainLosses:
             result = native()
         loss = result[0] if isinstance(result, tuple) else result
         try:
-            losses = self._reader.read(loss, seen, given, None).rows
+            losses = self._reader.read(loss, seen, given, num_items).rows
         except SeamError as error:
             self._unreadable = True
             _log.warning("Held-out losses are not told by domain: %s", error)
@@ -165,11 +172,17 @@ class Evaluation:
         finally:
             self._rows = None
 
-    def loss(self, native: Callable[[], Any], model: Any, inputs: Mapping[str, Any]) -> Any:
+    def loss(
+        self,
+        native: Callable[[], Any],
+        model: Any,
+        inputs: Mapping[str, Any],
+        num_items: NumItems,
+    ) -> Any:
         """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._losses is None or self._rows is None:
             return native()
-        return self._losses.add(self._rows, model, inputs, native)
+        return self._losses.add(self._rows, model, inputs, native, num_items)
 
     def loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run the trainer's loop, and add each domain's loss to its metrics."""

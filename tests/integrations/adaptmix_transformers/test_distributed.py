@@ -11,81 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from adaptmix_transformers import AdaptMixCallback
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import TrainerCallback
 
-from adaptmix import policies
-from adaptmix_transformers import AdaptMixCallback
-from tests.integrations.adaptmix_transformers import hf
+from tests.integrations.adaptmix_transformers import hf, runs
 from tests.integrations.adaptmix_transformers.test_parity import (
     WEIGHTS,
     lengths_of,
     objective,
     relative_error,
 )
-
-VARIANTS = {
-    f"{workers}-{accumulation}-{epochs}": (workers, accumulation, epochs)
-    for workers in (0, 2)
-    for accumulation in (1, 4)
-    for epochs in (1, 3)
-}
-
-
-def adapting() -> AdaptMixCallback:
-    return AdaptMixCallback("source", policy=policies.VarianceAware(), update_every=2, lag=4)
-
-
-def options(variant: str, processes: int) -> dict[str, Any]:
-    """80 or 240 rows in batches of 6 over all processes: epochs do not divide by accumulation."""
-    workers, accumulation, epochs = VARIANTS[variant]
-    times = 1 if epochs == 3 else 3
-    return {
-        "data": hf.rows({name: times * size for name, size in hf.SIZES.items()}),
-        "num_train_epochs": epochs,
-        "max_steps": -1,
-        "per_device_train_batch_size": 6 // processes,
-        "gradient_accumulation_steps": accumulation,
-        "dataloader_num_workers": workers,
-        "save_strategy": "steps",
-        "save_steps": 7,
-        "eval_strategy": "epoch",
-        "trainer_options": {"eval_dataset": hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)},
-    }
-
-
-def result(trainer: Any, callback: AdaptMixCallback) -> dict[str, Any]:
-    evaluated = {
-        name: value
-        for entry in trainer.state.log_history
-        for name, value in entry.items()
-        if name.startswith("eval_loss")
-    }
-    return {
-        "rows": hf.trained_rows(trainer),
-        "parameters": hf.parameters(trainer.model),
-        "weights": callback.controller.weights.sampling,
-        "evaluated": evaluated,
-        "steps": trainer.state.global_step,
-    }
-
-
-def resume(folder: str, variant: str) -> dict[str, dict[str, Any]]:
-    """A whole run, and one that goes on at its seventh step."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    results = {}
-    for name, seed in (("whole", 0), ("resumed", 9)):
-        callback = adapting()
-        trainer = hf.train(
-            f"{folder}/{variant}-{name}",
-            callback,
-            model=hf.llama(seed),
-            resume=f"{folder}/{variant}-whole/checkpoint-7" if name == "resumed" else None,
-            **options(variant, processes),
-        )
-        results[name] = result(trainer, callback)
-    return results
 
 
 class Check(TrainerCallback):
@@ -152,7 +89,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         GLOO_SOCKET_IFNAME="lo",
     )
     torch.set_num_threads(1)
-    results: dict[str, Any] = {variant: resume(folder, variant) for variant in VARIANTS}
+    results: dict[str, Any] = {
+        variant: runs.stop_and_resume(folder, variant) for variant in runs.VARIANTS
+    }
     results["parity"] = {
         (unit, averaged): parity(folder, unit, averaged)
         for unit in ("token", "sample")
@@ -173,28 +112,25 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", runs.VARIANTS)
 def test_stop_and_resume_on_two_processes_is_bit_identical(
     variant: str, two: list[dict[str, Any]]
 ) -> None:
-    _, accumulation, epochs = VARIANTS[variant]
     for rank in range(2):
-        whole, resumed = two[rank][variant]["whole"], two[rank][variant]["resumed"]
-        assert whole["steps"] == resumed["steps"]
-        assert whole["rows"][7 * accumulation :] == resumed["rows"]
-        assert torch.equal(whole["parameters"], resumed["parameters"])
-        np.testing.assert_array_equal(whole["weights"], resumed["weights"])
+        runs.check_resumed(variant, **two[rank][variant])
     first, second = (two[rank][variant]["whole"] for rank in range(2))
     assert torch.equal(first["parameters"], second["parameters"])
     assert first["rows"] != second["rows"]
-    assert len(first["rows"]) == first["steps"] * accumulation
 
 
 def test_two_processes_are_one_with_the_same_global_batch(
     two: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     variant = "0-4-3"
-    together, alone = two[0][variant]["whole"], resume(str(tmp_path), variant)["whole"]
+    together, alone = (
+        two[0][variant]["whole"],
+        runs.stop_and_resume(str(tmp_path), variant)["whole"],
+    )
     for mine, theirs, both in zip(
         two[0][variant]["whole"]["rows"],
         two[1][variant]["whole"]["rows"],

@@ -1,0 +1,104 @@
+"""Runs that stop and go on, in one process or two."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from adaptmix_transformers import AdaptMixCallback
+
+from adaptmix import policies
+from tests.integrations.adaptmix_transformers import hf
+
+# Workers, accumulation, epochs.
+VARIANTS = {
+    f"{workers}-{accumulation}-{epochs}": (workers, accumulation, epochs)
+    for workers in (0, 2)
+    for accumulation in (1, 4)
+    for epochs in (1, 3)
+}
+STOP = 3
+SIZES = {"code": 18, "news": 12, "math": 10}
+
+
+def options(variant: str, processes: int) -> dict[str, Any]:
+    """40 or 120 rows, six a micro-batch on all processes: 7 or 20, and 7 is no multiple of 4."""
+    workers, accumulation, epochs = VARIANTS[variant]
+    times = 3 // epochs
+    return {
+        "data": hf.rows({name: times * size for name, size in SIZES.items()}),
+        "num_train_epochs": epochs,
+        "max_steps": -1,
+        "per_device_train_batch_size": 6 // processes,
+        "gradient_accumulation_steps": accumulation,
+        "dataloader_num_workers": workers,
+        "save_strategy": "steps",
+        "save_steps": STOP * (4 // accumulation),
+        "save_total_limit": 9,
+        "eval_strategy": "epoch" if variant == "0-4-3" else "no",
+        "trainer_options": {"eval_dataset": hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)},
+    }
+
+
+def result(trainer: Any, callback: AdaptMixCallback) -> dict[str, Any]:
+    """All that must not differ."""
+    evaluated = {
+        name: value
+        for entry in trainer.state.log_history
+        for name, value in entry.items()
+        if name.startswith("eval_loss")
+    }
+    weights = callback.controller.weights.sampling
+    return {
+        "rows": hf.trained_rows(trainer),
+        "parameters": hf.parameters(trainer.model),
+        "weights": weights,
+        "moved": float(np.abs(weights - callback.controller.mixture.importance).max()),
+        "evaluated": evaluated,
+        "steps": trainer.state.global_step,
+        "epoch": trainer.state.epoch,
+    }
+
+
+def stop_and_resume(folder: str, variant: str) -> dict[str, dict[str, Any]]:
+    """A whole run, and one with another model that goes on from its first checkpoint."""
+    results = {}
+    _, accumulation, _ = VARIANTS[variant]
+    settings = options(variant, int(os.environ.get("WORLD_SIZE", "1")))
+    for name, seed in (("whole", 0), ("resumed", 9)):
+        callback = AdaptMixCallback(
+            "source",
+            policy=policies.VarianceAware(),
+            update_every=1,
+            lag=4 // accumulation,
+        )
+        trainer = hf.train(
+            f"{folder}/{variant}-{name}",
+            callback,
+            model=hf.llama(seed),
+            resume=(
+                f"{folder}/{variant}-whole/checkpoint-{settings['save_steps']}"
+                if name == "resumed"
+                else None
+            ),
+            **settings,
+        )
+        results[name] = result(trainer, callback)
+    return results
+
+
+def check_resumed(variant: str, whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """Assert that the second run is the rest of the first, to the bit."""
+    _, accumulation, epochs = VARIANTS[variant]
+    stop = STOP * (4 // accumulation)
+    micro_batches = {1: 20, 3: 7}[epochs]
+    steps = epochs * -(-micro_batches // accumulation)
+    assert whole["steps"] == resumed["steps"] == steps
+    assert whole["epoch"] == resumed["epoch"] == epochs
+    assert len(whole["rows"]) == steps * accumulation
+    assert whole["rows"][stop * accumulation :] == resumed["rows"]
+    assert torch.equal(whole["parameters"], resumed["parameters"])
+    np.testing.assert_array_equal(whole["weights"], resumed["weights"])
+    assert whole["moved"] > 0.01
