@@ -17,10 +17,10 @@ from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
 from adaptmix.tensorboard import PREFIX, layout
 from adaptmix_transformers import internals
+from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
-from adaptmix_transformers.reading import RowReader, UserLoss
+from adaptmix_transformers.reading import UserLoss
 from adaptmix_transformers.setup import Settings, make_controller, make_sampler
-from adaptmix_transformers.weighting import HeadWeighting, Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
@@ -87,7 +87,7 @@ class AdaptMixCallback(TrainerCallback):
         self._own: dict[str, Any] = {}
         self._controller: Controller | None = None
         self._sampler: PlanSampler | None = None
-        self._weighting: Weighting | HeadWeighting | None = None
+        self._weighting: AnyWeighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
 
@@ -148,16 +148,7 @@ class AdaptMixCallback(TrainerCallback):
         controller = self._controller = make_controller(settings, trainer, like)
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
-        self._weighting = (
-            HeadWeighting(trainer, controller, settings.head)
-            if settings.head is not None
-            else Weighting(
-                trainer,
-                controller,
-                RowReader(trainer, settings.loss),
-                adapting=settings.mode == "adapt",
-            )
-        )
+        self._weighting = make_weighting(trainer, controller, settings)
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(internals.plain_model(trainer))
         return numbered_loader(self._sampler, like, key=_NUMBER)

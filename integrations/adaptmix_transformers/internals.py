@@ -149,6 +149,12 @@ def tensorboard_writer(trainer: Trainer) -> Any:
     return None
 
 
+def is_a(trainer: Trainer, name: str) -> bool:
+    """Return whether a trainer is, or inherits from, TRL's class of that name."""
+    kinds = type(trainer).__mro__
+    return any(kind.__name__ == name and kind.__module__.startswith("trl.") for kind in kinds)
+
+
 def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
     """Refuse settings under which rows or gradients would not be what is stated.
 
@@ -164,8 +170,15 @@ def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
         "accelerator_config.split_batches": bool(accelerator.split_batches),
         "use_liger_kernel": args.use_liger_kernel,
         "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
+        "packing": bool(getattr(args, "packing", False)),
+        "padding_free": bool(getattr(trainer, "padding_free", False)),
     }
     ways_out = {
+        "packing": (
+            "It mixes domains in a row and drops their column. Pack each domain by itself before "
+            "training, and set packing=False"
+        ),
+        "padding_free": "It puts all rows into one. Set padding_free=False",
         "args.n_gpu > 1 (DataParallel)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES",
         "use_liger_kernel": (
             "Liger's loss never builds the logits that rows are weighted by. Keep its other "

@@ -83,7 +83,7 @@ class RowReader:
             self._say("the losses of AdaptMixCallback(loss=...)")
             losses = self._user_loss(seen.outputs, given)
             return Reading(RowLosses(*losses) if isinstance(losses, tuple) else RowLosses(losses))
-        if seen.log_probs is not None:
+        if seen.log_probs is not None and internals.is_a(self._trainer, "SFTTrainer"):
             return self._log_probs(loss, seen, coefficient, num_items)
         if seen.given is not None and (coefficient is not None or seen.leaf is None):
             rows = self._matched(seen.given, loss if seen.leaf is None else seen.leaf, num_items)
