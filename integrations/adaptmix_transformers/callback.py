@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller, FreshStartWarning, checkpoint
@@ -149,7 +151,8 @@ class AdaptMixCallback(TrainerCallback):
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
         self._weighting = make_weighting(trainer, controller, settings)
-        if any(name.startswith("grad_") for name in controller.requires):
+        self._watches = any(name.startswith("grad_") for name in controller.requires)
+        if self._watches and not internals.is_compiled(trainer):
             self._watch = controller.watch(internals.plain_model(trainer))
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
@@ -168,7 +171,21 @@ class AdaptMixCallback(TrainerCallback):
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
         draw = self._sampler.take(number)
-        return self._weighting(native, model, inputs, draw, num_items)
+        with self._eager_when_observing():
+            return self._weighting(native, model, inputs, draw, num_items)
+
+    @contextmanager
+    def _eager_when_observing(self) -> Iterator[None]:
+        """Run observed steps of a compiled model uncompiled, for compiled code ignores hooks."""
+        trainer, controller = self._trainer, self.controller
+        compiled = trainer is not None and internals.is_compiled(trainer)
+        if trainer is None or not (compiled and self._watches and controller.observing):
+            yield
+            return
+        if self._watch is None:
+            self._watch = controller.watch(internals.plain_model(trainer))
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
     def _check_evaluating(self, model: Any) -> None:
         if self._weighting is not None and model.training:
@@ -240,6 +257,8 @@ class AdaptMixCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""
         self.controller.step()
+        if self._trainer is not None and internals.is_compiled(self._trainer):
+            self._unwatch()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""
@@ -252,9 +271,13 @@ class AdaptMixCallback(TrainerCallback):
         _log.info("%s", self.controller.report())
         self._release()
 
-    def _release(self) -> None:
+    def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.remove()
+            self._watch = None
+
+    def _release(self) -> None:
+        self._unwatch()
         if self._weighting is not None:
             self._weighting.remove()
-        self._watch = self._weighting = None
+            self._weighting = None

@@ -50,6 +50,11 @@ def core_model(trainer: Trainer) -> Any:
     return model if get_base_model is None else get_base_model()
 
 
+def is_compiled(trainer: Trainer) -> bool:
+    """Return whether the model is going to be compiled."""
+    return bool(trainer.args.torch_compile)
+
+
 def rows_per_process(trainer: Trainer) -> int:
     """Return the rows of a micro-batch on this process; ``auto_find_batch_size`` lowers it."""
     return int(trainer._train_batch_size)
