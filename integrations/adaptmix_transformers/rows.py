@@ -40,7 +40,7 @@ class RowLosses:
     def tokens(self) -> Tensor:
         """(B,) number of supervised losses of each row."""
         if self.mask is not None:
-            return self.mask.flatten(1).sum(1)
+            return self.mask.reshape(len(self.mask), -1).sum(1)
         each = self.values[0].numel()
         return torch.full((len(self.values),), each, device=self.values.device)
 

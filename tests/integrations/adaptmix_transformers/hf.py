@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptmix_transformers import AdaptMixCallback
 from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from adaptmix_transformers import AdaptMixCallback
 
 SIZES = {"code": 40, "news": 24, "math": 16}
 LENGTHS = {"code": (3, 6), "news": (5, 10), "math": (8, 12)}

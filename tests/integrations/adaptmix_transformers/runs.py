@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from adaptmix_transformers import AdaptMixCallback
 
 from adaptmix import policies
+from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
 # Workers, accumulation, epochs.

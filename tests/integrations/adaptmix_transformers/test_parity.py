@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from adaptmix_transformers import AdaptMixCallback
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from adaptmix import Controller, policies
+from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
 WEIGHTS = policies.Static(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from adaptmix_transformers import AdaptMixCallback
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 
 from adaptmix import SeamError, policies
+from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import (
     WEIGHTS,

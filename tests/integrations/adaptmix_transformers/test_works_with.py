@@ -7,25 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import ConcatDataset
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    MixtralConfig,
-    MixtralForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
     TrainerCallback,
 )
 
-from adaptmix import FreshStartWarning, Mixture, SeamError, policies
+from adaptmix import policies
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
-from tests.integrations.adaptmix_transformers.test_parity import WEIGHTS, relative_error
+from tests.integrations.adaptmix_transformers.test_parity import relative_error
 
 SAME = policies.Static()
 
