@@ -126,7 +126,7 @@ class DomainLosses:
 
 
 class Evaluation:
-    """Adds ``eval_loss_<domain>`` and ``eval_loss_weighted`` to a Trainer's metrics.
+    """Adds ``eval_loss_<domain>`` and ``eval_weighted_loss`` to a Trainer's metrics.
 
     Args:
         trainer: to evaluate with; its methods are handed over as they were.
@@ -195,7 +195,8 @@ class Evaluation:
             known = {name: means[name] for name in domains.names if name in means}
             if len(known) == len(domains):
                 mean = float(domains.importance @ np.array(list(known.values())))
-                metrics[f"{metric_key_prefix}_loss_weighted"] = mean
+                # Ends with "loss", by which the Trainer knows that less is better.
+                metrics[f"{metric_key_prefix}_weighted_loss"] = mean
             self.controller.record_evaluation({n: v for n, v in known.items() if isfinite(v)})
         output.metrics.update(metrics)
         return output

@@ -48,7 +48,7 @@ def result(trainer: Any, callback: AdaptMixCallback) -> dict[str, Any]:
         name: value
         for entry in trainer.state.log_history
         for name, value in entry.items()
-        if name.startswith("eval_loss")
+        if name.startswith("eval_") and name.count("loss")
     }
     weights = callback.controller.weights.sampling
     return {

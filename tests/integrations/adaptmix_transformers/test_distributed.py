@@ -145,7 +145,7 @@ def test_two_processes_are_one_with_the_same_global_batch(
     # The trainer's own eval_loss is a mean over batches, which are others on two processes.
     del together["evaluated"]["eval_loss"], alone["evaluated"]["eval_loss"]
     assert together["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-3)
-    assert {"eval_loss_code", "eval_loss_weighted"} <= set(alone["evaluated"])
+    assert {"eval_loss_code", "eval_weighted_loss"} <= set(alone["evaluated"])
 
 
 def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[str, Any]]) -> None:

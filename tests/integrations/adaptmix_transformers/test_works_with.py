@@ -1,50 +1,35 @@
-"""What the callback works with: every row of the table in the package's documentation."""
+"""What the callback works with: the rows of the table in the package's documentation."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from transformers import (
-    TrainerCallback,
-)
+from torch.utils.data import ConcatDataset, SequentialSampler
+from transformers import Trainer
 
-from adaptmix import policies
+from adaptmix import FreshStartWarning, Mixture, policies
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
-from tests.integrations.adaptmix_transformers.test_parity import relative_error
-
-SAME = policies.Static()
+from tests.integrations.adaptmix_transformers.test_parity import lengths_of, token_losses
 
 
-class Twin(TrainerCallback):
-    """Compares each step's gradient with that of the trainer's own loss on the same rows."""
+def adapting(domains: Any = "source", **settings: Any) -> AdaptMixCallback:
+    """A callback whose weights move within a few steps."""
+    options: dict[str, Any] = {"policy": policies.VarianceAware(), "update_every": 1, "lag": 4}
+    return AdaptMixCallback(domains, **(options | settings))
 
-    def __init__(self) -> None:
-        self.errors: list[float] = []
-        self.trainer: Any = None
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compare before the optimizer changes the model."""
-        model = kwargs["model"]
-        batches = self.trainer.batches[-args.gradient_accumulation_steps :]
-        counts = [batch["labels"].ne(-100).sum() for batch in batches if "labels" in batch]
-        if batches[0]["labels"].ndim == 2:
-            counts = [batch["labels"][:, 1:].ne(-100).sum() for batch in batches]
-        got = hf.gradient(model)
-        model.zero_grad()
-        total = torch.zeros(())
-        for batch in batches:
-            inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            loss = model(**inputs).loss
-            total = total + loss * counts[len(counts) - len(counts)] * 0 + loss
-        wanted = torch.autograd.grad(total, [p for p in model.parameters() if p.requires_grad])
-        self.errors.append(
-            relative_error(got, torch.cat([gradient.flatten() for gradient in wanted]))
-        )
+def moved(callback: AdaptMixCallback) -> float:
+    """How far shares have come from importance."""
+    weights = callback.controller.weights
+    return float(np.abs(weights.sampling - weights.importance).max())
 
 
 @pytest.mark.parametrize(
@@ -54,17 +39,267 @@ class Twin(TrainerCallback):
         {"gradient_checkpointing": True},
         {"torch_compile": True, "torch_compile_backend": "aot_eager"},
         {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
-        {"label_smoothing_factor": 0.1},
-        {"remove_unused_columns": True, "average_tokens_across_devices": False},
+        {"remove_unused_columns": False, "collator": hf.pad},
+        {"max_steps": -1, "num_train_epochs": 0.7, "per_device_train_batch_size": 4},
     ],
-    ids=str,
+    ids=lambda changes: next(iter(changes)),
 )
 # The name that every supported release has.
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_trains(changes: dict[str, Any], tmp_path: Path) -> None:
-    callback = AdaptMixCallback("source", policy=policies.VarianceAware(), update_every=1, lag=4)
+    callback = adapting()
     trainer = hf.train(tmp_path, callback, **changes)
+    assert trainer.state.global_step == callback.controller.completed >= 8
+    assert moved(callback) > 0.005
+
+
+# Dynamo looks at every tensor's grad and expects to be warned; here warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_models_learn_what_others_do(tmp_path: Path) -> None:
+    plain, compiled = (
+        hf.train(tmp_path, adapting(update_every=3), **options)
+        for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"})
+    )
+    assert hf.trained_rows(plain) == hf.trained_rows(compiled)
+    torch.testing.assert_close(
+        hf.parameters(plain.model), hf.parameters(compiled.model), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_domains_in_three_ways_are_the_same(tmp_path: Path) -> None:
+    data = hf.rows()
+    names = data["source"]
+    parts = {name: data.filter(lambda row, name=name: row["source"] == name) for name in hf.SIZES}
+    runs = [
+        hf.train(tmp_path, adapting("source"), data=data),
+        hf.train(tmp_path, adapting(names), data=data.remove_columns("source")),
+    ]
+    assert hf.trained_rows(runs[0]) == hf.trained_rows(runs[1])
+    importance = {name: float(size) for name, size in hf.SIZES.items()}
+    mixture = Mixture(parts, importance=importance)
+    for dataset in (mixture, ConcatDataset(list(parts.values()))):
+        callback = adapting(None)
+        hf.train(tmp_path, callback, data=dataset)
+        assert moved(callback) > 0.01
+    assert callback.controller.mixture.domains == ("0", "1", "2")
+
+
+def test_the_default_objective_is_the_trainers_own(tmp_path: Path) -> None:
+    data = hf.rows()
+    callback = AdaptMixCallback("source", policy="static")
+    hf.train(tmp_path, callback, data=data)
+    controller, lengths = callback.controller, lengths_of(data)
+    assert controller.unit == "token"
+    tokens = np.array([hf.SIZES[name] * lengths[name] for name in controller.mixture.domains])
+    assert controller.mixture.importance == pytest.approx(tokens / tokens.sum())
+
+
+class InOrder(hf.RecordingTrainer):
+    """A Trainer without adaptmix that takes rows as they come."""
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return SequentialSampler(self.train_dataset)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_observing_changes_nothing_but_the_order_of_rows(
+    accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "max_steps": 6}
+    callback = adapting(mode="observe")
+    caplog.set_level(logging.INFO, logger="adaptmix")
+    observed = hf.train(tmp_path, callback, **options)
+    from datasets import Dataset
+
+    rows = [
+        {"input_ids": ids, "labels": ids}
+        for batch in hf.trained_rows(observed)
+        for ids in ([token for token in row if token] for row in batch)
+    ]
+    plain = hf.train(tmp_path, None, data=Dataset.from_list(rows), kind=InOrder, **options)
+    assert hf.trained_rows(plain) == hf.trained_rows(observed)
+    assert torch.equal(hf.parameters(plain.model), hf.parameters(observed.model))
+    assert (
+        np.abs(callback.controller.proposed.sampling - callback.controller.mixture.importance).max()
+        > 0.01
+    )
+    assert "Sampling by these shares makes the gradient's variance" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
+    callback = adapting(policy=policies.Joint())
+    hf.train(tmp_path, callback, max_steps=12)
+    assert np.isfinite(callback.controller.statistics.noise).all()
+    assert np.abs(callback.controller.weights.loss - 1.0).max() > 1e-3
+
+
+def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "board").mkdir()
+    pytest.MonkeyPatch().setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    callback = adapting()
+    trainer = hf.train(tmp_path, callback, report_to=["tensorboard"])
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [4, 8]
+    shares = [logged[-1][f"adaptmix/sampling_weight/{name}"] for name in sorted(hf.SIZES)]
+    assert sum(shares) == pytest.approx(1.0)
+    assert "adaptmix/" not in capsys.readouterr().out
+    events = EventAccumulator(str(next((tmp_path / "board").rglob("events*"))))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/adaptmix/grad_std/news", "train/adaptmix/variance_ratio"} <= tags
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"train/adaptmix/sampling_weight/code" in layout
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.RegressionWarning")
+def test_held_out_losses_choose_the_best_model(tmp_path: Path) -> None:
+    held_out = hf.rows({"code": 9, "news": 6, "math": 5}, seed=4)
+    callback = adapting()
+    trainer = hf.train(
+        tmp_path,
+        callback,
+        learning_rate=5e-2,
+        max_steps=9,
+        eval_strategy="steps",
+        eval_steps=3,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=3,
+        per_device_eval_batch_size=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_weighted_loss",
+        trainer_options={"eval_dataset": held_out},
+    )
+    means = written_out_evaluation(trainer.model, held_out)
+    importance = dict(zip(sorted(hf.SIZES), callback.controller.mixture.importance, strict=True))
+    weighted = sum(importance[name] * mean for name, mean in means.items())
+    assert trainer.state.best_metric == pytest.approx(weighted, rel=1e-5)
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(history) == 4
+    best = min(history, key=lambda entry: entry["eval_weighted_loss"])
+    assert best["eval_weighted_loss"] == trainer.state.best_metric
+    for name, mean in means.items():
+        assert best[f"eval_loss_{name}"] == pytest.approx(mean, rel=1e-5)
+
+
+def written_out_evaluation(model: Any, data: Any) -> dict[str, float]:
+    """Mean token loss of each domain, row by row."""
+    model.eval()
+    sums = {name: [0.0, 0] for name in hf.SIZES}
+    for row in data:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            losses, mask = token_losses(model(input_ids=ids).logits, ids)
+        sums[row["source"]][0] += float(losses.sum())
+        sums[row["source"]][1] += int(mask.sum())
+    return {name: total / count for name, (total, count) in sums.items()}
+
+
+def test_several_evaluation_sets_and_no_evaluated_domains(tmp_path: Path) -> None:
+    sets = {"new": hf.rows(seed=2), "plain": hf.rows(seed=3).remove_columns("source")}
+    trainer = hf.make(tmp_path, adapting(), trainer_options={"eval_dataset": sets})
+    metrics = trainer.evaluate()
+    assert {"eval_new_loss", "eval_new_loss_code", "eval_plain_loss"} <= set(metrics)
+    assert "eval_plain_loss_code" not in metrics
+    assert trainer.predict(sets["new"]).metrics["test_loss"] > 0.0
+
+
+def test_resuming_from_before_the_callback_was_attached(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+    hf.train(tmp_path, None, **saving)
+    callback = adapting()
+    with pytest.warns(FreshStartWarning, match="was written without adaptmix"):
+        trainer = hf.train(tmp_path, callback, resume=tmp_path / "checkpoint-2", **saving)
     assert trainer.state.global_step == 8
-    assert callback.controller.statistics.seen.sum() > 0
-    weights = callback.controller.weights
-    assert abs(weights.sampling - weights.importance).max() > 0.01
+    assert callback.controller.completed == 6
+    assert len(trainer.batches) == 6
+    again = hf.train(tmp_path, adapting(), resume=tmp_path / "checkpoint-6", **saving)
+    assert hf.trained_rows(again) == hf.trained_rows(trainer)[4:]
+    assert torch.equal(hf.parameters(again.model), hf.parameters(trainer.model))
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_callback_states_are_left_to_the_trainer(restore: bool, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = hf.train(tmp_path, adapting(), **saving)
+    again = hf.train(
+        tmp_path,
+        adapting(),
+        resume=tmp_path / "checkpoint-4",
+        restore_callback_states_from_checkpoint=restore,
+        **saving,
+    )
+    assert torch.equal(hf.parameters(again.model), hf.parameters(whole.model))
+
+
+def test_skipping_is_not_needed_to_go_on_with_the_right_rows(tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    whole = hf.train(tmp_path, adapting(), **saving)
+    again = hf.train(
+        tmp_path, adapting(), resume=tmp_path / "checkpoint-3", ignore_data_skip=True, **saving
+    )
+    assert hf.trained_rows(again) == hf.trained_rows(whole)[3:]
+
+
+def test_another_search_trial_starts_anew(tmp_path: Path) -> None:
+    callback = adapting()
+    trainer = hf.RecordingTrainer(
+        model_init=lambda: hf.llama(),
+        args=hf.arguments(tmp_path),
+        train_dataset=hf.rows(),
+        data_collator=hf.pad,
+        callbacks=[callback],
+    )
+    trainer.train()
+    first, weights = hf.trained_rows(trainer), callback.controller.weights.sampling
+    parameters = hf.parameters(trainer.model)
+    trainer.batches.clear()
+    trainer.train()
+    assert hf.trained_rows(trainer) == first
+    assert callback.controller.weights.sampling.tolist() == weights.tolist()
+    assert torch.equal(hf.parameters(trainer.model), parameters)
+
+
+class TooLarge(hf.RecordingTrainer):
+    """Runs out of memory with more than twelve rows."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Fail as CUDA does."""
+        if len(inputs["input_ids"]) > 12:
+            raise RuntimeError("CUDA out of memory.")
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def test_the_batch_size_that_fits_is_found(tmp_path: Path) -> None:
+    callback = adapting()
+    options = {"auto_find_batch_size": True, "per_device_train_batch_size": 16}
+    trainer = hf.train(tmp_path, callback, kind=TooLarge, **options)
+    assert {len(rows) for rows in hf.trained_rows(trainer)} <= {8, 12}
+    assert callback.controller.completed == trainer.state.global_step == 8
+    assert moved(callback) > 0.01
+
+
+def test_a_removed_callback_leaves_the_trainer_alone(tmp_path: Path) -> None:
+    callback = adapting()
+    trainer = hf.make(tmp_path, callback)
+    trainer.remove_callback(callback)
+    trainer.train()
+    plain = hf.train(tmp_path, None)
+    assert hf.trained_rows(trainer) == hf.trained_rows(plain)
+    assert torch.equal(hf.parameters(trainer.model), hf.parameters(plain.model))
+
+
+def test_a_callback_that_is_added_later_says_what_it_needs(tmp_path: Path) -> None:
+    trainer: Trainer = hf.make(tmp_path, None)
+    callback = adapting()
+    trainer.add_callback(callback)
+    with pytest.raises(RuntimeError, match=r"call callback\.attach\(trainer\)"):
+        trainer.train()
+    callback.attach(trainer)
+    trainer.train()
+    assert moved(callback) > 0.01
+    with pytest.raises(ValueError, match="must have one AdaptMixCallback"):
+        hf.make(tmp_path, None, trainer_options={}).add_callback(adapting()) or callback.attach(
+            trainer
+        )
