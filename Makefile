@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-transformers-oldest lint check clean
 
 demo: $(VENV)/.examples ## Train the example twice, print its table and write its picture
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.dev ## Run the test suite, with the coverage it must have
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95 $(ARGS)
+
+test-transformers-oldest: $(VENV)-oldest/.ready ## Run the Trainer's tests on the oldest transformers
+	$(VENV)-oldest/bin/python -m pytest tests/integrations/adaptmix_transformers $(ARGS)
 
 lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -22,7 +25,7 @@ lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 check: lint test ## All that CI runs
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 # torch comes first and exactly, so that no dependency can pull in another build of it.
 $(VENV)/.torch: constraints.txt
@@ -36,4 +39,12 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
+	touch $@
+
+# The lower bounds of the extra "transformers"; TRL needs newer ones, so its tests are skipped.
+$(VENV)-oldest/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-oldest/bin/python -m pip install --quiet transformers==4.57.1 accelerate==1.2.1 \
+		"peft<0.18" "datasets<5" "pytest>=8.3" hypothesis --editable .
 	touch $@

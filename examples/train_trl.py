@@ -1,0 +1,89 @@
+"""Supervised fine-tuning with TRL on several domains, with adaptmix as a callback.
+
+``python examples/train_trl.py`` answers questions of three kinds, made on the spot; ``--data
+name=path ...`` takes .jsonl files with "prompt" and "completion".
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+import torch
+from datasets import Dataset, concatenate_datasets, load_dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from adaptmix_transformers import AdaptMixCallback
+
+
+def questions(rows: int = 1500) -> Dataset:
+    """Return sums, sums in reverse, and sums with wrong answers."""
+    rng = random.Random(0)
+    made = []
+    for _ in range(rows):
+        a, b, source = rng.randrange(50), rng.randrange(50), rng.choice(["sum", "mirror", "wrong"])
+        answer = str(a + b if source != "wrong" else rng.randrange(100))
+        answer = answer[::-1] if source == "mirror" else answer
+        made.append({"prompt": f"{source[0]}{a}+{b}=", "completion": answer, "source": source})
+    return Dataset.from_list(made)
+
+
+def characters() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of printable characters."""
+    words = ["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127))]
+    numbers = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", default="runs/trl")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # a model this small only waits for a second thread
+    data = questions()
+    if args.data:
+        parts = []
+        for pair in args.data:
+            name, path = pair.split("=", 1)
+            part = load_dataset("json", data_files=path, split="train")
+            parts.append(part.add_column("source", [name] * len(part)))
+        data = concatenate_datasets(parts)
+
+    set_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=98, num_attention_heads=4, **shape))
+    callback = AdaptMixCallback("source")
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            args.out,
+            per_device_train_batch_size=16,
+            learning_rate=2e-3,
+            max_steps=args.steps,
+            logging_steps=20,
+            save_strategy="no",
+            gradient_checkpointing=False,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
+            report_to=["tensorboard"],
+        ),
+        train_dataset=data,
+        processing_class=characters(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    print(callback.controller.report())
+
+
+if __name__ == "__main__":
+    main()
