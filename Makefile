@@ -45,6 +45,6 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 $(VENV)-oldest/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-oldest/bin/python -m pip install --quiet transformers==4.57.1 accelerate==1.2.1 \
+	$(VENV)-oldest/bin/python -m pip install --quiet transformers==4.57.1 accelerate==1.10.1 \
 		"peft<0.18" "datasets<5" "pytest>=8.3" hypothesis --editable .
 	touch $@

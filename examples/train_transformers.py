@@ -61,8 +61,14 @@ def main() -> None:
     train, heldout = own(dict(pair.split("=", 1) for pair in args.data)) if args.data else builtin()
 
     set_seed(0)
-    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_attention_heads=4, **shape))
+    shape = LlamaConfig(
+        vocab_size=256,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    model = LlamaForCausalLM(shape)
     equal = dict.fromkeys(train.unique("source"), 1.0)
     callback = AdaptMixCallback("source", unit="sample", importance=equal)
     trainer = Trainer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
@@ -30,15 +31,14 @@ def questions(rows: int = 1500) -> Dataset:
     return Dataset.from_list(made)
 
 
-def characters() -> PreTrainedTokenizerFast:
+def characters() -> Any:
     """Return a tokenizer of printable characters."""
     words = ["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127))]
     numbers = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def main() -> None:
@@ -60,8 +60,14 @@ def main() -> None:
         data = concatenate_datasets(parts)
 
     set_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=98, num_attention_heads=4, **shape))
+    shape = LlamaConfig(
+        vocab_size=98,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    model = LlamaForCausalLM(shape)
     callback = AdaptMixCallback("source")
     trainer = SFTTrainer(
         model=model,

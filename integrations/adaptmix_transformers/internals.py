@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
@@ -52,7 +53,7 @@ def core_model(trainer: Trainer) -> Any:
 
 def is_compiled(trainer: Trainer) -> bool:
     """Return whether the model is going to be compiled."""
-    return bool(trainer.args.torch_compile)
+    return bool(trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO)
 
 
 def rows_per_process(trainer: Trainer) -> int:

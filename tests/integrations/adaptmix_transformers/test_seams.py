@@ -154,8 +154,8 @@ def test_sequence_classification(tmp_path: Path) -> None:
 def bert(**changes: Any) -> Any:
     """A classifier without dropout, which would differ between two forward passes."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    quiet: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = BertConfig(vocab_size=hf.VOCABULARY, intermediate_size=48, **shape, **quiet, **changes)
     return BertForSequenceClassification(config)
 
@@ -168,7 +168,8 @@ def test_regression(tmp_path: Path) -> None:
 
     def rows(model: Any, batch: Batch) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return (model(**inputs).logits[:, 0] - batch["labels"]).square()
+        losses: Tensor = (model(**inputs).logits[:, 0] - batch["labels"]).square()
+        return losses
 
     check(tmp_path, rows, model=bert(num_labels=1), collator=numbers)
 
@@ -191,8 +192,9 @@ def test_several_labels(tmp_path: Path) -> None:
 
 def test_encoder_and_decoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"d_model": 32, "d_ff": 48, "d_kv": 16, "num_layers": 1, "num_heads": 2}
-    config = T5Config(vocab_size=hf.VOCABULARY, decoder_start_token_id=0, dropout_rate=0.0, **shape)
+    shape: dict[str, Any] = {"d_model": 32, "d_ff": 48, "d_kv": 16, "num_layers": 1, "num_heads": 2}
+    config: Any = T5Config(vocab_size=hf.VOCABULARY, dropout_rate=0.0, **shape)
+    config.decoder_start_token_id = 0
 
     def rows(model: Any, batch: Batch) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
@@ -205,8 +207,12 @@ def test_encoder_and_decoder(tmp_path: Path) -> None:
 
 def test_auxiliary_losses_stay_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+    }
     config = MixtralConfig(
         vocab_size=hf.VOCABULARY,
         output_router_logits=True,
@@ -217,7 +223,8 @@ def test_auxiliary_losses_stay_as_they_are(tmp_path: Path) -> None:
 
     def rest(model: Any, batch: Batch) -> Tensor:
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return 0.5 * outputs.aux_loss
+        added: Tensor = 0.5 * outputs.aux_loss
+        return added
 
     model = MixtralForCausalLM(config)
     check(tmp_path, causal, model=model, rest=rest)
@@ -246,7 +253,8 @@ def test_a_compute_loss_func_is_found_out(tmp_path: Path) -> None:
     def mean(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         logits = outputs.logits[:, :-1].transpose(1, 2)
         total = F.cross_entropy(logits, labels[:, 1:], reduction="sum")
-        return total / num_items_in_batch
+        loss: Tensor = total / num_items_in_batch
+        return loss
 
     check(tmp_path, causal, trainer_options={"compute_loss_func": mean})
 
@@ -348,8 +356,9 @@ class Twice(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Two forward passes."""
-        first = super().compute_loss(model, dict(inputs), *args, **kwargs)
-        return first + super().compute_loss(model, inputs, *args, **kwargs)
+        first: Any = super().compute_loss(model, dict(inputs), *args, **kwargs)
+        second: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        return first + second
 
 
 @pytest.mark.parametrize(

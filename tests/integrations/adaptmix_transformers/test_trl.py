@@ -14,7 +14,13 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, pack_dataset
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    SFTConfig,
+    SFTTrainer,
+    pack_dataset,
+)
 
 from adaptmix import SeamError, policies
 from adaptmix_transformers import AdaptMixCallback
@@ -30,14 +36,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     """Words w4 … w28 are their numbers."""
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, hf.VOCABULARY)}
     inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = Whitespace()  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    inner.pre_tokenizer = Whitespace()
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def config(kind: Any, folder: Path, **changes: Any) -> Any:
@@ -62,7 +67,8 @@ class Check(TrainerCallback):
     """Compares the gradients of each step with those of a function of its micro-batches."""
 
     def __init__(self, expected: Any) -> None:
-        self.expected, self.batches = expected, []
+        self.expected = expected
+        self.batches: list[dict[str, Tensor]] = []
         self.errors: list[float] = []
 
     def watch(self, trainer: Any) -> Any:

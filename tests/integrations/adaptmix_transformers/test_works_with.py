@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ def moved(callback: AdaptMixCallback) -> float:
     return float(np.abs(weights.sampling - weights.importance).max())
 
 
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Settings that arguments leave in the environment, as for compilation, go with the test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -56,9 +67,12 @@ def test_trains(changes: dict[str, Any], tmp_path: Path) -> None:
 # Dynamo looks at every tensor's grad and expects to be warned; here warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_models_learn_what_others_do(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    ]
     plain, compiled = (
-        hf.train(tmp_path, adapting(update_every=3), **options)
-        for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"})
+        hf.train(tmp_path, adapting(update_every=3), **options) for options in settings
     )
     assert hf.trained_rows(plain) == hf.trained_rows(compiled)
     torch.testing.assert_close(
@@ -77,7 +91,8 @@ def test_domains_in_three_ways_are_the_same(tmp_path: Path) -> None:
     assert hf.trained_rows(runs[0]) == hf.trained_rows(runs[1])
     importance = {name: float(size) for name, size in hf.SIZES.items()}
     mixture = Mixture(parts, importance=importance)
-    for dataset in (mixture, ConcatDataset(list(parts.values()))):
+    together: Any = ConcatDataset(list(parts.values()))
+    for dataset in (mixture, together):
         callback = adapting(None)
         hf.train(tmp_path, callback, data=dataset)
         assert moved(callback) > 0.01
@@ -98,7 +113,8 @@ class InOrder(hf.RecordingTrainer):
     """A Trainer without adaptmix that takes rows as they come."""
 
     def _get_train_sampler(self, *args: Any) -> Any:
-        return SequentialSampler(self.train_dataset)
+        rows: Any = self.train_dataset
+        return SequentialSampler(rows)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -136,7 +152,7 @@ def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
 
 def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "board").mkdir()
-    pytest.MonkeyPatch().setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "board")
     callback = adapting()
     trainer = hf.train(tmp_path, callback, report_to=["tensorboard"])
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -206,7 +222,7 @@ def test_several_evaluation_sets_and_no_evaluated_domains(tmp_path: Path) -> Non
 
 
 def test_resuming_from_before_the_callback_was_attached(tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8}
     hf.train(tmp_path, None, **saving)
     callback = adapting()
     with pytest.warns(FreshStartWarning, match="was written without adaptmix"):
@@ -221,7 +237,7 @@ def test_resuming_from_before_the_callback_was_attached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("restore", [True, False])
 def test_callback_states_are_left_to_the_trainer(restore: bool, tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 4}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     whole = hf.train(tmp_path, adapting(), **saving)
     again = hf.train(
         tmp_path,
@@ -273,7 +289,7 @@ class TooLarge(hf.RecordingTrainer):
 
 def test_the_batch_size_that_fits_is_found(tmp_path: Path) -> None:
     callback = adapting()
-    options = {"auto_find_batch_size": True, "per_device_train_batch_size": 16}
+    options: dict[str, Any] = {"auto_find_batch_size": True, "per_device_train_batch_size": 16}
     trainer = hf.train(tmp_path, callback, kind=TooLarge, **options)
     assert {len(rows) for rows in hf.trained_rows(trainer)} <= {8, 12}
     assert callback.controller.completed == trainer.state.global_step == 8
@@ -299,7 +315,7 @@ def test_a_callback_that_is_added_later_says_what_it_needs(tmp_path: Path) -> No
     callback.attach(trainer)
     trainer.train()
     assert moved(callback) > 0.01
+    second = adapting()
+    trainer.add_callback(second)
     with pytest.raises(ValueError, match="must have one AdaptMixCallback"):
-        hf.make(tmp_path, None, trainer_options={}).add_callback(adapting()) or callback.attach(
-            trainer
-        )
+        second.attach(trainer)
