@@ -16,6 +16,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from adaptmix.data import loader_options
 from adaptmix.errors import SeamError
 
 
@@ -166,7 +167,9 @@ def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
 
     Raises:
         SeamError: such a setting, by its name.
+        TypeError: rows that cannot be drawn by index.
     """
+    loader_options(loader)
     args, accelerator = trainer.args, trainer.accelerator
     reasons = {
         "args.n_gpu > 1 (DataParallel)": args.n_gpu > 1,

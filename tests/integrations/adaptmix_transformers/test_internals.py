@@ -1,0 +1,169 @@
+"""What is used of transformers' internals is as it is thought to be; refusals name their reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+)
+
+from adaptmix import Mixture, SeamError
+from adaptmix_transformers import AdaptMixCallback, internals
+from adaptmix_transformers.lengths import mean_tokens
+from tests.integrations.adaptmix_transformers import hf
+
+
+def test_the_trainer_is_found_while_it_is_made(tmp_path: Path) -> None:
+    class Finder(TrainerCallback):
+        """Looks for its trainer."""
+
+        found: Trainer | None = None
+
+        def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Look."""
+            self.found = internals.find_trainer(self)
+
+    finder = Finder()
+    trainer = hf.make(tmp_path, None)
+    assert internals.find_trainer(finder) is None
+    other = Trainer(hf.llama(), hf.arguments(tmp_path), callbacks=[finder])
+    assert finder.found is other
+    assert internals.is_attached(other, finder)
+    assert not internals.is_attached(trainer, finder)
+
+
+def test_what_the_trainer_does_to_a_loss(tmp_path: Path) -> None:
+    trainer = hf.make(tmp_path, None, gradient_accumulation_steps=3)
+    trainer.current_gradient_accumulation_steps = 3
+    assert internals.loss_divisor(trainer, torch.tensor(5)) == 1
+    assert internals.loss_divisor(trainer, None) == 3
+    assert internals.world_factor(trainer, torch.tensor(5)) == 1
+    assert internals.backward_scale(trainer) == 1.0
+    assert internals.smoothing(trainer) == 0.0
+    smoothed = hf.make(tmp_path, None, label_smoothing_factor=0.2)
+    assert internals.smoothing(smoothed) == 0.2
+    trainer.loss_is_scaled_for_ga = False
+    assert internals.loss_divisor(trainer, torch.tensor(5)) == 3
+    assert internals.rows_per_process(trainer) == 8
+    assert not internals.is_compiled(trainer)
+    assert isinstance(internals.core_model(trainer), LlamaForCausalLM)
+    assert internals.tensorboard_writer(trainer) is None
+
+
+def test_which_models_shift_labels() -> None:
+    shape: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    bert = BertForMaskedLM(BertConfig(vocab_size=9, intermediate_size=8, **shape))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, d_ff=8, num_layers=1))
+    assert internals.shifts_labels(hf.llama())
+    assert not internals.shifts_labels(bert)
+    assert not internals.shifts_labels(t5)
+    assert not internals.shifts_labels(torch.nn.Linear(2, 2))
+
+
+def test_evaluation_columns_and_collators_are_put_back(tmp_path: Path) -> None:
+    data = hf.rows()
+    trainer = hf.make(tmp_path, None, trainer_options={"eval_dataset": {"new": data}})
+    assert internals.evaluated(trainer, "new") is data
+    assert internals.evaluated(trainer, data) is data
+    assert "source" not in internals.used_columns(trainer, data).column_names
+    own = trainer.data_collator
+    with internals.evaluating(trainer, "new", [1, 2], lambda collate: ("mine", collate)) as asked:
+        assert asked == "new"
+        assert trainer.eval_dataset["new"] == [1, 2]
+        assert trainer.data_collator[0] == "mine"
+    assert trainer.data_collator is own
+    assert trainer.eval_dataset["new"] is data
+
+
+def test_tokens_are_counted_without_touching_the_runs_randomness() -> None:
+    def masking(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = hf.pad(features)
+        hidden = torch.rand(batch["labels"].shape) < 0.5
+        return batch | {"labels": batch["labels"].masked_fill(hidden, -100)}
+
+    mixture = Mixture.from_labels(hf.rows(), hf.rows()["source"])
+    before = torch.get_rng_state()
+    first, second = (mean_tokens(mixture, masking, shifted=True, seed=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == second
+    whole = mean_tokens(mixture, hf.pad, shifted=True, seed=3)
+    lengths = {name: [] for name in hf.SIZES}  # type: dict[str, list[int]]
+    for row in hf.rows():
+        lengths[row["source"]].append(len(row["labels"]) - 1)
+    assert whole == pytest.approx({name: sum(n) / len(n) for name, n in lengths.items()})
+    labelless = mean_tokens(
+        mixture, lambda rows: {"input_ids": hf.pad(rows)["input_ids"]}, shifted=True, seed=3
+    )
+    assert labelless is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accelerator_config": {"dispatch_batches": True}}, r"dispatch_batches\. Leave it out"),
+        ({"accelerator_config": {"split_batches": True}}, r"split_batches\. Leave it out"),
+    ],
+)
+def test_settings_that_change_who_reads_which_rows_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SeamError, match=f"does not work with .*{message}"):
+        hf.train(tmp_path, AdaptMixCallback("source"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("is_deepspeed_enabled", "does not work with deepspeed"),
+        ("is_fsdp_enabled", "does not work with fsdp"),
+    ],
+)
+def test_sharded_training_is_refused(flag: str, message: str, tmp_path: Path) -> None:
+    trainer = hf.make(tmp_path, AdaptMixCallback("source"))
+    setattr(trainer, flag, True)
+    with pytest.raises(SeamError, match=message):
+        trainer.get_train_dataloader()
+
+
+def test_fused_losses_are_refused(tmp_path: Path) -> None:
+    trainer = hf.make(tmp_path, AdaptMixCallback("source"))
+    trainer.args.use_liger_kernel = True
+    with pytest.raises(SeamError, match=r"use_liger_kernel\. Liger's loss never builds the logits"):
+        trainer.get_train_dataloader()
+
+
+def test_samplers_of_ones_own_are_refused(tmp_path: Path) -> None:
+    class Sorted(Trainer):
+        """Groups rows by length."""
+
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return list(range(80))
+
+    with pytest.raises(SeamError, match="are drawn by list, which the sampling plan would"):
+        hf.train(tmp_path, AdaptMixCallback("source"), kind=Sorted)
+
+
+def test_streams_are_refused(tmp_path: Path) -> None:
+    stream = hf.rows().to_iterable_dataset()
+    with pytest.raises((SeamError, TypeError), match=r"must be map-style.*without streaming"):
+        hf.train(tmp_path, AdaptMixCallback("source"), data=stream)
+
+
+def test_a_column_that_was_lost_is_named(tmp_path: Path) -> None:
+    data = hf.rows().remove_columns("source")
+    assert isinstance(data, Dataset)
+    with pytest.raises(ValueError, match=r"got 'source', and it has input_ids, labels\. Keep"):
+        hf.train(tmp_path, AdaptMixCallback("source"), data=data)
+    with pytest.raises(ValueError, match="controller must be read after Trainer"):
+        print(AdaptMixCallback("source").controller)
