@@ -16,6 +16,7 @@ from transformers import Trainer
 from adaptmix import Controller, Mixture, distributed
 from adaptmix.data import as_mixture
 from adaptmix.errors import SeamError
+from adaptmix.noise import NoiseTerms
 from adaptmix_transformers import internals
 from adaptmix_transformers.reading import NumItems, RowReader
 from adaptmix_transformers.seams import watch_outputs
@@ -66,11 +67,18 @@ class DomainLosses:
         mixture: of the evaluation rows.
         reader: finds rows' losses.
         unit: "sample", "token", or None to go by the shape of the losses.
+        controller: of the run whose policy needs the noise of held-out rows, or None.
     """
 
-    def __init__(self, mixture: Mixture, reader: RowReader, unit: str | None) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        reader: RowReader,
+        unit: str | None,
+        controller: Controller | None = None,
+    ) -> None:
         self.mixture = mixture
-        self._reader, self._unit = reader, unit
+        self._reader, self._unit, self._controller = reader, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
 
@@ -95,6 +103,8 @@ class DomainLosses:
             self._unreadable = True
             _log.warning("Held-out losses are not told by domain: %s", error)
             return result
+        if self._controller is not None and losses.noise is not None:
+            self._record_noise(self._controller, losses.noise(), rows)
         unit = self._unit or ("sample" if losses.mask is None else "token")
         tokens = losses.tokens.double()
         totals = losses.totals.double()
@@ -107,6 +117,14 @@ class DomainLosses:
             [totals, tokens, torch.ones_like(totals)]
         )
         return result
+
+    def _record_noise(self, controller: Controller, noise: NoiseTerms, rows: Tensor) -> None:
+        domains = torch.from_numpy(self.mixture.domain_of(rows.cpu())).to(noise.residual.device)
+        for index, name in enumerate(self.mixture.domains):
+            mine = domains == index
+            if name in controller.mixture.domains and mine.any():
+                terms = NoiseTerms(noise.residual[mine], noise.expected[mine])
+                controller.record_noise(terms, name)
 
     def means(self) -> dict[str, float]:
         """Return each domain's mean loss, over all processes, which all call this."""
@@ -152,7 +170,11 @@ class Evaluation:
         if mixture is None:
             return own(eval_dataset)
         unit = settings.unit if self.controller is None else self.controller.unit
-        self._losses = DomainLosses(mixture, RowReader(trainer, settings.loss), unit)
+        controller = self.controller
+        noisy = controller is not None and "noise" in controller.requires and trainer.is_in_train
+        self._losses = DomainLosses(
+            mixture, RowReader(trainer, settings.loss), unit, controller if noisy else None
+        )
         numbered = RowNumbers(internals.used_columns(trainer, dataset))
         with internals.evaluating(trainer, eval_dataset, numbered, CollateRowNumbers) as stand_in:
             return own(stand_in)

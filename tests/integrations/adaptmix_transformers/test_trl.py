@@ -14,6 +14,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+pytest.importorskip("trl")  # it does not support the oldest transformers
 from trl import (
     DPOConfig,
     DPOTrainer,

@@ -154,6 +154,22 @@ def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
     assert np.abs(callback.controller.weights.loss - 1.0).max() > 1e-3
 
 
+def test_held_out_rows_tell_the_noise_once_training_rows_repeat(tmp_path: Path) -> None:
+    """No NoiseWarning, which would be an error here."""
+    callback = adapting(policy=policies.Joint())
+    hf.train(
+        tmp_path,
+        callback,
+        max_steps=14,
+        eval_strategy="steps",
+        eval_steps=1,
+        trainer_options={"eval_dataset": hf.rows(seed=6)},
+    )
+    statistics = callback.controller.statistics
+    assert (statistics.seen > callback.controller.mixture.sizes).any()
+    assert np.isfinite(statistics.noise).all()
+
+
 def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = adapting()
     trainer = hf.train(tmp_path, callback, report_to=["tensorboard"])
