@@ -24,6 +24,8 @@ from tests.integrations.adaptmix_transformers.test_parity import (
     relative_error,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class Check(TrainerCallback):
     """Compares the gradient of all processes with the objective over the rows of all."""
