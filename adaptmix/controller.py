@@ -22,6 +22,7 @@ from adaptmix.noise import NoiseTerms
 from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
+from adaptmix.seams import BackwardProof
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
@@ -110,6 +111,7 @@ class Controller:
         self._weights = Weights.proportional(mixture.importance)
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
         self._board: TensorBoardLog | None = None
+        self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
         self._layout = Layout(1)
         self._step_rows = 0
@@ -237,6 +239,8 @@ class Controller:
         else:
             total, factors = self._scaler.plain(rows, self._layout.accumulation)
         self._record(total, draw, factors, rows.values, rows.tokens, noise)
+        if self._proof is not None and total.requires_grad:
+            self._proof.watch(total)
         return total
 
     def multipliers(self, draw: Draw) -> Tensor:
@@ -331,6 +335,7 @@ class Controller:
         Raises:
             ValueError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
+            SeamError: in the first step, losses that were divided by the accumulation once more.
         """
         accumulation = self._layout.accumulation
         if self._micro != accumulation:
@@ -339,7 +344,9 @@ class Controller:
                 f"got {self._micro}. Call controller.loss(...) first, and step() once per "
                 "optimizer.step()."
             )
-        observed = self.observing
+        if self._proof is not None and accumulation > 1:
+            self._proof.refuse_division(accumulation)
+        observed, self._proof = self.observing, None
         self._micro = 0
         self._plan.advance()
         if self._measurements.read():
@@ -534,7 +541,9 @@ class Controller:
         if draw.ordinal != expected:
             raise ValueError(
                 f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "
-                "loss() once for every batch in order, and step() after each optimizer.step()."
+                "loss() once for every batch in order, and step() after each optimizer.step(). "
+                "Rows are this process's already: keep a loader out of Accelerator.prepare, and "
+                "use setup_dataloaders(..., use_distributed_sampler=False) in Fabric."
             )
 
     def _update(self) -> None:

@@ -1,4 +1,4 @@
-"""Weighting rows at a head is weighting their losses, where the loss is a sum over rows."""
+"""Weighting rows at a head is weighting their losses; a weighted loss arrives as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptmix import Controller, SeamError, policies
-from adaptmix.seams import HeadSeam, scale_rows
+from adaptmix.seams import BackwardProof, HeadSeam, scale_rows
 from tests import runs
 
 STATIC = policies.Static(
@@ -97,3 +97,48 @@ def test_a_head_that_does_not_see_the_loss_is_an_error() -> None:
     net(inputs).sum().backward()
     with pytest.raises(SeamError, match="got 0 calls"):
         seam.close()
+
+
+def watched(proof: BackwardProof) -> torch.Tensor:
+    loss = torch.ones((), requires_grad=True) * 2.0
+    proof.watch(loss)
+    return loss
+
+
+@pytest.mark.parametrize("scale", [1.0, 512.0])
+def test_losses_that_arrive_as_they_are(scale: float) -> None:
+    proof = BackwardProof()
+    for _ in range(2):
+        (watched(proof) * scale).backward()
+    proof.check(scale)
+    with pytest.raises(SeamError, match="times the stated loss"):
+        proof.check(2.0 * scale)
+
+
+def test_a_loss_that_was_not_differentiated() -> None:
+    proof = BackwardProof()
+    watched(proof)
+    with pytest.raises(SeamError, match="no backward pass"):
+        proof.check(1.0)
+
+
+def test_a_loss_that_was_differentiated_twice() -> None:
+    proof = BackwardProof()
+    loss = watched(proof)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    with pytest.raises(SeamError, match=r"got \[1.0, 1.0\]"):
+        proof.check(1.0)
+
+
+@pytest.mark.parametrize(("divisor", "refused"), [(4.0, True), (1.0, False), (1.0 / 512, False)])
+def test_a_loop_that_divides_by_the_accumulation_again(divisor: float, refused: bool) -> None:
+    controller = Controller(runs.mixture(), policy="static")
+    for _, draw in controller.loader(3, accumulation=4, steps=1):
+        losses = torch.ones(len(draw), requires_grad=True)
+        (controller.loss(losses, draw) / divisor).backward()
+    if refused:
+        with pytest.raises(SeamError, match=r"accumulation of 4.*already; got 0.25 times"):
+            controller.step()
+    else:
+        controller.step()
