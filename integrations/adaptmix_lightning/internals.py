@@ -1,0 +1,157 @@
+"""All that is used of Lightning beyond its documentation, one function each.
+
+Every function here has a test of its own, so that a new release that moves something says what.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+
+from adaptmix.errors import SeamError
+
+
+class Source(_DataLoaderSource):
+    """Where a Trainer asks for its training loader, with another loader put in its place.
+
+    Asking late, and not in ``setup``, lets modules and data modules set up their data first.
+
+    Args:
+        original: the trainer's own source.
+        replace: called with the user's loader each time the trainer asks.
+    """
+
+    def __init__(self, original: _DataLoaderSource, replace: Callable[[Any], Any]) -> None:
+        super().__init__(original.instance, original.name)
+        self.original, self._replace = original, replace
+
+    def dataloader(self) -> Any:
+        """Return the loader to train from."""
+        return self._replace(super().dataloader())
+
+
+def take_over_source(trainer: Trainer, replace: Callable[[Any], Any]) -> None:
+    """Let ``replace`` see every training loader before the trainer does."""
+    loop = trainer.fit_loop
+    loop._data_source = Source(loop._data_source, replace)
+
+
+def give_source_back(trainer: Trainer) -> None:
+    """Undo ``take_over_source``; nothing where it was not called."""
+    source = trainer.fit_loop._data_source
+    if isinstance(source, Source):
+        trainer.fit_loop._data_source = source.original
+
+
+def backward_scale(trainer: Trainer) -> float:
+    """Return what mixed precision multiplies the loss by."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def max_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps to stop at, or -1."""
+    return int(trainer.fit_loop.epoch_loop.max_steps)
+
+
+def epoch_batches(trainer: Trainer, loader: Any, limit: float) -> int:
+    """Return the batches this process would train in an epoch without adaptmix.
+
+    Args:
+        trainer: of the run.
+        loader: the user's.
+        limit: ``limit_train_batches``, a number of batches (int) or a share of them (float).
+    """
+    batches = len(loader)
+    sharded = trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1
+    if sharded and not isinstance(loader.sampler, DistributedSampler):
+        rows = math.ceil(len(loader.sampler) / trainer.world_size) / loader.batch_size
+        batches = math.floor(rows) if loader.drop_last else math.ceil(rows)
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse settings under which rows or gradients would not be what is stated.
+
+    Raises:
+        SeamError: such a setting, by its name.
+    """
+    running: Any = trainer  # whose attributes are set where type checkers do not see them
+    strategy, callbacks = running.strategy, running.callbacks
+    plain = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    step = inspect.signature(module.training_step)
+    refused = {
+        f"strategy {type(strategy).__name__}": (
+            not plain or isinstance(strategy, DeepSpeedStrategy),
+            'Use one device or strategy="ddp"',
+        ),
+        "overfit_batches": (
+            running.overfit_batches > 0,
+            "Pass a small dataset instead, such as torch.utils.data.Subset(dataset, range(64))",
+        ),
+        "reload_dataloaders_every_n_epochs": (
+            running.reload_dataloaders_every_n_epochs > 0,
+            "Leave it 0: the plan draws rows of one dataset for the whole run",
+        ),
+        "GradientAccumulationScheduler": (
+            any(type(callback) is GradientAccumulationScheduler for callback in callbacks),
+            "Use Trainer(accumulate_grad_batches=...): the global batch stays the same in a run",
+        ),
+        "StochasticWeightAveraging": (
+            any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks),
+            "Its last epoch trains nothing. Use the WeightAveraging callback",
+        ),
+        "training_step(dataloader_iter)": (
+            "dataloader_iter" in step.parameters,
+            "Use training_step(batch, batch_idx), so that each batch is known with its draw",
+        ),
+        "a compiled LightningModule": (
+            getattr(module, "_compiler_ctx", None) is not None,
+            "Hooks are ignored in compiled code: pass the uncompiled module",
+        ),
+    }
+    for name, (found, way_out) in refused.items():
+        if found:
+            raise SeamError(f"AdaptMixCallback does not work with {name}. {way_out}.")
+
+
+def refuse_optimizers(trainer: Trainer) -> None:
+    """Refuse several optimizers, whose steps are not those of one objective.
+
+    Raises:
+        SeamError: the module configured other than one optimizer.
+    """
+    if len(trainer.optimizers) != 1:
+        raise SeamError(
+            "AdaptMixCallback needs one optimizer, that of the objective; got "
+            f"{len(trainer.optimizers)}. Put all parameters into groups of one optimizer."
+        )
+
+
+def refuse_loader(loader: Any) -> None:
+    """Refuse training loaders whose rows the plan cannot draw in their place.
+
+    Raises:
+        SeamError: several loaders, or rows and batches drawn by a sampler of the user's.
+    """
+    if not hasattr(loader, "batch_sampler") or not hasattr(loader, "dataset"):
+        raise SeamError(
+            f"The training loader must be one DataLoader; got {type(loader).__name__}. Of several "
+            "datasets make one, torch.utils.data.ConcatDataset, whose parts are the domains."
+        )
+    own = loader.batch_size is None
+    known = (RandomSampler, SequentialSampler, DistributedSampler)
+    if own or not isinstance(loader.sampler, known):
+        kind = type(loader.batch_sampler if own else loader.sampler).__name__
+        raise SeamError(
+            f"The training rows are drawn by {kind}, which the sampling plan would replace. "
+            "Use DataLoader(dataset, batch_size=..., shuffle=True) and no sampler of your own."
+        )

@@ -1,0 +1,28 @@
+"""Weight trajectories in the loggers that a Trainer has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from adaptmix import Controller
+from adaptmix.tensorboard import PREFIX, layout
+
+
+def lay_out(trainer: Trainer, controller: Controller) -> None:
+    """Put all domains of a quantity on one chart, in loggers that write for TensorBoard."""
+    for logger in trainer.loggers:
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_custom_scalars"):
+            writer.add_custom_scalars(layout(controller.mixture.domains))
+
+
+def write(trainer: Trainer, controller: Controller) -> None:
+    """Log every ``log_every_n_steps``, at the number of optimizer steps taken."""
+    every = int(getattr(trainer, "log_every_n_steps", 0))
+    if not trainer.loggers or not every or trainer.global_step % every:
+        return
+    values = {f"{PREFIX}{tag}": value for tag, value in controller.scalars().items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
