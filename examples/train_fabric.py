@@ -1,0 +1,74 @@
+"""Fabric: the plain controller, on digits with wrong labels.
+
+``fabric run --devices 2 examples/train_fabric.py`` uses two processes; ``--accumulate``,
+``--precision`` and ``--resume`` show the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from digits_data import digits
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from adaptmix import Controller, Mixture, noise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows per process")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--out", type=Path, default=Path("runs/fabric"))
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    fabric = Fabric(precision=args.precision)
+    fabric.launch()
+    fabric.seed_everything(0)
+    train, heldout, test = digits()
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=2e-3))
+
+    controller = Controller(Mixture(train), policy="joint")
+    controller.watch(net)
+    controller.log_to(args.out)
+    state = {"model": model, "optimizer": optimizer, "controller": controller}
+    if args.resume:
+        fabric.load(args.out / "last.ckpt", state)
+
+    # Not through fabric.setup_dataloaders: it yields this process's rows already.
+    loader = controller.loader(args.batch_size, accumulation=args.accumulate, steps=args.steps)
+    for batch, draw in tqdm(loader, disable=not fabric.is_global_zero):
+        inputs, labels = fabric.to_device(batch)
+        unfinished = (draw.ordinal + 1) % args.accumulate != 0
+        with fabric.no_backward_sync(model, enabled=unfinished):
+            logits = model(inputs)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            fabric.backward(controller.loss(losses, draw))
+        if unfinished:
+            continue
+        optimizer.step()
+        optimizer.zero_grad()
+        if controller.completed % 20 == 0:  # fitted rows would look less noisy than they are
+            for name, rows in heldout.items():
+                x, y = fabric.to_device(rows.tensors)
+                with torch.no_grad():
+                    controller.record_noise(noise.softmax(net(x), y), name)
+        controller.step()
+
+    fabric.save(args.out / "last.ckpt", state)
+    x, y = fabric.to_device(test.tensors)
+    fabric.print(controller.report())
+    fabric.print(f"accuracy on right labels: {(net(x).argmax(-1) == y).float().mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()
