@@ -40,7 +40,7 @@ def test_every_named_file_is_there() -> None:
     rooms = ("adaptmix", "integrations", "tests", "examples")
     files = {path.as_posix() for room in rooms for path in (ROOT / room).rglob("*.py")}
     named = {name for quote in QUOTED for name in re.findall(r"[\w/]+\.(?:py|png|md)\b", quote)}
-    named |= {link for link in re.findall(r"\]\(([\w./]+)\)", README)}
+    named |= set(re.findall(r"\]\(([\w./]+)\)", README))
     missing = [
         name
         for name in named
