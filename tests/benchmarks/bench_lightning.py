@@ -107,7 +107,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     parts: list[Dataset[Any]] = [domain.train for domain in builtin_domains().values()]
-    data = ConcatDataset(parts)
+    data: ConcatDataset[Any] = ConcatDataset(parts)
     arms = {
         name: start(
             AdaptMixCallback(policy=args.policy) if name == "callback" else None,
