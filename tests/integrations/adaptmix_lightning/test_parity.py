@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from adaptmix import policies
 from adaptmix.errors import SeamError
 from adaptmix_lightning import AdaptMixCallback
+from tests import runs
 from tests.integrations.adaptmix_lightning import pl
 
 pytestmark = pl.FILTERS
@@ -43,7 +43,8 @@ class Checked(pl.Classifier):
         data, controller = pl.dataset(), self.mixer[0].controller
         # Rows are numbered anew in every part, so domains are known by their inputs.
         domains = [self._domain(data, row, own) for row, own in zip(inputs, rows, strict=True)]
-        net = copy.deepcopy(self.net).double()
+        net = runs.model()
+        net.load_state_dict(self.net.state_dict())
         each = F.cross_entropy(net(inputs.double()), targets, reduction="none")
         total = torch.zeros((), dtype=torch.float64)
         for i, name in enumerate(controller.mixture.domains):
