@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,27 @@ ESTIMATORS = ("sketch", "exact", "norm")
 _COVERAGE_EXPECTED = 0.9
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class _Hook:
+    """A forward hook that copies of its module, as averages of weights make, do without."""
+
+    def __init__(self, on_forward: Callable[..., None], layer: Layer) -> None:
+        self._on_forward, self._layer = on_forward, layer
+
+    def __call__(self, *call: Any) -> None:
+        self._on_forward(self._layer, *call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*_: Any) -> None:
+    pass
 
 
 class GradientProbe:
@@ -152,7 +174,7 @@ class GradientProbe:
         self._handles.clear()
         for layer in self._parameters.layers if observing else ():
             # First in line, so that the output is the layer's own whatever other hooks return.
-            hook = partial(self._on_forward, layer)
+            hook = _Hook(self._on_forward, layer)
             handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             self._handles.append(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,23 @@ def test_steps_do_not_mix(case: tuple[Stack, Tensor, Tensor], estimator: str) ->
         )
         assert_same(got, reference(probe, model, inputs[part], targets[part], DOMAINS[part]))
     assert probe.collect() is None
+
+
+def test_a_copy_of_an_observed_model_is_not_observed(
+    case: tuple[Stack, Tensor, Tensor], estimator: str
+) -> None:
+    model, inputs, targets = case
+    probe = attached(model, estimator)
+    probe.arm(True, step=0)
+    average = copy.deepcopy(model)
+    average(inputs)
+    loss = FACTORS @ losses(model(inputs), targets)
+    probe.expect(DOMAINS, FACTORS, loss)
+    average(inputs)
+    loss.backward()
+    got = probe.collect()
+    assert got is not None
+    assert_same(got, reference(probe, model, inputs, targets))
 
 
 def test_nothing_is_collected_without_observing_or_backward(estimator: str) -> None:
