@@ -101,4 +101,4 @@ def check_resumed(variant: str, whole: dict[str, Any], resumed: dict[str, Any]) 
     assert whole["rows"][stop * accumulation :] == resumed["rows"]
     assert torch.equal(whole["parameters"], resumed["parameters"])
     np.testing.assert_array_equal(whole["weights"], resumed["weights"])
-    assert whole["moved"] > 0.01
+    assert whole["moved"] > 1e-4  # so that there is something to go on with
