@@ -11,7 +11,7 @@ demo: $(VENV)/.examples ## Train the example twice, print its table and write it
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.dev ## Run the test suite, with the coverage it must have
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95 $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=95 $(ARGS)
 
 test-transformers-oldest: $(VENV)-oldest/.ready ## Run the Trainer's tests on the oldest transformers
 	$(VENV)-oldest/bin/python -m pytest tests/integrations/adaptmix_transformers $(ARGS)
