@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -256,11 +255,7 @@ class Controller:
         self._check_draw(draw)
         if not self._adapting:
             return torch.ones(len(draw))
-        lengths = self._measurements.lengths
-        counts = self._weights.importance * self._weights.loss
-        divisor = draw.domain_shares * lengths / float(draw.domain_shares @ lengths)
-        table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
-        return torch.from_numpy(table)[draw.domains]
+        return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
 
     def observe(
         self,

@@ -141,8 +141,24 @@ class DomainLossScaler:
             lengths: (K,) mean tokens per row with unit "token", ones otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        counts = weights.importance * weights.loss
-        divisor = draw.domain_shares * lengths * micro_rows
-        table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
-        factors = torch.from_numpy(table).to(rows.values).index_select(0, domains)
+        table = _factors(weights, draw.domain_shares * lengths * micro_rows)
+        factors = table.to(rows.values).index_select(0, domains)
         return (factors * rows.values).sum(), factors
+
+    def multipliers(self, draw: Draw, weights: Weights, *, lengths: FloatArray) -> Tensor:
+        """Return what each row's share of a mean over rows, or tokens, is multiplied by, (B,).
+
+        Args:
+            draw: as in ``weighted``.
+            weights: as in ``weighted``.
+            lengths: as in ``weighted``.
+        """
+        shares = draw.domain_shares
+        return _factors(weights, shares * lengths / float(shares @ lengths))[draw.domains]
+
+
+def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
+    """Return (K,) π w / divisor, 0 where nothing is sampled."""
+    counts = weights.importance * weights.loss
+    table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
+    return torch.from_numpy(table)

@@ -133,13 +133,18 @@ class BackwardProof:
     """Knows whether losses were differentiated once each, and scaled as stated on the way."""
 
     def __init__(self) -> None:
-        self._arrived: list[list[Tensor]] = []
+        self._arrived: list[tuple[Tensor | float, list[Tensor]]] = []
 
-    def watch(self, loss: Tensor) -> None:
-        """Watch a weighted () loss, before its backward pass."""
+    def watch(self, loss: Tensor, *, scale: Tensor | float = 1.0) -> None:
+        """Watch a weighted () loss, before its backward pass.
+
+        Args:
+            loss: the stated one.
+            scale: what whoever differentiates it is told to multiply it by.
+        """
         arrived: list[Tensor] = []
         loss.register_hook(arrived.append)
-        self._arrived.append(arrived)
+        self._arrived.append((scale, arrived))
 
     def refuse_division(self, accumulation: int) -> None:
         """Refuse losses that were divided by the accumulation a second time.
@@ -147,7 +152,7 @@ class BackwardProof:
         Raises:
             SeamError: all of them were.
         """
-        got = [float(gradient) for arrived in self._arrived for gradient in arrived]
+        got = [float(gradient) for _, arrived in self._arrived for gradient in arrived]
         if got and all(abs(value * accumulation - 1.0) < _TOLERANCE for value in got):
             raise SeamError(
                 f"The loss must not be divided by the accumulation of {accumulation}, for it is "
@@ -164,8 +169,8 @@ class BackwardProof:
         Raises:
             SeamError: a loss was not differentiated, or was scaled otherwise.
         """
-        for arrived in self._arrived:
-            got = [float(gradient) / scale for gradient in arrived]
+        for told, arrived in self._arrived:
+            got = [float(gradient) / (scale * float(told)) for gradient in arrived]
             if len(got) != 1 or abs(got[0] - 1.0) > _TOLERANCE:
                 raise SeamError(
                     "The weighted loss must be differentiated once, as it is; got "

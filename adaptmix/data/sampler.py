@@ -14,6 +14,9 @@ from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan, StepRows
 from adaptmix.errors import LagError
 
+# Enough for eight workers with two batches each.
+DEFAULT_LAG = 16
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -52,6 +55,10 @@ class Layout:
         a trainer may ask for all micro-batches of a step before it trains the first.
         """
         return (self.accumulation - 1 + num_workers * prefetch_factor) // self.accumulation
+
+    def default_lag(self, num_workers: int, prefetch_factor: int) -> int:
+        """Return a lag that covers such a loader, and is no less than the usual one."""
+        return max(DEFAULT_LAG, self.steps_ahead(num_workers, prefetch_factor))
 
     def check_lag(self, lag: int, *, num_workers: int, prefetch_factor: int) -> None:
         """Refuse a loader that draws further ahead than shares are known.

@@ -14,9 +14,6 @@ from adaptmix import Controller
 from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
 from adaptmix_lightning import internals
 
-# How far a loader may run ahead before the lag must grow: eight workers with two batches each.
-_LAG = 16
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,10 +38,10 @@ def make_controller(settings: Settings, like: Any, rows: Layout) -> Controller:
         TypeError: a dataset whose rows cannot be drawn by index.
         ValueError: domains or options that do not fit.
     """
-    seed, ahead = settings.seed, rows.steps_ahead(**prefetching(like))
+    seed, lag = settings.seed, rows.default_lag(**prefetching(like))
     return Controller(
         as_mixture(like.dataset, settings.domains, importance=settings.importance),
-        lag=max(_LAG, ahead) if settings.lag is None else settings.lag,
+        lag=lag if settings.lag is None else settings.lag,
         seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed,
         **settings.options,
     )

@@ -16,9 +16,6 @@ from adaptmix_transformers import internals
 from adaptmix_transformers.lengths import mean_tokens
 from adaptmix_transformers.reading import UserLoss
 
-# How far a loader may run ahead before the lag must grow: eight workers with two batches each.
-_LAG = 16
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,11 +65,11 @@ def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controll
         importance = {name: size * tokens_per_row[name] for name, size in sizes}
     if importance is not None:
         mixture = mixture.with_importance(importance)
-    ahead = _layout(trainer).steps_ahead(**prefetching(like))
+    lag = _layout(trainer).default_lag(**prefetching(like))
     return Controller(
         mixture,
         policy=settings.policy,
-        lag=max(_LAG, ahead) if settings.lag is None else settings.lag,
+        lag=lag if settings.lag is None else settings.lag,
         seed=seed,
         unit=unit,
         mode=settings.mode,

@@ -12,13 +12,12 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import SeamError
-from adaptmix.seams import HeadSeam
+from adaptmix.seams import BackwardProof, HeadSeam
 from adaptmix_transformers import internals
 from adaptmix_transformers.reading import NumItems, Reading, RowReader
 from adaptmix_transformers.seams import LossFunction
 
 _log = logging.getLogger("adaptmix")
-_TOLERANCE = 1e-3
 
 
 class Weighting:
@@ -38,7 +37,7 @@ class Weighting:
         self._adapting = adapting
         self._function = LossFunction(internals.core_model(trainer))
         self._with_noise = "noise" in controller.requires
-        self._first: list[tuple[Tensor | float, list[Tensor]]] | None = []
+        self._proof: BackwardProof | None = BackwardProof()
 
     def __call__(
         self,
@@ -81,7 +80,8 @@ class Weighting:
             noise = rows.noise()
         if self._adapting:
             weighted = controller.loss(rows.values, draw, mask=rows.mask, noise=noise)
-            self._prove(weighted, reading.scale)
+            if self._proof is not None:
+                self._proof.watch(weighted, scale=reading.scale)
             divisor = internals.loss_divisor(self._trainer, num_items)
             return weighted * (divisor * reading.scale) + reading.rest
         factors = torch.ones_like(rows.tokens) if controller.unit == "token" else rows.tokens
@@ -95,28 +95,15 @@ class Weighting:
         )
         return loss
 
-    def _prove(self, weighted: Tensor, scale: Tensor | float) -> None:
-        if self._first is not None:
-            arrived: list[Tensor] = []
-            weighted.register_hook(arrived.append)
-            self._first.append((scale, arrived))
-
     def check_step(self) -> None:
         """After the backward passes of the first step: check that they were of the stated loss.
 
         Raises:
             SeamError: the trainer scaled the loss, or did not differentiate it.
         """
-        first, self._first = self._first, None
-        for scale, arrived in first or ():
-            expected = internals.backward_scale(self._trainer) * float(scale)
-            got = [float(gradient) / expected for gradient in arrived]
-            if len(got) != 1 or abs(got[0] - 1.0) > _TOLERANCE:
-                raise SeamError(
-                    "The trainer must differentiate what compute_loss returned, once; got "
-                    f"{got or 'no backward pass'} times the stated loss's gradient. If your "
-                    "training_step scales or replaces the loss, leave that to compute_loss."
-                )
+        proof, self._proof = self._proof, None
+        if proof is not None:
+            proof.check(internals.backward_scale(self._trainer))
 
     def remove(self) -> None:
         """Give the model back as it was."""
