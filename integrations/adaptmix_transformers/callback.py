@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller, FreshStartWarning, checkpoint
@@ -151,9 +149,6 @@ class AdaptMixCallback(TrainerCallback):
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
         self._weighting = make_weighting(trainer, controller, settings)
-        self._watches = any(name.startswith("grad_") for name in controller.requires)
-        if self._watches and not internals.is_compiled(trainer):
-            self._watch = controller.watch(internals.plain_model(trainer))
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
     def _compute_loss(
@@ -170,22 +165,14 @@ class AdaptMixCallback(TrainerCallback):
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+        if self._watch is None and self._needs_gradients:
+            self._watch = self.controller.watch(model)  # compiled and wrapped by now
         draw = self._sampler.take(number)
-        with self._eager_when_observing():
-            return self._weighting(native, model, inputs, draw, num_items)
+        return self._weighting(native, model, inputs, draw, num_items)
 
-    @contextmanager
-    def _eager_when_observing(self) -> Iterator[None]:
-        """Run observed steps of a compiled model uncompiled, for compiled code ignores hooks."""
-        trainer, controller = self._trainer, self.controller
-        compiled = trainer is not None and internals.is_compiled(trainer)
-        if trainer is None or not (compiled and self._watches and controller.observing):
-            yield
-            return
-        if self._watch is None:
-            self._watch = controller.watch(internals.plain_model(trainer))
-        with torch.compiler.set_stance("force_eager"):
-            yield
+    @property
+    def _needs_gradients(self) -> bool:
+        return any(name.startswith("grad_") for name in self.controller.requires)
 
     def _check_evaluating(self, model: Any) -> None:
         if self._weighting is not None and model.training:
@@ -257,8 +244,6 @@ class AdaptMixCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""
         self.controller.step()
-        if self._trainer is not None and internals.is_compiled(self._trainer):
-            self._unwatch()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""
@@ -271,13 +256,10 @@ class AdaptMixCallback(TrainerCallback):
         _log.info("%s", self.controller.report())
         self._release()
 
-    def _unwatch(self) -> None:
+    def _release(self) -> None:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
-
-    def _release(self) -> None:
-        self._unwatch()
         if self._weighting is not None:
             self._weighting.remove()
             self._weighting = None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
@@ -50,11 +49,6 @@ def core_model(trainer: Trainer) -> Any:
     model = plain_model(trainer)
     get_base_model = getattr(model, "get_base_model", None)
     return model if get_base_model is None else get_base_model()
-
-
-def is_compiled(trainer: Trainer) -> bool:
-    """Return whether the model is going to be compiled."""
-    return bool(trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO)
 
 
 def rows_per_process(trainer: Trainer) -> int:

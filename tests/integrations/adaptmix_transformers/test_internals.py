@@ -20,6 +20,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture, SeamError
+from adaptmix.statistics.compiled import is_compiled
 from adaptmix_transformers import AdaptMixCallback, internals
 from adaptmix_transformers.layers import transposed_linear
 from adaptmix_transformers.lengths import mean_tokens
@@ -58,7 +59,7 @@ def test_what_the_trainer_does_to_a_loss(tmp_path: Path) -> None:
     trainer.loss_is_scaled_for_ga = False
     assert internals.loss_divisor(trainer, torch.tensor(5)) == 3
     assert internals.rows_per_process(trainer) == 8
-    assert not internals.is_compiled(trainer)
+    assert not is_compiled(trainer.model)
     assert isinstance(internals.core_model(trainer), LlamaForCausalLM)
     assert internals.tensorboard_writer(trainer) is None
 
