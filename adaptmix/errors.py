@@ -53,6 +53,10 @@ class TooFewRowsWarning(AdaptmixWarning):
     """No domain had two rows in an observed step, so no variance within domains is known yet."""
 
 
+class LengthGroupingWarning(AdaptmixWarning):
+    """Rows are to be grouped by length, but a step has one micro-batch, so all are padded alike."""
+
+
 class FreshStartWarning(AdaptmixWarning):
     """A run is resumed from a checkpoint that holds no state of adaptmix."""
 

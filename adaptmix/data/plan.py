@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class StepRows:
     domains: NDArray[np.int64]
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
+
+    def in_order(self, order: NDArray[np.int64]) -> StepRows:
+        """Return the same rows, with all that belongs to them, in another order."""
+        rows, domains, fresh = (part[order] for part in (self.rows, self.domains, self.fresh))
+        return replace(self, rows=rows, domains=domains, fresh=fresh)
 
 
 class Plan:

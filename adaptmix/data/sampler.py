@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from adaptmix.checks import integer
 from adaptmix.data.draw import Draw
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan, StepRows
-from adaptmix.errors import LagError
+from adaptmix.errors import LagError, LengthGroupingWarning
 
 # Enough for eight workers with two batches each.
 DEFAULT_LAG = 16
@@ -109,6 +112,7 @@ class PlanSampler(Sampler[list[int]]):
         self.epoch_steps = epoch_steps
         self._draws: dict[int, Draw] = {}
         self._skipped_steps = 0
+        self._row_lengths: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         left = self.steps - self.plan.completed
@@ -122,6 +126,38 @@ class PlanSampler(Sampler[list[int]]):
             steps: optimizer steps whose micro-batches the trainer is going to throw away.
         """
         self._skipped_steps = steps
+
+    def group_by_length(self, row_lengths: ArrayLike) -> None:
+        """Put rows of similar length into the same micro-batch, so that less has to be padded.
+
+        A step's rows are cut into micro-batches from the longest to the shortest, and the processes
+        of a micro-batch get neighbours. Which rows a step has does not change, and neither do its
+        gradient and its statistics, for these are sums over the step.
+
+        Args:
+            row_lengths: (rows of the mixture,) length of each row.
+
+        Raises:
+            ValueError: another number of lengths than rows.
+
+        Warns:
+            LengthGroupingWarning: a step has only one micro-batch.
+        """
+        lengths = np.asarray(row_lengths, dtype=np.int64)
+        if lengths.shape != (len(self.plan.mixture),):
+            raise ValueError(
+                f"row_lengths must have one entry per row of the mixture ({len(self.plan.mixture)})"
+                f"; got shape {lengths.shape}."
+            )
+        if self.layout.step_rows == self.layout.batch_size:
+            warnings.warn(
+                "Rows are grouped by length within a step, and a step has only one micro-batch, so "
+                "nothing changes. Use smaller batches and more accumulation: half the batch size "
+                "with twice the accumulation trains on the same rows.",
+                LengthGroupingWarning,
+                stacklevel=2,
+            )
+        self._row_lengths = lengths
 
     def take(self, ordinal: int) -> Draw:
         """Return the draw of a micro-batch, once.
@@ -145,6 +181,10 @@ class PlanSampler(Sampler[list[int]]):
         stop = self.steps if self.epoch_steps is None else start + self.epoch_steps - skipped
         self._draws.clear()
         for drawn in self.plan.steps(start, stop, size=self.layout.step_rows):
+            if self._row_lengths is not None:
+                # Stable, so that rows of one length stay in the order they were drawn in.
+                longest_first = np.argsort(-self._row_lengths[drawn.rows], kind="stable")
+                drawn = drawn.in_order(longest_first)
             for micro in range(accumulation):
                 draw = self._slice(drawn, micro)
                 self._draws[draw.ordinal] = draw

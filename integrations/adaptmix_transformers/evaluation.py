@@ -175,8 +175,10 @@ class Evaluation:
         self._losses = DomainLosses(
             mixture, RowReader(trainer, settings.loss), unit, controller if noisy else None
         )
-        numbered = RowNumbers(internals.used_columns(trainer, dataset))
-        with internals.evaluating(trainer, eval_dataset, numbered, CollateRowNumbers) as stand_in:
+        rows = internals.used_columns(trainer, dataset)
+        with internals.evaluating(
+            trainer, eval_dataset, rows, RowNumbers(rows), CollateRowNumbers
+        ) as stand_in:
             return own(stand_in)
 
     def _mixture(self, dataset: Any) -> Mixture | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from adaptmix.data import loader_options
 from adaptmix.errors import SeamError
@@ -115,13 +116,14 @@ def used_columns(trainer: Trainer, dataset: Any) -> Any:
 
 @contextmanager
 def evaluating(
-    trainer: Trainer, asked: Any, dataset: Any, collator: Callable[[Any], Any]
+    trainer: Trainer, asked: Any, rows: Any, dataset: Any, collator: Callable[[Any], Any]
 ) -> Iterator[Any]:
     """Let ``get_eval_dataloader`` take another dataset and collator for a moment.
 
     Args:
         trainer: of the run.
         asked: argument of ``get_eval_dataloader``: a dataset, a name, or None.
+        rows: the dataset without the columns that the trainer leaves out; the sampler looks at it.
         dataset: to evaluate in its place; its items are no mappings, so that the trainer removes
             no columns from them.
         collator: wraps the trainer's own.
@@ -132,6 +134,9 @@ def evaluating(
     collate, evaluated = trainer.data_collator, cast(Any, trainer.eval_dataset)
     removing = trainer._get_collator_with_removed_columns(collate, description="Evaluation")
     trainer.data_collator = collator(removing)
+    own = trainer._get_eval_sampler
+    replaced: Any = trainer
+    replaced._get_eval_sampler = lambda _: own(rows)
     try:
         if isinstance(asked, str):
             trainer.eval_dataset = {**evaluated, asked: dataset}
@@ -140,6 +145,7 @@ def evaluating(
             yield dataset
     finally:
         trainer.data_collator, trainer.eval_dataset = collate, evaluated
+        replaced._get_eval_sampler = own
 
 
 def tensorboard_writer(trainer: Trainer) -> Any:
@@ -193,12 +199,36 @@ def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
         if refused:
             way_out = ways_out.get(name, "Leave it out: plain DistributedDataParallel is supported")
             raise SeamError(f"AdaptMixCallback does not work with {name}. {way_out}.")
+    rows = _row_sampler(loader)
+    if not isinstance(rows, (RandomSampler, SequentialSampler, LengthGroupedSampler)):
+        raise SeamError(
+            f"The training rows are drawn by {type(rows).__name__}, which the sampling plan would "
+            'replace. Use train_sampling_strategy="random" or "group_by_length", and no sampler of '
+            "your own."
+        )
+
+
+def _row_sampler(loader: Any) -> Any:
     sampler = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
-    rows = getattr(sampler, "sampler", sampler)
-    if not isinstance(rows, (RandomSampler, SequentialSampler)):
-        raise SeamError(
-            f"The training rows are drawn by {type(rows).__name__}, which the sampling plan would "
-            'replace. Use train_sampling_strategy="random" and no sampler of your own.'
-        )
+    return getattr(sampler, "sampler", sampler)
+
+
+def groups_by_length(loader: Any) -> bool:
+    """Return whether a trainer's loader groups rows by their length."""
+    return isinstance(_row_sampler(loader), LengthGroupedSampler)
+
+
+def row_lengths(trainer: Trainer, loader: Any) -> Any:
+    """Return the length of each training row.
+
+    Args:
+        trainer: of the run.
+        loader: that the trainer would train from; it groups rows by their length.
+    """
+    # The trainer drops the column with those that the model does not take, before it looks for it.
+    dataset: Any = trainer.train_dataset
+    name = trainer.args.length_column_name
+    columns = getattr(dataset, "column_names", None) or ()
+    return dataset[name][:] if name in columns else _row_sampler(loader).lengths

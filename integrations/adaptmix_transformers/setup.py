@@ -63,6 +63,13 @@ def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controll
         # Every token counts the same, as it does for the trainer without us.
         sizes = zip(mixture.domains, mixture.sizes.tolist(), strict=True)
         importance = {name: size * tokens_per_row[name] for name, size in sizes}
+    if unit == "token" and tokens_per_row is None and internals.groups_by_length(like):
+        raise ValueError(
+            'tokens_per_row must be given with unit="token" and rows grouped by length, where '
+            "labels do not tell it: the first micro-batch has the longest rows, so that it cannot "
+            "be estimated from there. Pass AdaptMixCallback(tokens_per_row={domain: mean supervised"
+            " tokens per row})."
+        )
     if importance is not None:
         mixture = mixture.with_importance(importance)
     lag = _layout(trainer).default_lag(**prefetching(like))
@@ -82,7 +89,8 @@ def make_sampler(controller: Controller, trainer: Trainer, like: Any) -> PlanSam
     """Return the sampler of a run, with the trainer's number of steps per epoch and in all.
 
     Where the batches of an epoch do not divide by the accumulation, the trainer takes a smaller
-    last step. The plan's steps are all of full size, and there are as many of them.
+    last step. The plan's steps are all of full size, and there are as many of them. Where the
+    trainer groups rows by length, each step's rows are.
 
     Raises:
         ValueError: an option out of its range.
@@ -90,12 +98,15 @@ def make_sampler(controller: Controller, trainer: Trainer, like: Any) -> PlanSam
     args, layout = trainer.args, _layout(trainer)
     epoch_steps = max(1, math.ceil(len(like) / layout.accumulation))
     in_epochs = math.ceil(args.num_train_epochs * epoch_steps)
-    return controller.sampler(
+    sampler = controller.sampler(
         layout.batch_size,
         accumulation=layout.accumulation,
         steps=args.max_steps if args.max_steps > 0 else in_epochs,
         epoch_steps=epoch_steps,
     )
+    if internals.groups_by_length(like):
+        sampler.group_by_length(internals.row_lengths(trainer, like))
+    return sampler
 
 
 def _layout(trainer: Trainer) -> Layout:

@@ -16,6 +16,12 @@ from adaptmix_transformers import AdaptMixCallback
 SIZES = {"code": 40, "news": 24, "math": 16}
 LENGTHS = {"code": (3, 6), "news": (5, 10), "math": (8, 12)}
 VOCABULARY, PAD = 29, 0
+# Group rows by length; transformers 5 has the newer name.
+GROUPED: dict[str, Any] = (
+    {"train_sampling_strategy": "group_by_length"}
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
+    else {"group_by_length": True}
+)
 
 
 def rows(sizes: dict[str, int] = SIZES, *, ragged: bool = True, seed: int = 0) -> Dataset:

@@ -19,6 +19,7 @@ VARIANTS = {
     for accumulation in (1, 4)
     for epochs in (1, 2)
 }
+VARIANTS["grouped"] = (0, 4, 2)  # by length, too
 STOP = {1: 9, 4: 3}  # by accumulation; in the second epoch, if there is one
 SIZES = {"code": 18, "news": 12, "math": 10}
 
@@ -39,6 +40,7 @@ def options(variant: str, processes: int) -> dict[str, Any]:
         "save_total_limit": 9,
         "eval_strategy": "epoch" if variant == "0-4-2" else "no",
         "trainer_options": {"eval_dataset": hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)},
+        **(hf.GROUPED if variant == "grouped" else {}),
     }
 
 

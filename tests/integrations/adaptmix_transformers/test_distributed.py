@@ -13,72 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
-from transformers import TrainerCallback
 
-from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf, runs
-from tests.integrations.adaptmix_transformers.test_parity import (
-    WEIGHTS,
-    lengths_of,
-    objective,
-    relative_error,
-)
+from tests.integrations.adaptmix_transformers.test_parity import gradient_errors
 
 pytestmark = pytest.mark.slow
 
 
-class Check(TrainerCallback):
-    """Compares the gradient of all processes with the objective over the rows of all."""
-
-    def __init__(self, callback: AdaptMixCallback, lengths: dict[str, float]) -> None:
-        self.callback, self.lengths = callback, lengths
-        self.trainer: Any = None
-        self.errors: list[float] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compare before the optimizer changes the model."""
-        model = kwargs["model"]
-        mine = [
-            {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-            for batch in self.trainer.batches[-args.gradient_accumulation_steps :]
-        ]
-        everyone: list[list[dict[str, Tensor]]] = [[], []]
-        dist.all_gather_object(everyone, mine)
-        batches = [batch for batches in everyone for batch in batches]
-        expected = objective(self.callback.controller, model, batches, self.lengths)
-        wanted = torch.autograd.grad(expected, list(model.parameters()))
-        flat = torch.cat([gradient.flatten() for gradient in wanted])
-        self.errors.append(relative_error(hf.gradient(model), flat))
-
-
-def parity(folder: str, unit: str, averaged: bool) -> list[float]:
-    """Relative errors of the gradients of three steps."""
-    data = hf.rows()
-    lengths = lengths_of(data)
-    callback = AdaptMixCallback(
-        "source",
-        policy=WEIGHTS,
-        unit=unit,
-        importance={"code": 3.0, "news": 2.0, "math": 1.0},
-        lag=0,
-        update_every=1,
-        tokens_per_row=lengths if unit == "token" else None,
-    )
-    check = Check(callback, lengths)
-    check.trainer = hf.make(
-        folder,
-        callback,
-        model=hf.llama(dtype=torch.float64),
-        data=data,
-        max_grad_norm=0.0,
-        per_device_train_batch_size=5,
-        gradient_accumulation_steps=2,
-        average_tokens_across_devices=averaged,
-        max_steps=3,
-    )
-    check.trainer.add_callback(check)
-    check.trainer.train()
-    return check.errors
+def everyones(mine: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The micro-batches of both processes."""
+    gathered: list[list[dict[str, Tensor]]] = [[], []]
+    dist.all_gather_object(gathered, mine)
+    return [batch for batches in gathered for batch in batches]
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -95,9 +41,18 @@ def worker(rank: int, port: int, folder: str) -> None:
         variant: runs.stop_and_resume(folder, variant) for variant in runs.VARIANTS
     }
     results["parity"] = {
-        (unit, averaged): parity(folder, unit, averaged)
+        (unit, averaged, grouped): gradient_errors(
+            folder,
+            unit,
+            rows=10,
+            accumulation=2,
+            gather=everyones,
+            average_tokens_across_devices=averaged,
+            max_steps=3,
+            **(hf.GROUPED if grouped else {}),
+        )
         for unit in ("token", "sample")
-        for averaged in (True, False)
+        for averaged, grouped in ((True, False), (False, False), (True, True))
     }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -152,7 +107,7 @@ def test_two_processes_are_one_with_the_same_global_batch(
 
 def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[str, Any]]) -> None:
     for rank in range(2):
-        assert len(two[rank]["parity"]) == 4
+        assert len(two[rank]["parity"]) == 6
         for errors in two[rank]["parity"].values():
             assert len(errors) == 3
             assert max(errors) < 1e-10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,76 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
+class Check(TrainerCallback):
+    """Compares the gradient of each step with the objective over its rows.
+
+    ``gather`` makes the micro-batches of all processes of those of this one.
+    """
+
+    def __init__(
+        self,
+        callback: AdaptMixCallback,
+        lengths: dict[str, float],
+        gather: Callable[[list[dict[str, Tensor]]], list[dict[str, Tensor]]],
+    ) -> None:
+        self.callback, self.lengths, self.gather = callback, lengths, gather
+        self.trainer: Any = None
+        self.errors: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare before the optimizer changes the model."""
+        model = kwargs["model"]
+        mine = [
+            {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            for batch in self.trainer.batches[-args.gradient_accumulation_steps :]
+        ]
+        expected = objective(self.callback.controller, model, self.gather(mine), self.lengths)
+        wanted = torch.autograd.grad(expected, list(model.parameters()))
+        flat = torch.cat([gradient.flatten() for gradient in wanted])
+        self.errors.append(relative_error(hf.gradient(model), flat))
+
+
+def gradient_errors(
+    folder: Path | str,
+    unit: str,
+    *,
+    dtype: torch.dtype = torch.float64,
+    rows: int = 20,
+    accumulation: int = 1,
+    gather: Callable[[list[dict[str, Tensor]]], list[dict[str, Tensor]]] = lambda mine: mine,
+    **changes: Any,
+) -> list[float]:
+    """Train with ``rows`` rows a step on this process; return each step's relative error."""
+    data = hf.rows()
+    lengths = lengths_of(data)
+    callback = AdaptMixCallback(
+        "source",
+        policy=WEIGHTS,
+        unit=unit,
+        importance={"code": 3.0, "news": 2.0, "math": 1.0},
+        lag=0,
+        update_every=1,
+        tokens_per_row=lengths if unit == "token" else None,
+    )
+    check = Check(callback, lengths, gather)
+    check.trainer = hf.make(
+        folder,
+        callback,
+        model=hf.llama(dtype=dtype),
+        data=data,
+        max_grad_norm=0.0,
+        per_device_train_batch_size=rows // accumulation,
+        gradient_accumulation_steps=accumulation,
+        **changes,
+    )
+    check.trainer.add_callback(check)
+    check.trainer.train()
+    weights = callback.controller.weights
+    assert weights.sampling.tolist() == pytest.approx([0.2, 0.5, 0.3])  # sorted by name
+    assert weights.loss[2] / weights.loss[0] == pytest.approx(4.0)
+    return check.errors
+
+
 # The bound in float32 is rounding's; in float64 it is that of the model's own float32 parts, which
 # both sides share, so that what is left is rounding again.
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -72,47 +143,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 def test_every_step_is_the_objective_over_its_rows(
     dtype: torch.dtype, bound: float, unit: str, accumulation: int, tmp_path: Path
 ) -> None:
-    data = hf.rows()
-    lengths = lengths_of(data)
-    importance = {"code": 3.0, "news": 2.0, "math": 1.0}
-    callback = AdaptMixCallback(
-        "source",
-        policy=WEIGHTS,
-        unit=unit,
-        importance=importance,
-        lag=0,
-        update_every=1,
-        tokens_per_row=lengths if unit == "token" else None,
-    )
-    checked: list[float] = []
-
-    class Check(TrainerCallback):
-        """Compares before the optimizer changes the model."""
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            model = kwargs["model"]
-            got = hf.gradient(model)
-            expected = objective(
-                callback.controller, model, trainer.batches[-accumulation:], lengths
-            )
-            wanted = torch.autograd.grad(expected, list(model.parameters()))
-            checked.append(relative_error(got, torch.cat([g.flatten() for g in wanted])))
-
     # Twenty rows give every domain at least one whatever the unit, so shares are the realised ones.
-    trainer = hf.make(
-        tmp_path,
-        callback,
-        model=hf.llama(dtype=dtype),
-        data=data,
-        max_grad_norm=0.0,
-        per_device_train_batch_size=20 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        max_steps=5,
-    )
-    trainer.add_callback(Check())
-    trainer.train()
-    assert len(checked) == 5
-    assert max(checked) < bound
-    weights = callback.controller.weights
-    assert weights.sampling.tolist() == pytest.approx([0.2, 0.5, 0.3])  # sorted by name
-    assert weights.loss[2] / weights.loss[0] == pytest.approx(4.0)
+    errors = gradient_errors(tmp_path, unit, dtype=dtype, accumulation=accumulation, max_steps=5)
+    assert len(errors) == 5
+    assert max(errors) < bound
