@@ -37,7 +37,6 @@ def options(variant: str, processes: int) -> dict[str, Any]:
         "dataloader_num_workers": workers,
         "save_strategy": "steps",
         "save_steps": STOP[accumulation],
-        "save_total_limit": 9,
         "eval_strategy": "epoch" if variant == "0-4-2" else "no",
         "trainer_options": {"eval_dataset": hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)},
         **(hf.GROUPED if variant == "grouped" else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -27,6 +28,10 @@ def everyones(mine: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [batch for batches in gathered for batch in batches]
 
 
+def on_cpu(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cpu:") else None
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -37,6 +42,11 @@ def worker(rank: int, port: int, folder: str) -> None:
         GLOO_SOCKET_IFNAME="lo",
     )
     torch.set_num_threads(1)
+    # As under torchrun. Workers inherit the way this process was started in, and would each spend
+    # seconds on imports.
+    multiprocessing.set_start_method("fork", force=True)
+    # Older releases of transformers load onto "cpu:0" on several processes, which torch cannot.
+    torch.serialization.register_package(9, lambda _: None, on_cpu)
     results: dict[str, Any] = {
         variant: runs.stop_and_resume(folder, variant) for variant in runs.VARIANTS
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,17 @@ def padding(trainer: Any) -> float:
 
 @pytest.mark.parametrize("unit", ["token", "sample"])
 def test_every_step_is_the_objective_over_its_rows(unit: str, tmp_path: Path) -> None:
-    errors = gradient_errors(
-        tmp_path, unit, accumulation=ACCUMULATION, max_steps=5, **hf.GROUPED
-    )
+    errors = gradient_errors(tmp_path, unit, accumulation=ACCUMULATION, max_steps=5, **hf.GROUPED)
     assert len(errors) == 5
     assert max(errors) < 1e-10
 
 
 def test_steps_have_the_same_rows_and_statistics_and_less_padding(tmp_path: Path) -> None:
-    (plain, before), (grouped, after) = (
-        train(tmp_path, **changes) for changes in ({}, hf.GROUPED)
-    )
+    (plain, before), (grouped, after) = (train(tmp_path, **changes) for changes in ({}, hf.GROUPED))
     for one, other in zip(steps(plain), steps(grouped), strict=True):
-        assert sorted(sum(one, [])) == sorted(sum(other, []))
+        assert sorted(chain(*one)) == sorted(chain(*other))
         lengths = [[len(row) for row in batch] for batch in other]
-        for longer, shorter in zip(lengths, lengths[1:], strict=False):
+        for longer, shorter in pairwise(lengths):
             assert min(longer) >= max(shorter)
     assert steps(plain) != steps(grouped)
     for name in ("seen", "loss_mean", "loss_var", "grad_var", "grad_sq", "grad_gram"):
@@ -94,7 +91,7 @@ def test_lengths_come_from_their_column_if_there_is_one(kept: bool, tmp_path: Pa
     )
     for step in steps(trainer):
         sums = [[sum(row) for row in batch] for batch in step]
-        for longer, shorter in zip(sums, sums[1:], strict=False):
+        for longer, shorter in pairwise(sums):
             assert min(longer) >= max(shorter)
 
 

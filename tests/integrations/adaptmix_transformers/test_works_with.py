@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ def test_trains(changes: dict[str, Any], tmp_path: Path) -> None:
     trainer = hf.train(tmp_path, callback, **changes)
     assert trainer.state.global_step == callback.controller.completed >= 8
     assert moved(callback) > 0.005
+
+
+def test_workers_may_be_spawned(tmp_path: Path) -> None:
+    """What a worker is handed, in training and evaluation, can be pickled."""
+    trainer = hf.make(tmp_path, adapting(), trainer_options={"eval_dataset": hf.rows(seed=1)})
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        collate, dataset = pickle.loads(pickle.dumps((loader.collate_fn, loader.dataset)))
+        assert type(collate) is type(loader.collate_fn)
+        assert len(dataset) == len(loader.dataset)
 
 
 # Dynamo looks at every tensor's grad and expects to be warned; here warnings are errors.
