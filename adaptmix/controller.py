@@ -548,7 +548,7 @@ class Controller:
             self._warn(
                 TooFewRowsWarning,
                 "The policy waits for statistics: no domain had two rows in an observed step, or "
-                "none was fresh. Use larger batches or more accumulation.",
+                "none was fresh, or gradients overflowed. Use larger batches or more accumulation.",
             )
             return
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)

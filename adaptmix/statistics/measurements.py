@@ -144,8 +144,9 @@ class Measurements:
             self._warn(
                 NonFiniteWarning,
                 f"{self._running.skipped:.0f} samples with losses or gradients that are not finite "
-                "were left out of the statistics. The optimizer has still seen them: clip "
-                "gradients, lower the learning rate, or scale losses.",
+                "were left out of the statistics. Unless mixed precision skipped the step, the "
+                "optimizer has seen them: clip gradients, lower the learning rate, or scale "
+                "losses.",
             )
         return window.due
 

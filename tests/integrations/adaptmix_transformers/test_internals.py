@@ -94,12 +94,18 @@ def test_evaluation_columns_and_collators_are_put_back(tmp_path: Path) -> None:
     assert internals.evaluated(trainer, "new") is data
     assert internals.evaluated(trainer, data) is data
     assert "source" not in internals.used_columns(trainer, data).column_names
-    own = trainer.data_collator
-    with internals.evaluating(trainer, "new", [1, 2], lambda collate: ("mine", collate)) as asked:
+    own, sampler = trainer.data_collator, trainer._get_eval_sampler
+
+    def mine(collate: Any) -> Any:
+        return "mine", collate
+
+    with internals.evaluating(trainer, "new", data, [1, 2], mine) as asked:
         assert asked == "new"
         assert trainer.eval_dataset["new"] == [1, 2]
         assert trainer.data_collator[0] == "mine"
+        assert trainer._get_eval_sampler([1, 2]).data_source is data
     assert trainer.data_collator is own
+    assert trainer._get_eval_sampler == sampler
     assert trainer.eval_dataset["new"] is data
 
 
@@ -162,11 +168,12 @@ def test_fused_losses_are_refused(tmp_path: Path) -> None:
 
 def test_samplers_of_ones_own_are_refused(tmp_path: Path) -> None:
     class Sorted(Trainer):
-        """Groups rows by length."""
+        """Takes rows in an order of its own."""
 
         def _get_train_sampler(self, *args: Any) -> Any:
             return list(range(80))
 
+    assert not internals.groups_by_length(hf.make(tmp_path, None).get_train_dataloader())
     with pytest.raises(SeamError, match="are drawn by list, which the sampling plan would"):
         hf.train(tmp_path, AdaptMixCallback("source"), kind=Sorted)
 
@@ -184,3 +191,14 @@ def test_a_column_that_was_lost_is_named(tmp_path: Path) -> None:
         hf.train(tmp_path, AdaptMixCallback("source"), data=data)
     with pytest.raises(ValueError, match="controller must be read after Trainer"):
         print(AdaptMixCallback("source").controller)
+
+
+def test_lengths_of_rows_are_found(tmp_path: Path) -> None:
+    data = hf.rows()
+    lengths = [len(row) for row in data["input_ids"]]
+    for rows in (data, data.add_column("length", [length + 1 for length in lengths])):
+        trainer = hf.make(tmp_path, None, data=rows, **hf.GROUPED)
+        loader = trainer.get_train_dataloader()
+        assert internals.groups_by_length(loader)
+        added = int("length" in rows.column_names)
+        assert internals.row_lengths(trainer, loader) == [length + added for length in lengths]
