@@ -226,6 +226,12 @@ class DomainStats:
         """K."""
         return int(self.count.size)
 
+    def replaced(self, **arrays: FloatArray) -> DomainStats:
+        """Return these statistics with other (K,) fields, which are neither copied nor checked."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **arrays)
+        return other
+
     def supplied(self) -> frozenset[str]:
         """Return the names of the fields that are known for at least one domain."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -37,8 +37,12 @@ class StepRows:
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
-        rows, domains, fresh = (part[order] for part in (self.rows, self.domains, self.fresh))
-        return replace(self, rows=rows, domains=domains, fresh=fresh)
+        return replace(
+            self,
+            rows=self.rows[order],
+            domains=self.domains[order],
+            fresh=self.fresh[order],
+        )
 
 
 class Plan:

@@ -145,15 +145,19 @@ def within(stats: DomainStats, *, samples: float = 0.0) -> FloatArray:
         (K,) variances, NaN where neither moment is known; ``grad_var`` where none is known.
     """
     variance, square, freedom = stats.grad_var, stats.grad_sq, stats.grad_freedom
-    both = np.isfinite(variance) & (freedom > 0.0) & (square > 0.0)
+    known = np.isfinite(variance)
+    if samples == 0.0 and known.all():
+        return variance
+    both = known & (freedom > 0.0) & (square > 0.0)
     if not both.any():
         return variance
     part = np.divide(variance, square, out=np.zeros_like(square), where=both)
-    trust = np.where(both, np.where(np.isinf(freedom), 1.0, freedom), 0.0)
-    mean = min(float(trust @ part / trust.sum()), 1.0)
+    trust = np.where(both, np.where(freedom < np.inf, freedom, 1.0), 0.0)
+    mean = min(float(trust @ part / np.add.reduce(trust)), 1.0)
     lean = np.divide(samples, freedom + samples, out=np.ones_like(square), where=both)
-    moved = square * (part + lean * (mean - part))
-    return np.where((both & (lean > 0.0)) | np.isnan(variance), moved, variance)
+    moved: FloatArray = square * (part + lean * (mean - part))
+    # An estimate that is exact stays to the last bit, as does one whose second moment is unknown.
+    return np.where(~known | (both & (lean > 0.0)), moved, variance)
 
 
 def moment(stats: DomainStats, sampler: str | None) -> FloatArray:

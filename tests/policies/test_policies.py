@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -120,11 +121,28 @@ def test_joint_takes_the_limit_where_the_whole_program_promises_little() -> None
 def test_joint_averages_the_curvature_when_sizes_count() -> None:
     policy = Joint(use_sizes=True, batch_size=20, horizon=10)
     state = policy.init(INFO)
-    for factor in (0.5, 2.0):  # v² off by these, σ² right: the curvature's mean logarithm is right
-        stats = DomainStats(grad_var=STATS.grad_var * [factor, 1, 1 / factor, 1], noise=STATS.noise)
+    # v² is off by these and σ² right. Their logarithms' mean is 0, for an older update counts less.
+    count = np.array([30.0, 10.0, 20.0, 10.0])
+    for factor, samples in ((4.0, count / 2.0), (0.5**0.95, count)):
+        off = STATS.grad_var * [factor, 1.0, 1.0 / factor, 1.0]
+        stats = DomainStats(grad_var=off, noise=STATS.noise, count=samples)
         weights, state = policy.update(stats, state)
     expected = run(policy, INFO, STATS)
     np.testing.assert_allclose(weights.loss, expected.loss, rtol=1e-12)
+    np.testing.assert_allclose(weights.sampling, expected.sampling, rtol=1e-12)
+
+
+def test_joint_forgets_what_it_filled_in_for_a_domain_that_nobody_had_seen() -> None:
+    policy = Joint(use_sizes=True, batch_size=20, horizon=10)
+    state = policy.init(INFO)
+    nothing = [0.0, 10.0, 10.0, 10.0]
+    unseen = DomainStats(grad_var=STATS.grad_var, noise=[math.nan, *STATS.noise[1:]], count=nothing)
+    weights, state = policy.update(unseen, state)
+    limit = run(chain(FGLS(use_sizes=True), VarianceAware(batch_size=20)), INFO, unseen)
+    np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
+    weights, _ = policy.update(STATS, state)
+    expected = run(policy, INFO, STATS)
+    assert np.abs(expected.sampling - run(Joint(), INFO, STATS).sampling).max() > 0.01
     np.testing.assert_allclose(weights.sampling, expected.sampling, rtol=1e-12)
 
 

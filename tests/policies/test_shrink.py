@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from adaptmix import DomainStats
 from adaptmix.policies import Shrink
@@ -24,7 +25,7 @@ every_field = pytest.mark.parametrize("field", FIELDS)
 
 
 def shrink(
-    values: Sequence[float], count: Sequence[float], *, samples: float = 4.0, field: str = "noise"
+    values: Sequence[float], count: Sequence[float], *, samples: float = 5.0, field: str = "noise"
 ) -> list[float]:
     stats = DomainStats(**{field: values, FIELDS[field]: count})
     prepared, _ = Shrink(samples).prepare(stats, {})
@@ -42,7 +43,9 @@ def reference(values: Sequence[float], count: Sequence[float], samples: float) -
     t = (scatter - (K - 1) * s) / (total - math.fsum(n**2 for n in count) / total)
     if t <= 0.0:
         return [X**2] * K
-    return [(xi + (X - xi) * (s / t) / (n + s / t)) ** 2 for n, xi in zip(count, x, strict=True)]
+    first = [xi + (X - xi) * (s / t) / (n + s / t) for n, xi in zip(count, x, strict=True)]
+    own = [c * xi**2 / t for xi in first]
+    return [(xi + (X - xi) * k / (n + k)) ** 2 for n, xi, k in zip(count, x, own, strict=True)]
 
 
 estimates = st.integers(2, 6).flatmap(
@@ -62,20 +65,37 @@ def test_it_is_the_formula(
     np.testing.assert_allclose(shrunk, reference(*estimate, samples), rtol=1e-9)
 
 
-@given(estimate=estimates)
-def test_estimates_move_towards_the_pool_and_the_more_the_fewer_samples_there_are(
-    estimate: tuple[list[float], list[float]],
-) -> None:
-    values, count = estimate
+def kept(values: Sequence[float], count: Sequence[float]) -> NDArray[np.float64]:
+    """How much of each domain's distance from the pooled deviation is left; NaN next to it."""
     x, n = np.sqrt(values), np.array(count)
     pool = (n * x).sum() / n.sum()
     moved = np.sqrt(shrink(values, count))
-    apart = np.abs(x - pool) > 1e-6
-    kept = (moved - pool)[apart] / (x - pool)[apart]
-    assert (kept >= -1e-9).all()
-    assert (kept <= 1.0 + 1e-9).all()
-    order = np.argsort(n[apart])
-    assert (np.diff(kept[order]) >= -1e-7).all()
+    nothing = np.full(len(x), np.nan)
+    left: NDArray[np.float64] = np.divide(
+        moved - pool, x - pool, where=np.abs(x - pool) > 1e-6, out=nothing
+    )
+    return left
+
+
+@given(estimate=estimates)
+def test_estimates_move_towards_the_pool(estimate: tuple[list[float], list[float]]) -> None:
+    left = kept(*estimate)
+    assert np.nanmin(left, initial=0.0) >= -1e-9
+    assert np.nanmax(left, initial=0.0) <= 1.0 + 1e-9
+
+
+@given(
+    values=st.lists(st.floats(0.5, 10.0), min_size=2, max_size=6),
+    count=st.floats(1.0, 200.0),
+    more=st.floats(0.0, 200.0),
+)
+def test_loud_estimates_move_more_and_those_with_more_samples_less(
+    values: list[float], count: float, more: float
+) -> None:
+    alike = kept(sorted(values), [count] * len(values))
+    assert (np.diff(alike[~np.isnan(alike)]) <= 1e-7).all()
+    twice = kept([*values, values[0]], [count + more, *[count] * len(values)])
+    assert np.isnan(twice[0]) or twice[0] >= twice[-1] - 1e-7
 
 
 @given(estimate=estimates, factor=st.floats(1.0, 100.0))

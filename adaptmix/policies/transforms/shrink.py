@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ class Shrink:
     become equal (k = ∞) and ones that truly differ are left nearly alone (k → 0). A domain without
     samples gets X, one with infinitely many is exact and stays.
 
+    It is done twice: first with the mean s² of all domains, then with each domain's own, which is
+    proportional to the square of what the first pass made of it. A quiet domain's deviation is
+    uncertain by a part of itself, not of the loudest one's. Its own estimate would not do for the
+    first pass: domains that look quiet by chance would be believed.
+
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
     themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
@@ -63,10 +68,10 @@ class Shrink:
         [0.97, 0.97, 0.97]
         >>> known = DomainStats(count=[1000, 1000, 1000], grad_var=[1.0, 100.0, 10000.0])
         >>> shrink.prepare(known, state)[0].grad_var.round(0).tolist()
-        [1.0, 101.0, 9986.0]
+        [1.0, 100.0, 9948.0]
     """
 
-    samples: float = 4.0
+    samples: float = 5.0
 
     requires = frozenset[str]()
 
@@ -88,7 +93,7 @@ class Shrink:
         variance[0] = within(stats, samples=self.samples)
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
         shrunk = self._shrunk(variance, np.where(np.isfinite(variance), count, 0.0))
-        return replace(stats, **dict(zip(_FIELDS, shrunk, strict=True))), state
+        return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
 
     def _shrunk(self, variance: FloatArray, weight: FloatArray) -> FloatArray:
         """Return (fields, K) shrunk variances; a field without counts or variance stays."""
@@ -103,28 +108,40 @@ class Shrink:
             x /= peak
             total = _sum(weight)
             pool = _sum(weight * x) / total
-            sampling, between = self._components(x / pool, weight, total, _sum(known))
+            away = pool - x
+            sampling, between = self._components(x, weight, total, away, _sum(known))
+            evidence = weight * between
             # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
-            move = (pool - x) * (sampling / (weight * between + sampling))
+            first = x + away * (sampling / (evidence + sampling))
+            own = self._relative * np.square(first)
+            move = away * (own / (evidence + own))
             if exact is not None:
                 move[exact] = 0.0
             return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
 
-    def _components(
-        self, x: FloatArray, weight: FloatArray, total: FloatArray, domains: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return s² and τ², (fields, 1), for deviations x in units of the pooled one.
+    @property
+    def _relative(self) -> float:
+        """A deviation's relative variance after one sample: by the delta method, a quarter."""
+        return self.samples / 4.0
 
-        By the delta method the relative variance of a standard deviation is a quarter of its
-        square's, c / n with c = samples / 4; x² overestimates its own mean by 1 + c / n.
+    def _components(
+        self,
+        x: FloatArray,
+        weight: FloatArray,
+        total: FloatArray,
+        away: FloatArray,
+        domains: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return s², the mean over domains, and τ², (fields, 1), for deviations x.
+
+        The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c / n.
         """
-        c = self.samples / 4.0
-        freedom = domains - 1.0
+        c = self._relative
         sampling = c * _sum(np.square(weight * x) / (weight + c)) / total
-        scatter = _sum(weight * np.square(x - 1.0))
         spread = total - _sum(np.square(weight)) / total
-        between = np.maximum(scatter - freedom * sampling, 0.0) / spread
-        return sampling, np.where((freedom > 0.0) & (spread > 0.0), between, 0.0)
+        excess = _sum(weight * np.square(away)) - (domains - 1.0) * sampling
+        alone = (domains <= 1.0) | (spread <= 0.0)
+        return sampling, np.where(alone, 0.0, np.maximum(excess, 0.0) / spread)
 
 
 def _sum(values: NDArray[Any]) -> FloatArray:
