@@ -118,26 +118,25 @@ class Plan:
 
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for."""
-        names = self.mixture.domains
+        sizes = self.mixture.sizes
+        every = np.arange(sizes.size)
         orders: dict[tuple[int, int], Table | Feistel] = {}
         drawn = self._drawn[start]
         for step in range(start, stop):
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
             shares = self.shares_at(step)
             counts, divisor = self._counts(shares, size, rng)
-            domains = np.repeat(np.arange(len(names)), counts)
-            ranks = np.concatenate(
-                [np.arange(a, a + n) for a, n in zip(drawn, counts, strict=True)]
-            )
-            epochs, positions = np.divmod(ranks, self.mixture.sizes[domains])
+            domains = np.repeat(every, counts)
+            # Each row's rank among its domain's, since the run began.
+            ranks = np.arange(size) - np.repeat(np.cumsum(counts) - counts - drawn, counts)
+            epochs, positions = np.divmod(ranks, sizes[domains])
             rows = np.empty(size, dtype=np.int64)
-            for domain, epoch in {*zip(domains.tolist(), epochs.tolist(), strict=True)}:
+            for run in _runs(domains, epochs):
+                domain, epoch = int(domains[run.start]), int(epochs[run.start])
                 if (domain, epoch) not in orders:
                     orders.pop((domain, epoch - 1), None)
                     orders[domain, epoch] = self._order(domain, epoch)
-                where = (domains == domain) & (epochs == epoch)
-                places = orders[domain, epoch](positions[where])
-                rows[where] = self.mixture.rows_of(domain, places)
+                rows[run] = self.mixture.rows_of(domain, orders[domain, epoch](positions[run]))
             shuffle = rng.permutation(size)
             drawn = drawn + counts
             self._drawn[step + 1] = drawn
@@ -185,3 +184,11 @@ class Plan:
         self._history = dict(zip(steps.tolist(), shares, strict=True))
         self._drawn = {completed: drawn}
         self.completed = completed
+
+
+def _runs(domains: NDArray[np.int64], epochs: NDArray[np.int64]) -> Iterator[slice]:
+    """Cut sorted rows where the domain or its epoch changes."""
+    edges = np.flatnonzero(np.diff(domains) | np.diff(epochs)) + 1
+    ends = [*edges.tolist(), domains.size]
+    for start, stop in zip([0, *ends], ends, strict=False):
+        yield slice(start, stop)

@@ -111,8 +111,7 @@ class Measurements:
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""
-        domains = torch.full_like(noise.residual, domain, dtype=torch.int64)
-        self._on(domains.device).add_noise(domains, noise, domains >= 0, held_out=True)
+        self._on(noise.residual.device).add_held_out(domain, noise)
         self._noise_given = self._held_out = True
 
     def close_step(self, step: int, *, due: bool, observed: bool) -> None:
@@ -184,7 +183,7 @@ class Measurements:
     def _on(self, device: torch.device) -> DomainSums:
         if self._sums is None:
             self._sums = DomainSums(len(self._domains), device)
-        elif self._sums.tensor.device != device:
+        elif self._sums.device != device:
             self._sums.tensor = self._sums.tensor.to(device)
         return self._sums
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,27 @@ from adaptmix.noise import NoiseTerms
 NOISE = ("residual", "expected", "noise_rows")
 HELD_OUT = tuple(f"held_out_{name}" for name in NOISE)
 FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", *NOISE, *HELD_OUT, "skipped")
+# Micro-batches that may wait: enough for overhead to vanish, few enough to stay small.
+_WAITING = 64
 _INDEX = {name: i for i, name in enumerate(FIELDS)}
+
+
+class _MicroBatch(NamedTuple):
+    """What ``add`` was called with, until it is added.
+
+    Attributes:
+        domains: (B,) int64.
+        tokens: (B,) supervised tokens.
+        fresh: (B,) bool.
+        terms: (terms, B) losses, where they are told, and both noise terms, where they are.
+        told_by: whether losses, and whether noise.
+    """
+
+    domains: Tensor
+    tokens: Tensor
+    fresh: Tensor
+    terms: Tensor | None
+    told_by: tuple[bool, bool]
 
 
 class DomainSums:
@@ -21,13 +44,32 @@ class DomainSums:
     they are of, and the same of rows held out; samples left out because their loss was not finite.
     All additive over micro-batches and processes.
 
+    Micro-batches wait until ``tensor`` is asked for and are added together then: a step launches a
+    copy, not the two dozen small operations that the sums take.
+
     Args:
         num_domains: K.
         device: where losses live.
     """
 
     def __init__(self, num_domains: int, device: torch.device) -> None:
-        self.tensor = torch.zeros(len(FIELDS), num_domains, dtype=torch.float64, device=device)
+        self._tensor = torch.zeros(len(FIELDS), num_domains, dtype=torch.float64, device=device)
+        self._waiting: list[_MicroBatch] = []
+
+    @property
+    def tensor(self) -> Tensor:
+        """(fields, K) float64, all micro-batches so far."""
+        self._add_waiting()
+        return self._tensor
+
+    @tensor.setter
+    def tensor(self, value: Tensor) -> None:
+        self._tensor, self._waiting = value, []
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self._tensor.device
 
     @torch.no_grad()
     def add(
@@ -48,35 +90,65 @@ class DomainSums:
             noise: (B,) terms, or None.
             fresh: (B,) bool; only fresh rows tell the noise, for the model has not fitted them.
         """
-        columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=tokens.device)
-        columns[_INDEX["rows"]] = 1.0
-        columns[_INDEX["tokens"]] = tokens.double()
-        kept = torch.ones_like(fresh)
-        if losses is not None:
-            values = losses.detach().double()
-            kept = values.isfinite()
-            values = torch.where(kept, values, 0.0)
-            columns[_INDEX["count"]] = kept.double()
-            columns[_INDEX["loss"]] = values
-            columns[_INDEX["loss_sq"]] = values.square()
-            columns[_INDEX["skipped"]] = (~kept).double()
-        self.tensor.index_add_(1, domains, columns)
-        if noise is not None:
-            self.add_noise(domains, noise, kept & fresh)
+        told = [term.detach() for term in (losses, *(noise or ())) if term is not None]
+        # A copy, for a loss may be changed in place before it is added.
+        terms = torch.stack(told) if told else None
+        told_by = (losses is not None, noise is not None)
+        self._waiting.append(_MicroBatch(domains, tokens, fresh, terms, told_by))
+        if len(self._waiting) >= _WAITING:
+            self._add_waiting()
 
     @torch.no_grad()
-    def add_noise(
-        self, domains: Tensor, noise: NoiseTerms, told: Tensor, *, held_out: bool = False
+    def _add_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for (with_losses, with_noise), alike in groupby(waiting, key=lambda batch: batch.told_by):
+            domains, tokens, fresh, terms, _ = zip(*alike, strict=True)
+            self._add_rows(
+                torch.cat(domains),
+                torch.cat(tokens),
+                torch.cat(fresh),
+                torch.cat(terms, dim=1).double() if with_losses or with_noise else None,
+                with_losses,
+            )
+
+    def _add_rows(
+        self,
+        domains: Tensor,
+        tokens: Tensor,
+        fresh: Tensor,
+        terms: Tensor | None,
+        with_losses: bool,
     ) -> None:
-        """Add (B,) noise terms of the samples that ``told`` (B,) selects."""
+        columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=tokens.device)
+        columns[_INDEX["rows"]] = 1.0
+        columns[_INDEX["tokens"]] = tokens
+        if terms is not None:
+            finite = terms.isfinite()
+            kept = torch.ones_like(fresh)
+            if with_losses:
+                kept, finite = finite[0], finite[1:]
+                values = torch.where(kept, terms[0], 0.0)
+                columns[_INDEX["count"]] = kept
+                columns[_INDEX["loss"]] = values
+                columns[_INDEX["loss_sq"]] = values.square()
+                columns[_INDEX["skipped"]] = ~kept
+                terms = terms[1:]
+            if len(terms):
+                told = kept & fresh & finite.all(0)
+                columns[_INDEX["residual"] : _INDEX["noise_rows"]] = torch.where(told, terms, 0.0)
+                columns[_INDEX["noise_rows"]] = told
+        self._tensor.index_add_(1, domains, columns)
+
+    @torch.no_grad()
+    def add_held_out(self, domain: int, noise: NoiseTerms) -> None:
+        """Add noise terms of one domain's held-out rows."""
         residual, expected = (term.detach().double() for term in noise)
-        told = told & residual.isfinite() & expected.isfinite()
-        names = HELD_OUT if held_out else NOISE
-        for name, term in zip(names, (residual, expected, told.double()), strict=True):
-            self.tensor[_INDEX[name]].index_add_(0, domains, torch.where(told, term, 0.0))
+        told = residual.isfinite() & expected.isfinite()
+        for name, term in zip(HELD_OUT, (residual, expected, told.double()), strict=True):
+            self._tensor[_INDEX[name], domain] += torch.where(told, term, 0.0).sum()
 
     def take(self) -> Tensor:
         """Return the (fields, K) sums and start again from zero."""
         taken = self.tensor
-        self.tensor = torch.zeros_like(taken)
+        self._tensor = torch.zeros_like(taken)
         return taken

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix.checks import FloatArray
 from adaptmix.noise import NoiseTerms
-from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE, DomainSums
+from adaptmix.statistics.sums import FIELDS, HELD_OUT, DomainSums
 
 K = 3
 CPU = torch.device("cpu")
@@ -122,15 +122,46 @@ def test_losses_may_carry_gradients() -> None:
     assert not sums.tensor.requires_grad
 
 
-@pytest.mark.parametrize("held_out", [True, False])
-def test_noise_is_added_by_itself(held_out: bool) -> None:
+def test_held_out_noise_is_added_by_itself() -> None:
     sums = DomainSums(K, CPU)
-    terms = NoiseTerms(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, math.nan]))
-    told, ones = torch.tensor([True, True, True]), NoiseTerms(*torch.ones(2, 3))
-    sums.add_noise(torch.tensor([1, 1, 1]), terms, told, held_out=held_out)
-    sums.add_noise(torch.tensor([1, 0, 1]), ones, ~told, held_out=held_out)
+    sums.add_held_out(
+        1, NoiseTerms(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, math.nan]))
+    )
+    sums.add_held_out(1, NoiseTerms(torch.tensor([math.inf]), torch.ones(1)))
     taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
-    names = HELD_OUT if held_out else NOISE
-    for name, value in zip(names, (3.0, 2.0, 2.0), strict=True):
+    for name, value in zip(HELD_OUT, (3.0, 2.0, 2.0), strict=True):
         assert taken.pop(name) == [0.0, value, 0.0]
     assert not np.array(list(taken.values())).any()
+
+
+def test_any_number_of_micro_batches_may_wait_whatever_they_tell() -> None:
+    """Asking in between changes nothing, to the last bit: a run that was saved goes on alike."""
+    asked, waiting = DomainSums(K, CPU), DomainSums(K, CPU)
+    batches = [batch(seed) for seed in range(100)]
+    for i, values in enumerate(batches):
+        for sums in (asked, waiting):
+            add(sums, values, noise=i % 3 > 0)
+        assert asked.tensor is not None
+    loops = [loop(values, noise=i % 3 > 0) for i, values in enumerate(batches)]
+    np.testing.assert_allclose(waiting.tensor, sum(loops), rtol=1e-12)
+    assert torch.equal(waiting.tensor, asked.tensor)
+
+
+def test_losses_may_be_unknown_and_noise_known() -> None:
+    sums, values = DomainSums(K, CPU), batch(5)
+    noise = NoiseTerms(values["residual"], values["expected"])
+    sums.add(values["domains"], None, values["tokens"], noise=noise, fresh=values["fresh"])
+    sums.add(values["domains"], None, values["tokens"], noise=None, fresh=values["fresh"])
+    taken, expected = sums.take(), loop(values)
+    for i, name in enumerate(FIELDS):
+        times = {"rows": 2, "tokens": 2, "count": 0, "loss": 0, "loss_sq": 0}.get(name, 1)
+        np.testing.assert_allclose(taken[i], times * expected[i], rtol=1e-13)
+
+
+def test_what_is_changed_afterwards_was_added_as_it_was() -> None:
+    sums, values = DomainSums(K, CPU), batch(6)
+    expected = loop(values)
+    add(sums, values)
+    for name in ("losses", "residual", "expected"):
+        values[name].zero_()
+    np.testing.assert_allclose(sums.take(), expected, rtol=1e-13)
