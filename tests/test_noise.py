@@ -61,6 +61,52 @@ def test_a_row_without_supervision_tells_nothing() -> None:
     assert terms.residual.tolist() == terms.expected.tolist() == [0.0, 0.0]
 
 
+def test_each_supervised_position_stands_for_the_others_equally_often() -> None:
+    kept = torch.tensor([[True, False, True, True, True, False], [False, True, False] * 2])
+    seeds = torch.arange(2**16)
+    for number in (1, 3):
+        for row in kept:
+            rows = row.expand(len(seeds), -1)
+            chosen = noise._spread(rows, seeds.unsqueeze(1), number)
+            taken = chosen.flatten().bincount(minlength=6) / len(seeds)
+            expected = torch.where(row, number / row.sum(), 0.0)
+            torch.testing.assert_close(taken, expected, rtol=0.0, atol=1e-4)
+
+
+def test_long_rows_go_by_some_of_their_positions() -> None:
+    """Over 2000 rows, sums of 5 of 40 positions are those of all, within five standard errors (6e-7)."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2000, 40, 7, generator=generator)
+    logits[:, ::8] *= 4.0  # a period that evenly spaced positions may fall in step with
+    targets = torch.randint(7, (2000, 40), generator=generator)
+    targets[torch.rand(2000, 40, generator=generator) < 0.5] = -100
+    some, every = (noise.softmax(logits, targets, positions=n) for n in (5, None))
+    for few, all_ in zip(some, every, strict=True):
+        apart = few - all_
+        assert abs(float(apart.mean())) < 5.0 * float(apart.std()) / 2000**0.5
+        assert float(apart.std()) > 0.1
+    again = noise.softmax(logits, targets, positions=5)
+    assert torch.equal(again.residual, some.residual)
+    exact = noise.softmax(logits[:, :16], targets[:, :16])
+    assert torch.equal(
+        exact.residual, noise.softmax(logits[:, :16], targets[:, :16], positions=None).residual
+    )
+
+
+def test_thinning_leaves_random_state_and_unsupervised_rows_alone() -> None:
+    state = torch.get_rng_state()
+    targets = torch.full((2, 30), -100)
+    targets[1, 3] = 2
+    logits = torch.zeros(2, 30, 4)
+    logits[0] = math.nan
+    terms = noise.softmax(logits, targets)
+    assert terms.residual.tolist() == pytest.approx([0.0, 0.75])
+    assert terms.expected.tolist() == pytest.approx([0.0, 0.75])
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="positions must be an integer >= 1; got 0"):
+        noise.softmax(logits, targets, positions=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_softmax_computes_in_float32(dtype: torch.dtype) -> None:
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(2)).to(dtype)

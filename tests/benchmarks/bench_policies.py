@@ -92,20 +92,20 @@ WORLDS = (
     World("different, heavy tails", 1.0, 1 / 3),
 )
 
-SAMPLES = (0, 1, 2, 4, 8, 16)
+SAMPLES = (0, 1, 2, 4, 5, 6, 8)
 VA = VarianceAware()
 SHARES: dict[str, Policy] = {
     **{f"Shrink({s})": chain(Shrink(s), VA) for s in SAMPLES},
     **{
         f"Shrink({s}), Smooth({r})": chain(Shrink(s), VA, Smooth(r))
-        for s in (0, 4)
+        for s in (0, 5)
         for r in (0.5, 0.25)
     },
     **{
-        f"Shrink(4), TrustRegion({limit})": chain(Shrink(4), VA, TrustRegion(limit))
+        f"Shrink(5), TrustRegion({limit})": chain(Shrink(5), VA, TrustRegion(limit))
         for limit in (0.1, 0.01)
     },
-    "Shrink(4), WarmUp(5)": chain(Shrink(4), VA, WarmUp(5)),
+    "Shrink(5), WarmUp(5)": chain(Shrink(5), VA, WarmUp(5)),
 }
 LOSS: dict[str, Policy] = {f"Shrink({s})": chain(Shrink(s), FGLS()) for s in SAMPLES}
 
