@@ -74,7 +74,7 @@ def test_each_supervised_position_stands_for_the_others_equally_often() -> None:
 
 
 def test_long_rows_go_by_some_of_their_positions() -> None:
-    """Over 2000 rows, sums of 5 of 40 positions are those of all, within five standard errors (6e-7)."""
+    """Over 2000 rows, 5 of 40 positions tell what all do, within five standard errors (6e-7)."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2000, 40, 7, generator=generator)
     logits[:, ::8] *= 4.0  # a period that evenly spaced positions may fall in step with

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from adaptmix import Controller, FreshStartWarning, StateError
+from adaptmix import Controller
 from adaptmix.data import Layout
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix_lightning import internals, logs
+from adaptmix_lightning import internals, logs, state
 from adaptmix_lightning.loader import PlannedLoader
 from adaptmix_lightning.setup import Settings, make_controller, make_sampler
-from adaptmix_lightning.weighting import Weighting, wrap_training_step
+from adaptmix_lightning.weighting import Weighting, reduced, wrap_training_step
 
 _log = logging.getLogger("adaptmix")
-_UNFINISHED = "unfinished_step"
 
 
 class AdaptMixCallback(Callback):
@@ -157,7 +155,7 @@ class AdaptMixCallback(Callback):
         self._state = self.state_dict() if goes_on else None
         self._trainer, self._module = trainer, pl_module
         self._controller = self._loader = self._weighting = None
-        self._limit = limit = trainer.limit_train_batches
+        limit = self._limit = trainer.limit_train_batches
         internals.take_over_source(trainer, self._train_dataloader)
         self._undo = [
             lambda: internals.give_source_back(trainer),
@@ -182,9 +180,9 @@ class AdaptMixCallback(Callback):
 
     @property
     def _batches_per_step(self) -> int:
-        if self._module is not None and self._module.automatic_optimization:
-            assert self._trainer is not None
-            return int(self._trainer.accumulate_grad_batches)
+        trainer, module = self._trainer, self._module
+        if trainer is not None and module is not None and module.automatic_optimization:
+            return int(trainer.accumulate_grad_batches)
         return 1 if self._accumulation is None else self._accumulation
 
     @property
@@ -194,11 +192,10 @@ class AdaptMixCallback(Callback):
         return self in callbacks
 
     def _training_step(self, native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        trainer = self._trainer
-        if trainer is None or not trainer.training:
+        if self._trainer is None or not self._trainer.training:
             return native(*args, **kwargs)
         if not self._attached:
-            return _reduced(native(*args, **kwargs))
+            return reduced(native(*args, **kwargs))
         if self._weighting is None:
             raise SeamError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
@@ -214,16 +211,10 @@ class AdaptMixCallback(Callback):
         """
         internals.refuse_optimizers(trainer)
         self._take_state()
-        controller, loader = self.controller, self._loader
+        controller, loader, self._steps = self.controller, self._loader, trainer.global_step
         assert loader is not None
-        self._steps = trainer.global_step
         if self._steps and not controller.completed:
-            warnings.warn(
-                "The run goes on without a state of adaptmix, so weights and statistics start "
-                "from the beginning.",
-                FreshStartWarning,
-                stacklevel=2,
-            )
+            state.warn_of_fresh_start()
         self._weighting = Weighting(
             trainer,
             pl_module,
@@ -296,29 +287,14 @@ class AdaptMixCallback(Callback):
         """Return the controller's state; every process must call it, as Lightning does."""
         if self._controller is None:
             return {}
-        if self._weighting is not None and self._weighting.recorded:
-            return {_UNFINISHED: self._controller.completed}
-        return self._controller.state_dict()
+        unfinished = self._weighting is not None and self._weighting.recorded > 0
+        return state.of(self._controller, unfinished=unfinished)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until there is a controller to load it."""
         self._state = state_dict
 
     def _take_state(self) -> None:
-        state, self._state = self._state, None
-        if not state:
-            return
-        if _UNFINISHED in state:
-            raise StateError(
-                f"The checkpoint must be of a finished optimizer step; this one is of the middle "
-                f"of step {state[_UNFINISHED]}, whose gradients Lightning does not save. Use "
-                "another one, or save with ModelCheckpoint(every_n_train_steps=...)."
-            )
-        self.controller.load_state_dict(state)
-
-
-def _reduced(output: Any) -> Any:
-    """Return a training step's output with per-sample losses averaged, as without adaptmix."""
-    if isinstance(output, Mapping):
-        return {key: _reduced(value) if key == "loss" else value for key, value in output.items()}
-    return output.mean() if isinstance(output, Tensor) else output
+        kept, self._state = self._state, None
+        if kept:
+            state.load(self.controller, kept)
