@@ -92,20 +92,21 @@ def softmax(
     kept = targets != ignore_index
     labels = torch.where(kept, targets, 0)
     outputs = logits.reshape(*labels.shape, logits.shape[-1])
-    stand_for: Tensor | float = 1.0
+    supervised = kept.sum(1)
+    stand_for: Tensor | None = None
     if positions is not None and integer("positions", positions, minimum=1) < labels.shape[1]:
-        supervised = kept.sum(1, keepdim=True)
-        chosen = _spread(kept, labels.sum(1, keepdim=True), positions)
-        outputs = outputs[torch.arange(len(outputs), device=chosen.device).unsqueeze(1), chosen]
-        labels = labels.gather(1, chosen)
-        kept = supervised > 0
-        stand_for = supervised / positions
-    probabilities = outputs.float().softmax(-1)
+        chosen = _spread(kept, labels.sum(1), positions)
+        outputs = outputs.flatten(0, 1).index_select(0, chosen.flatten())
+        outputs, labels = outputs.view(*chosen.shape, -1), labels.flatten()[chosen]
+        kept, stand_for = (supervised > 0).unsqueeze(1), supervised / positions
+    probabilities = outputs.softmax(-1, dtype=torch.float32)
     squares = torch.linalg.vector_norm(probabilities, dim=-1).square()
     right = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    residual = torch.where(kept, stand_for * (1.0 - 2.0 * right + squares), 0.0)
-    expected = torch.where(kept, stand_for * (1.0 - squares), 0.0)
-    return NoiseTerms(residual.sum(1), expected.sum(1))
+    spread, hits = (torch.where(kept, term, 0.0).sum(1) for term in (squares, right))
+    if stand_for is not None:
+        spread, hits = spread * stand_for, hits * stand_for
+    expected = supervised - spread
+    return NoiseTerms(expected + 2.0 * (spread - hits), expected)
 
 
 def _spread(kept: Tensor, seed: Tensor, number: int) -> Tensor:
@@ -116,14 +117,19 @@ def _spread(kept: Tensor, seed: Tensor, number: int) -> Tensor:
 
     Args:
         kept: (B, P) bool.
-        seed: (B, 1) int64.
+        seed: (B,) int64.
         number: of positions, repeated where fewer are kept.
+
+    Returns:
+        Positions in the flattened (B · P,).
     """
+    B, P = kept.shape
     ranks = kept.cumsum(1)
-    start = seed * _MIX % _STARTS
-    ticks = _STARTS * torch.arange(number, device=kept.device) + start
-    wanted = ticks * ranks[:, -1:] // (number * _STARTS) + 1
-    return torch.searchsorted(ranks, wanted).clamp(max=kept.shape[1] - 1)
+    start = (seed * _MIX % _STARTS).unsqueeze(1)
+    ticks = start + torch.arange(0, number * _STARTS, _STARTS, device=kept.device)
+    wanted = ticks * ranks[:, -1:] // (number * _STARTS)
+    chosen = torch.searchsorted(ranks, wanted, right=True).clamp_(max=P - 1)
+    return chosen + torch.arange(0, B * P, P, device=kept.device).unsqueeze(1)
 
 
 @torch.no_grad()
