@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.statistics.layers import rms_norm_by_another_name
+from adaptmix.statistics.layers import InProjection, rms_norm_by_another_name
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.rules import Rule, find_rule
 
@@ -36,14 +37,22 @@ class Layer:
     """A module that has a rule and trainable parameters of its own.
 
     Args:
-        module: the module.
+        module: the module, or what has the parameters that its rule looks for.
         rule: its rule.
         indices: {parameter name in the module: number of the parameter in the model}.
+        caller: the attention that uses it by function, instead of calling it.
     """
 
-    module: nn.Module
+    module: Any
     rule: Rule
     indices: Mapping[str, int]
+    caller: nn.MultiheadAttention | None = None
+
+    @property
+    def hooked(self) -> nn.Module:
+        """The module whose calls show the layer's."""
+        module: nn.Module = self.caller or self.module
+        return module
 
 
 class ParameterMap:
@@ -84,16 +93,23 @@ class ParameterMap:
         self._refused: set[int] = set()
         self._seen: set[int] = set()
         self._mass: GradientMass | None = None
+        callers = _callers(model)
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
             if not indices:
                 continue
             self._holders.append((name, type(module).__name__, frozenset(indices.values())))
-            if rule is None:
+            if isinstance(rule, InProjection):
+                self.layers.append(
+                    Layer(rule.of(module), rule, _in_projection(indices), callers[id(module)])
+                )
+                # What is left, learned keys and values of every sample, has no rule.
+                self._refused.update(set(indices.values()) - set(self.layers[-1].indices.values()))
+            elif rule is None:
                 self._refused.update(indices.values())
             else:
-                self.layers.append(Layer(module, rule, indices))
+                self.layers.append(Layer(module, rule, indices, callers.get(id(module))))
         # One use without a rule hides part of a tied parameter's gradient, so all of it is out.
         self.candidates = [i for i in range(len(parameters)) if i not in self._refused]
 
@@ -148,6 +164,23 @@ class ParameterMap:
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
         return Coverage(share, unseen, None if self._mass is None else self._mass.share(seen))
+
+
+def _callers(model: nn.Module) -> dict[int, nn.MultiheadAttention]:
+    """Return, by the module's identity, the attentions that use a module's weights by function."""
+    found: dict[int, nn.MultiheadAttention] = {}
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and (
+            type(module).forward is nn.MultiheadAttention.forward
+        ):
+            found |= {id(module): module, id(module.out_proj): module}
+    return found
+
+
+def _in_projection(indices: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of an attention's projection under the names of a linear layer."""
+    names = {"weight": "in_proj_weight", "bias": "in_proj_bias"}
+    return {name: indices[key] for name, key in names.items() if key in indices}
 
 
 def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning
+from adaptmix.statistics.attention import Arrange
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
 from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
+from adaptmix.statistics.hooks import LayerHooks
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
@@ -27,27 +26,6 @@ ESTIMATORS = ("sketch", "exact", "norm")
 _COVERAGE_EXPECTED = 0.9
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-class _Hook:
-    """A forward hook that copies of its module, as averages of weights make, do without."""
-
-    def __init__(self, on_forward: Callable[..., None], layer: Layer) -> None:
-        self._on_forward, self._layer = on_forward, layer
-
-    def __call__(self, *call: Any) -> None:
-        self._on_forward(self._layer, *call)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _no_hook, ()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*_: Any) -> None:
-    pass
 
 
 class GradientProbe:
@@ -92,7 +70,9 @@ class GradientProbe:
             Projections(self._parameters, seed=seed) if estimator == "sketch" else None
         )
         self._uncompiled = Uncompiled()
-        self._handles: list[RemovableHandle] = []
+        self._hooks = LayerHooks(
+            self._parameters.layers, on_call=self._on_call, refuse=self._refuse
+        )
         self._attached = False
         self._observing = False
         self._inspected = False
@@ -124,7 +104,7 @@ class GradientProbe:
         Raises:
             ValueError: this or another probe is attached to the model or to a part of it.
         """
-        modules = [layer.module for layer in self._parameters.layers]
+        modules = [layer.hooked for layer in self._parameters.layers]
         if self._attached or any(module in _watched for module in modules):
             raise ValueError(
                 "model must have one probe at most; got one that is attached already. "
@@ -149,7 +129,7 @@ class GradientProbe:
         self._attached = False
         self._observe(False)
         self._stop_weighing()
-        _watched.difference_update(layer.module for layer in self._parameters.layers)
+        _watched.difference_update(layer.hooked for layer in self._parameters.layers)
         self._drop()
 
     def arm(self, observing: bool, *, step: int) -> None:
@@ -169,14 +149,9 @@ class GradientProbe:
     def _observe(self, observing: bool) -> None:
         self._observing = observing
         self._uncompiled.turn(observing and is_compiled(self._model))
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for layer in self._parameters.layers if observing else ():
-            # First in line, so that the output is the layer's own whatever other hooks return.
-            hook = _Hook(self._on_forward, layer)
-            handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
+        self._hooks.remove()
+        if observing:
+            self._hooks.install()
 
     def expect(self, domains: Tensor, factors: Tensor, loss: Tensor) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
@@ -242,40 +217,57 @@ class GradientProbe:
         for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
             total += part
 
-    def _on_forward(self, layer: Layer, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        # Inside a backward pass, a forward is a checkpoint's recomputation: no further use, and
-        # it belongs to the micro-batch that is being differentiated.
-        recomputing = torch._C._current_graph_task_id() != -1
-        batch = self._current if recomputing else self._upcoming
+    @property
+    def _batch(self) -> MicroBatch | None:
+        """The micro-batch whose forward is running, be it for the first time or once more."""
+        return self._current if _recomputing() else self._upcoming
+
+    def _refuse(self, layer: Layer) -> None:
+        if self._batch is not None:
+            self._parameters.refuse(layer.indices.values())
+
+    def _on_call(
+        self,
+        layer: Layer,
+        inputs: list[Tensor],
+        output: Tensor,
+        arrange: Arrange | None,
+        arrange_gradient: Arrange | None,
+    ) -> None:
+        """Follow one call of a layer; ``arrange`` puts its samples first where they are not."""
+        batch = self._batch
         if batch is None:
             return
-        if not recomputing:
+        if not _recomputing():
             # Without grad too: reentrant checkpointing runs its first forward that way.
             batch.uses.update(layer.indices.values())
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if not inputs or not isinstance(output, Tensor):
-            self._parameters.refuse(layer.indices.values())
-            return
         if not output.requires_grad:
             return
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         # On the output and not on the module, whose backward hooks forbid in-place activations.
-        x = inputs[0]
+        x = inputs[0] if arrange is None else arrange(inputs[0])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             kept = batch.keep(layer, x)
         size = len(x) if x.ndim else 0
-        output.register_hook(partial(self._on_backward, layer, batch, size, kept))
+        output.register_hook(partial(self._on_backward, layer, batch, size, kept, arrange_gradient))
 
     @torch.no_grad()
     def _on_backward(
-        self, layer: Layer, batch: MicroBatch, size: int, kept: Tensor | None, gradient: Tensor
+        self,
+        layer: Layer,
+        batch: MicroBatch,
+        size: int,
+        kept: Tensor | None,
+        arrange: Arrange | None,
+        gradient: Tensor,
     ) -> None:
         if batch is not self._current:  # collected or detached meanwhile
             return
+        gradient = gradient.detach() if arrange is None else arrange(gradient.detach())
         # Backward hooks inherit autocast where backward() is called inside of it.
         with torch.autocast(gradient.device.type, enabled=False):
-            batch.add(layer, size, kept, gradient.detach())
+            batch.add(layer, size, kept, gradient)
 
     def _stop_weighing(self) -> None:
         if self._mass is not None:
@@ -301,3 +293,11 @@ class GradientProbe:
             CoverageWarning,
             stacklevel=3,
         )
+
+
+def _recomputing() -> bool:
+    """Return whether a backward pass is running, so that a forward is a checkpoint's second one.
+
+    It is no further use of its layers, and belongs to the micro-batch that is differentiated.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)

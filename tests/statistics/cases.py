@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,31 @@ class Attention(nn.Module):
         return output
 
 
+class MultiHead(nn.Module):
+    """PyTorch's attention, whose projections are functions.
+
+    Args:
+        width: of queries and outputs.
+        of: "itself", "another" with keys that are values, or "two" with values of their own.
+        options: of ``nn.MultiheadAttention``.
+    """
+
+    def __init__(self, width: int, *, of: str = "itself", **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, **options)
+        self.keys = None if of == "itself" else nn.Linear(width, self.attention.kdim)
+        self.values = nn.Linear(width, self.attention.vdim) if of == "two" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = x if self.keys is None else self.keys(x)
+        values = keys if self.values is None else self.values(x)
+        first = self.attention.batch_first
+        # The attention goes by which of them are one object.
+        turned = {id(t): t if first else t.transpose(0, 1) for t in (x, keys, values)}
+        mixed: Tensor = self.attention(*(turned[id(t)] for t in (x, keys, values)))[0]
+        return x + (mixed if first else mixed.transpose(0, 1))
+
+
 def block(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, width))
 
@@ -99,6 +125,17 @@ def transformer() -> Stack:
     return Stack(stem, [Attention(8), Attention(8)], nn.Sequential(nn.LayerNorm(8), head))
 
 
+def multi_head() -> Stack:
+    encoder = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    blocks = [
+        MultiHead(8, batch_first=True),
+        MultiHead(8, of="another", bias=False),
+        MultiHead(8, of="two"),
+        encoder,
+    ]
+    return Stack(Tokens(11, 8), blocks, nn.Linear(8, 11))
+
+
 Case = tuple[Callable[[], Stack], Callable[[], tuple[Tensor, Tensor]]]
 
 
@@ -106,15 +143,17 @@ def _vectors(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: (torch.randn(B, *shape, dtype=torch.float64), torch.randint(4, (B,)))
 
 
+def _tokens() -> tuple[Tensor, Tensor]:
+    return torch.randint(11, (B, 6)), torch.randint(11, (B, 6))
+
+
 CASES: dict[str, Case] = {
     "mlp": (mlp, _vectors(5)),
     "repeated": (repeated, _vectors(5)),
     "conv1d": (conv1d, _vectors(3, 11)),
     "conv2d": (conv2d, _vectors(2, 7, 6)),
-    "transformer": (
-        transformer,
-        lambda: (torch.randint(11, (B, 6)), torch.randint(11, (B, 6))),
-    ),
+    "transformer": (transformer, _tokens),
+    "multi_head": (multi_head, _tokens),
 }
 
 

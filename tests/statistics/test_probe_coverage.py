@@ -17,6 +17,7 @@ from adaptmix.statistics.rules import RULES, register_rule
 from tests.statistics.cases import (
     B,
     K,
+    MultiHead,
     Stack,
     assert_same,
     attached,
@@ -78,14 +79,17 @@ class Functional(nn.Module):
         )
 
 
-class MultiHead(nn.Module):
+class Unbatched(nn.Module):
+    """Attention over all samples as one sequence."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.attention(x, x, x, need_weights=False)[0]
-        return output
+        rows = x.flatten(0, 1)
+        output: Tensor = self.attention(rows, rows, rows)[0]
+        return output.view(x.shape)
 
 
 class Weighted(nn.Module):
@@ -126,18 +130,20 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, str], list[str]]] = {
         {"stem.table": "Embedding"},
         ["stem.table.weight"],
     ),
-    "attention by functions": (
-        lambda: stack(MultiHead(8)),
-        {
-            "blocks.0.attention": "MultiheadAttention",
-            "blocks.0.attention.out_proj": "NonDynamicallyQuantizableLinear",
-        },
+    "attention to keys of another width": (
+        lambda: stack(MultiHead(8, of="two", kdim=6, vdim=5)),
+        {"blocks.0.attention": "MultiheadAttention"},
         [
-            "blocks.0.attention.in_proj_weight",
+            "blocks.0.attention.q_proj_weight",
+            "blocks.0.attention.k_proj_weight",
+            "blocks.0.attention.v_proj_weight",
             "blocks.0.attention.in_proj_bias",
-            "blocks.0.attention.out_proj.weight",
-            "blocks.0.attention.out_proj.bias",
         ],
+    ),
+    "attention to learned keys": (
+        lambda: stack(MultiHead(8, add_bias_kv=True)),
+        {"blocks.0.attention": "MultiheadAttention"},
+        ["blocks.0.attention.bias_k", "blocks.0.attention.bias_v"],
     ),
     "weights used by functions": (
         lambda: Functional(8),
@@ -175,6 +181,16 @@ def assert_equivalent(got: GradientSums | None, want: GradientSums) -> None:
 
 def tokens() -> tuple[Tensor, Tensor]:
     return torch.randint(V, (B, 6)), torch.randint(V, (B, 6))
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+def test_attention_over_all_samples_at_once_is_not_seen(estimator: str) -> None:
+    torch.manual_seed(0)
+    model, (inputs, targets) = stack(Unbatched(8)).double(), tokens()
+    probe = attached(model, estimator)
+    observe(probe, model, inputs, targets)
+    names = {"blocks.0.attention", "blocks.0.attention.out_proj"}
+    assert set(probe.coverage.unseen) == names
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
