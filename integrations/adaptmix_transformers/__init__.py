@@ -23,8 +23,10 @@ workers
 resume_from_checkpoint                to the bit; also from a checkpoint from before the callback,
                                       with a FreshStartWarning
 DistributedDataParallel (torchrun)    each process trains its slice of one global batch
-bf16, gradient checkpointing, PEFT,   nothing to do
-auto_find_batch_size, model_init
+group_by_length                       rows of like length share a micro-batch of their step
+bf16, fp16, gradient checkpointing,   nothing to do
+PEFT, auto_find_batch_size,
+model_init
 torch_compile                         observed steps run uncompiled, since hooks are ignored in
                                       compiled code
 label_smoothing_factor                part of every row's loss
@@ -43,10 +45,10 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
 
 Refused, by name and with the way out: streaming datasets, DeepSpeed and FSDP, DataParallel,
 tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their fused
-loss never builds the logits), samplers of one's own and length grouping, TRL's packing and
-``padding_free`` (they mix domains in a row; rows packed within one domain are fine), and any loss
-that is found not to be made of the rows' losses. The first training step proves that the loss which
-was weighted is the loss that is differentiated.
+loss never builds the logits), samplers of one's own, TRL's packing and ``padding_free`` (they mix
+domains in a row; rows packed within one domain are fine), and any loss that is found not to be made
+of the rows' losses. The first training step proves that the loss which was weighted is the loss
+that is differentiated.
 """
 
 try:
