@@ -444,6 +444,7 @@ class Controller:
             stats=self.statistics,
             in_force=normalise(in_force),
             sampler=self._plan.sampler,
+            coverage=self._measurements.coverage,
         )
 
     def report(self) -> str:
@@ -555,7 +556,8 @@ class Controller:
         self._guards.check_weights(self.proposed)
         self._publish()
         if self._board is not None:
-            self._board.write(self.completed, self.scalars())
+            coverage = self._measurements.coverage
+            self._board.write(self.completed, self.scalars(), coverage=coverage)
 
     def _publish(self, *, between_steps: bool = True) -> None:
         if self._adapting:

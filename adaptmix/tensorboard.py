@@ -12,11 +12,12 @@ from torch.utils.tensorboard import SummaryWriter
 from adaptmix.checks import FloatArray
 from adaptmix.efficiency import predicted_gain, variance_ratio
 from adaptmix.simplex import effective_domains
+from adaptmix.statistics.coverage import Coverage
 from adaptmix.types import DomainStats, Weights
 
 PREFIX = "adaptmix/"
 _PER_DOMAIN = ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
-_OVERALL = ("effective_domains", "variance_ratio", "predicted_gain")
+_OVERALL = ("effective_domains", "variance_ratio", "predicted_gain", "coverage")
 
 
 def scalars(
@@ -26,6 +27,7 @@ def scalars(
     stats: DomainStats,
     in_force: FloatArray,
     sampler: str,
+    coverage: Coverage | None = None,
 ) -> dict[str, float]:
     """Return what one update has to show, by tag; what is not known is left out.
 
@@ -35,6 +37,7 @@ def scalars(
         stats: what it went by.
         in_force: (K,) shares the next step is drawn with.
         sampler: "stratified" or "multinomial".
+        coverage: what the gradient probe sees; None without one.
     """
     columns = (
         weights.sampling,
@@ -52,6 +55,7 @@ def scalars(
         effective_domains(weights.sampling),
         variance_ratio(in_force, weights, stats, sampler=sampler),
         predicted_gain(weights, stats, sampler=sampler),
+        np.nan if coverage is None else coverage.least,
     )
     values |= dict(zip(_OVERALL, overall, strict=True))
     return {tag: float(value) for tag, value in values.items() if np.isfinite(value)}
@@ -73,12 +77,37 @@ def layout(names: Sequence[str], *, prefix: str = "") -> dict[str, dict[str, lis
     return {"adaptmix": charts}
 
 
+def lay_out(
+    writer: Any, names: Sequence[str], *, prefix: str = "", coverage: Coverage | None = None
+) -> None:
+    """Write what stands beside the scalars: their layout, and what the probe does not see.
+
+    Args:
+        writer: a SummaryWriter, or what writes like one.
+        names: K domain names.
+        prefix: what a trainer puts before the tags.
+        coverage: what the gradient probe sees; None without one.
+    """
+    writer.add_custom_scalars(layout(names, prefix=prefix))
+    if coverage is not None and coverage.unseen:
+        writer.add_text(f"{prefix}{PREFIX}not_measured", _unseen_table(coverage))
+
+
+def _unseen_table(coverage: Coverage) -> str:
+    rows = [f"| `{name or 'the model'}` | {kind} |" for name, kind in coverage.unseen.items()]
+    return "\n".join(
+        ["| module with parameters that are not measured | type |", "|---|---|", *rows]
+    )
+
+
 class TensorBoardLog:
     """Writes ``adaptmix/<quantity>/<domain>`` scalars at every update.
 
     Over all domains: the effective number of domains, ``variance_ratio`` (the gradient's variance
     under the shares in force over the least possible) and ``predicted_gain`` (the one under
-    sampling by importance over the least possible).
+    sampling by importance over the least possible), and ``coverage``, the share of the parameters
+    or, once known, of their gradient's squared norm, that the probe sees. Modules that it does not
+    see are listed under ``adaptmix/not_measured`` on the page Text.
 
     A custom-scalars layout puts all domains of a quantity on one chart. A directory that already
     holds events of later steps (of a run that was stopped after its last checkpoint) is cut off
@@ -102,11 +131,20 @@ class TensorBoardLog:
             if isinstance(target, SummaryWriter)
             else SummaryWriter(str(target), purge_step=step or None)
         )
-        self._writer.add_custom_scalars(layout(names))
+        self._unseen: Mapping[str, str] = {}
+        lay_out(self._writer, names)
         self._writer.flush()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the scalars of one update, at the number of optimizer steps completed."""
+    def write(
+        self, step: int, values: Mapping[str, float], *, coverage: Coverage | None = None
+    ) -> None:
+        """Write the scalars of one update, at the number of optimizer steps completed.
+
+        Modules that ``coverage`` lists as not seen are written when they are others than before.
+        """
+        if coverage is not None and coverage.unseen != self._unseen:
+            self._unseen = dict(coverage.unseen)
+            self._writer.add_text(f"{PREFIX}not_measured", _unseen_table(coverage), step)
         for tag, value in values.items():
             self._scalar(tag, value, step)
         self._writer.flush()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import Controller
@@ -19,7 +21,12 @@ TAGS = {
     f"adaptmix/{quantity}/{domain}"
     for quantity in ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
     for domain in "abc"
-} | {"adaptmix/effective_domains", "adaptmix/variance_ratio", "adaptmix/predicted_gain"}
+} | {
+    "adaptmix/effective_domains",
+    "adaptmix/variance_ratio",
+    "adaptmix/predicted_gain",
+    "adaptmix/coverage",
+}
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -64,6 +71,30 @@ def test_the_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) 
     assert charts["loss_weight"] == [f"adaptmix/loss_weight/{domain}" for domain in "abc"]
     heldout = {f"adaptmix/heldout_loss/{domain}" for domain in "abc"}
     assert {tag for tags in charts.values() for tag in tags} == TAGS | heldout
+
+
+def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
+    net = nn.Sequential(runs.model(), nn.PReLU(dtype=torch.float64))
+    controller = Controller(runs.mixture(), update_every=4, lag=2)
+    controller.log_to(tmp_path)
+    watch = controller.watch(net)
+    runs.Run(controller, net, steps=10).train()
+    events = read(tmp_path)
+    assert watch.coverage is not None
+    assert 0.5 < watch.coverage.least < 1.0
+    covered = [event.value for event in events.Scalars("adaptmix/coverage")]
+    assert covered[-1] == pytest.approx(watch.coverage.least)
+    tensors = events.Tensors("adaptmix/not_measured/text_summary")
+    assert [event.tensor_proto.string_val[0].decode() for event in tensors] == [
+        "| module with parameters that are not measured | type |\n|---|---|\n| `1` | PReLU |"
+    ]
+
+
+def test_where_all_is_seen_no_text_says_so(tmp_path: Path) -> None:
+    logged_run(tmp_path).train(10)
+    events = read(tmp_path)
+    assert [event.value for event in events.Scalars("adaptmix/coverage")] == [1.0, 1.0]
+    assert not [tag for tag in events.Tags()["tensors"] if "not_measured" in tag]
 
 
 def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ class Coverage:
     unseen: Mapping[str, str]
     mass: float | None = None
 
+    @property
+    def least(self) -> float:
+        """The smaller of ``share`` and, where it is known, ``mass``."""
+        return self.share if self.mass is None else min(self.share, self.mass)
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:

@@ -13,6 +13,7 @@ from adaptmix import distributed
 from adaptmix.checks import FloatArray
 from adaptmix.errors import NoiseWarning, NonFiniteWarning, UnseenDomainWarning, WarnOnce
 from adaptmix.noise import NoiseTerms
+from adaptmix.statistics.coverage import Coverage
 from adaptmix.statistics.lengths import RowLengths
 from adaptmix.statistics.probe import GradientProbe
 from adaptmix.statistics.running import RunningStatistics
@@ -78,6 +79,11 @@ class Measurements:
         probe = GradientProbe(model, len(self._domains), estimator=self._estimator, seed=self._seed)
         probe.attach()
         self.probe = probe
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the probe sees of the model; None without one."""
+        return None if self.probe is None else self.probe.coverage
 
     @property
     def lengths(self) -> FloatArray:

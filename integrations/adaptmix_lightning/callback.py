@@ -226,7 +226,7 @@ class AdaptMixCallback(Callback):
         )
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
-        logs.lay_out(trainer, controller)
+        logs.begin(trainer, controller, None if self._watch is None else self._watch.coverage)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

@@ -6,16 +6,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from adaptmix import Controller
-from adaptmix.tensorboard import PREFIX, layout
+from adaptmix import Controller, Coverage
+from adaptmix.tensorboard import PREFIX, lay_out
 
 
-def lay_out(trainer: Trainer, controller: Controller) -> None:
-    """Put all domains of a quantity on one chart, in loggers that write for TensorBoard."""
+def begin(trainer: Trainer, controller: Controller, coverage: Coverage | None) -> None:
+    """Lay out the charts in loggers that write for TensorBoard."""
     for logger in trainer.loggers:
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_custom_scalars"):
-            writer.add_custom_scalars(layout(controller.mixture.domains))
+            lay_out(writer, controller.mixture.domains, coverage=coverage)
 
 
 def write(trainer: Trainer, controller: Controller) -> None:

@@ -15,7 +15,7 @@ from adaptmix.data import PlanSampler, numbered_loader
 from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix.tensorboard import PREFIX, layout
+from adaptmix.tensorboard import PREFIX, lay_out
 from adaptmix_transformers import internals, layers  # noqa: F401 (registers its rules)
 from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
@@ -229,8 +229,8 @@ class AdaptMixCallback(TrainerCallback):
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
         writer = internals.tensorboard_writer(trainer)
         if writer is not None:
-            names = self.controller.mixture.domains
-            writer.add_custom_scalars(layout(names, prefix="train/"))
+            coverage = None if self._watch is None else self._watch.coverage
+            lay_out(writer, self.controller.mixture.domains, prefix="train/", coverage=coverage)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.
