@@ -16,8 +16,9 @@ from adaptmix.statistics.coverage import Coverage
 from adaptmix.types import DomainStats, Weights
 
 PREFIX = "adaptmix/"
+_HELDOUT = "heldout_loss/"
 _PER_DOMAIN = ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen")
-_OVERALL = ("effective_domains", "variance_ratio", "predicted_gain", "coverage")
+_OVERALL = ("variance_ratio", "predicted_gain", "effective_domains", "coverage")
 
 
 def scalars(
@@ -52,43 +53,52 @@ def scalars(
         for name, value in zip(names, column, strict=True)
     }
     overall = (
-        effective_domains(weights.sampling),
         variance_ratio(in_force, weights, stats, sampler=sampler),
         predicted_gain(weights, stats, sampler=sampler),
+        effective_domains(weights.sampling),
         np.nan if coverage is None else coverage.least,
     )
     values |= dict(zip(_OVERALL, overall, strict=True))
     return {tag: float(value) for tag, value in values.items() if np.isfinite(value)}
 
 
-def layout(names: Sequence[str], *, prefix: str = "") -> dict[str, dict[str, list[Any]]]:
+def layout(
+    names: Sequence[str], *, prefix: str = "", heldout: str | None = None
+) -> dict[str, dict[str, list[Any]]]:
     """Return a custom-scalars layout with all domains of a quantity on one chart.
 
     Args:
         names: K domain names.
         prefix: what a trainer puts before the tags.
+        heldout: what stands before a domain's name in the tags of held-out losses; None when
+            they are not logged.
     """
     root = f"{prefix}{PREFIX}"
-    charts = {
-        quantity: ["Multiline", [f"{root}{quantity}/{name}" for name in names]]
-        for quantity in (*_PER_DOMAIN, "heldout_loss")
-    }
-    charts |= {tag: ["Multiline", [root + tag]] for tag in _OVERALL}
-    return {"adaptmix": charts}
+    charts = {name: [f"{root}{name}/{domain}" for domain in names] for name in _PER_DOMAIN}
+    if heldout is not None:
+        charts["heldout_loss"] = [f"{heldout}{domain}" for domain in names]
+    charts |= {tag: [root + tag] for tag in _OVERALL}
+    return {"adaptmix": {title: ["Multiline", tags] for title, tags in charts.items()}}
 
 
 def lay_out(
-    writer: Any, names: Sequence[str], *, prefix: str = "", coverage: Coverage | None = None
+    writer: Any,
+    names: Sequence[str],
+    *,
+    prefix: str = "",
+    heldout: str | None = None,
+    coverage: Coverage | None = None,
 ) -> None:
     """Write what stands beside the scalars: their layout, and what the probe does not see.
 
     Args:
         writer: a SummaryWriter, or what writes like one.
         names: K domain names.
-        prefix: what a trainer puts before the tags.
+        prefix: as for ``layout``.
+        heldout: as for ``layout``.
         coverage: what the gradient probe sees; None without one.
     """
-    writer.add_custom_scalars(layout(names, prefix=prefix))
+    writer.add_custom_scalars(layout(names, prefix=prefix, heldout=heldout))
     if coverage is not None and coverage.unseen:
         writer.add_text(f"{prefix}{PREFIX}not_measured", _unseen_table(coverage))
 
@@ -103,11 +113,11 @@ def _unseen_table(coverage: Coverage) -> str:
 class TensorBoardLog:
     """Writes ``adaptmix/<quantity>/<domain>`` scalars at every update.
 
-    Over all domains: the effective number of domains, ``variance_ratio`` (the gradient's variance
-    under the shares in force over the least possible) and ``predicted_gain`` (the one under
-    sampling by importance over the least possible), and ``coverage``, the share of the parameters
-    or, once known, of their gradient's squared norm, that the probe sees. Modules that it does not
-    see are listed under ``adaptmix/not_measured`` on the page Text.
+    Over all domains: ``variance_ratio`` (the gradient's variance under the shares in force over the
+    least possible), ``predicted_gain`` (the one under sampling by importance over the least
+    possible), the effective number of domains, and ``coverage`` (how much the probe sees of the
+    parameters or, if that is less, of their gradient's squared norm). Modules that it does not see
+    are listed under ``adaptmix/not_measured`` on the page Text.
 
     A custom-scalars layout puts all domains of a quantity on one chart. A directory that already
     holds events of later steps (of a run that was stopped after its last checkpoint) is cut off
@@ -132,7 +142,7 @@ class TensorBoardLog:
             else SummaryWriter(str(target), purge_step=step or None)
         )
         self._unseen: Mapping[str, str] = {}
-        lay_out(self._writer, names)
+        lay_out(self._writer, names, heldout=f"{PREFIX}{_HELDOUT}")
         self._writer.flush()
 
     def write(
@@ -152,7 +162,7 @@ class TensorBoardLog:
     def write_evaluation(self, step: int, losses: Mapping[str, float]) -> None:
         """Write held-out losses by domain."""
         for name, value in losses.items():
-            self._scalar(f"heldout_loss/{name}", value, step)
+            self._scalar(f"{_HELDOUT}{name}", value, step)
         self._writer.flush()
 
     def _scalar(self, tag: str, value: float, step: int) -> None:

@@ -229,8 +229,13 @@ class AdaptMixCallback(TrainerCallback):
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
         writer = internals.tensorboard_writer(trainer)
         if writer is not None:
-            coverage = None if self._watch is None else self._watch.coverage
-            lay_out(writer, self.controller.mixture.domains, prefix="train/", coverage=coverage)
+            lay_out(
+                writer,
+                self.controller.mixture.domains,
+                prefix="train/",
+                heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                coverage=None if self._watch is None else self._watch.coverage,
+            )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.

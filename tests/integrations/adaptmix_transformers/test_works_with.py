@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor
 from torch.utils.data import ConcatDataset, SequentialSampler
 from transformers import Trainer
@@ -187,7 +188,13 @@ def test_held_out_rows_tell_the_noise_once_training_rows_repeat(tmp_path: Path) 
 
 def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = adapting()
-    trainer = hf.train(tmp_path, callback, report_to=["tensorboard"])
+    trainer = hf.train(
+        tmp_path,
+        callback,
+        report_to=["tensorboard"],
+        eval_strategy="epoch",
+        trainer_options={"eval_dataset": hf.rows(seed=4)},
+    )
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logged] == [4, 8]
     shares = [logged[-1][f"adaptmix/sampling_weight/{name}"] for name in sorted(hf.SIZES)]
@@ -197,8 +204,10 @@ def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFix
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/adaptmix/grad_std/news", "train/adaptmix/variance_ratio"} <= tags
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert b"train/adaptmix/sampling_weight/code" in layout
+    summary = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(summary)
+    charted = {tag for chart in layout.category[0].chart for tag in chart.multiline.tag}
+    assert {"train/adaptmix/sampling_weight/code", "eval/loss_code"} <= charted <= tags
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.RegressionWarning")
