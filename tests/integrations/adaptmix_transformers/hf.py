@@ -24,15 +24,21 @@ GROUPED: dict[str, Any] = (
 )
 
 
-def rows(sizes: dict[str, int] = SIZES, *, ragged: bool = True, seed: int = 0) -> Dataset:
-    """Rows whose first token tells their domain; names are a string column."""
+def rows(
+    sizes: dict[str, int] = SIZES, *, ragged: bool = True, plain: bool = False, seed: int = 0
+) -> Dataset:
+    """Rows whose first token tells their domain; names are a string column.
+
+    With ``plain`` the first domain repeats one word.
+    """
     rng = random.Random(seed)
     listed = []
     for number, (name, size) in enumerate(sizes.items()):
         for _ in range(size):
             length = rng.randint(*LENGTHS[name]) if ragged else 8
             # Texts of fewer words are learnt sooner, so that gradients come to differ.
-            words = [4 + rng.randrange(3 ** (number + 1)) % (VOCABULARY - 4) for _ in range(length)]
+            variety = 1 if plain and not number else 3 ** (number + 1)
+            words = [4 + rng.randrange(variety) % (VOCABULARY - 4) for _ in range(length)]
             ids = [1 + number, *words]
             listed.append({"input_ids": ids, "labels": ids, "source": name})
     rng.shuffle(listed)
