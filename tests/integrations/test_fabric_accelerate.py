@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`?torch.distributed.reduce_op"),
 ]
 
-STEPS, STOP, ROWS = 14, 6, 12
+STEPS, STOP, ROWS = 14, 6, 16
 Result = dict[str, Any]
 
 
@@ -147,22 +148,23 @@ def plain(accumulation: int) -> Result:
 
 
 FRAMEWORKS = pytest.mark.parametrize("framework", ["fabric", "accelerate"])
-ACCUMULATION = pytest.mark.parametrize("accumulation", [1, 3])
+ACCUMULATION = pytest.mark.parametrize("accumulation", [1, 4])
+WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
 
 @FRAMEWORKS
 @ACCUMULATION
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS
 def test_one_process(framework: str, accumulation: int, workers: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"accumulation": accumulation, "workers": workers}
     expected = plain(accumulation)
+    whole = fit(framework, tmp_path, **options)
     stopped = fit(framework, tmp_path, stop=STOP, **options)
     resumed = fit(framework, tmp_path, resume=True, **options)
-    assert stopped["rows"] + resumed["rows"] == expected["rows"]
-    assert resumed["weights"] == expected["weights"]
-    torch.testing.assert_close(
-        resumed["parameters"], expected["parameters"], rtol=1e-12, atol=1e-14
-    )
+    assert stopped["rows"] + resumed["rows"] == whole["rows"] == expected["rows"]
+    assert resumed["weights"] == whole["weights"] == expected["weights"]
+    assert torch.equal(resumed["parameters"], whole["parameters"])
+    torch.testing.assert_close(whole["parameters"], expected["parameters"], rtol=1e-12, atol=1e-14)
     assert max(expected["weights"]) != pytest.approx(max(runs.SIZES) / sum(runs.SIZES), abs=0.01)
 
 
@@ -180,18 +182,17 @@ def worker(rank: int, port: int, folder: str) -> None:
     )
     torch.set_num_threads(1)
     results: dict[Any, Any] = {}
-    for framework in ("fabric", "accelerate"):
-        for accumulation in (1, 3):
-            where = Path(folder) / str(accumulation)
-            for task in ("whole", "stop", "resume"):
-                results[framework, accumulation, task] = fit(
-                    framework,
-                    where,
-                    accumulation=accumulation,
-                    world=2,
-                    resume=task == "resume",
-                    stop=STOP if task == "stop" else None,
-                )
+    for framework, accumulation, workers in product(("fabric", "accelerate"), (1, 4), (0, 2)):
+        for task in ("whole", "stop", "resume"):
+            results[framework, accumulation, workers, task] = fit(
+                framework,
+                Path(folder) / f"{accumulation}-{workers}",
+                accumulation=accumulation,
+                workers=workers,
+                world=2,
+                resume=task == "resume",
+                stop=STOP if task == "stop" else None,
+            )
     results["sharded again"] = sharded_again()
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -244,10 +245,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 
 @FRAMEWORKS
 @ACCUMULATION
-def test_two_processes(framework: str, accumulation: int, results: list[dict[Any, Any]]) -> None:
+@WORKERS
+def test_two_processes(
+    framework: str, accumulation: int, workers: int, results: list[dict[Any, Any]]
+) -> None:
     expected = plain(accumulation)
     whole, stopped, resumed = (
-        [result[framework, accumulation, task] for result in results]
+        [result[framework, accumulation, workers, task] for result in results]
         for task in ("whole", "stop", "resume")
     )
     together = [a + b for a, b in zip(whole[0]["rows"], whole[1]["rows"], strict=True)]
@@ -275,16 +279,16 @@ def test_sharding_again_is_refused_with_the_setting_that_helps(
 
 @FRAMEWORKS
 def test_mixed_precision(framework: str, tmp_path: Path) -> None:
-    low = fit(framework, tmp_path, accumulation=3, precision="bf16")
-    assert low["rows"][: 3 * 3] == plain(3)["rows"][: 3 * 3]
+    low = fit(framework, tmp_path, accumulation=4, precision="bf16")
+    assert low["rows"][: 3 * 4] == plain(4)["rows"][: 3 * 4]
     torch.testing.assert_close(
-        low["parameters"].double(), plain(3)["parameters"], rtol=0.1, atol=0.05
+        low["parameters"].double(), plain(4)["parameters"], rtol=0.1, atol=0.05
     )
 
 
 def test_a_loss_that_accelerate_divides_again_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SeamError, match=r"accumulation of 3.*already; got 0.3333"):
-        fit("accelerate", tmp_path, accumulation=3, divide=True)
+    with pytest.raises(SeamError, match=r"accumulation of 4.*already; got 0.25"):
+        fit("accelerate", tmp_path, accumulation=4, divide=True)
 
 
 def test_a_loader_is_left_alone() -> None:
