@@ -2,6 +2,9 @@
 
 ``--task digits`` has domains with right, partly wrong and mostly wrong labels; ``--task text`` five
 domains of bytes. ``--mode observe`` trains without weights and only measures.
+
+Digits, mean test accuracy of five seeds: 0.914 observing and 0.945 adapting after 1500 steps, when
+the wrong labels are being learnt; 0.924 and 0.926 after 600, when they are not yet.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=("digits", "text"), default="digits")
     parser.add_argument("--mode", choices=("adapt", "observe"), default="adapt")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--out", default="runs/lightning")

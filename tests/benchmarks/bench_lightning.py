@@ -99,7 +99,7 @@ def start(mixer: AdaptMixCallback | None, module: Text, data: Any, args: Any) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=32, help="as in the example")
     parser.add_argument("--policy", default="joint", help="variance_aware takes no noise terms")
     args = parser.parse_args()
     torch.set_num_threads(1)
