@@ -90,7 +90,7 @@ class Mixture(Dataset[Any]):
                 f"dataset must be map-style, with a length; got {type(dataset).__name__}."
             )
         column = dataset[labels] if isinstance(labels, str) else labels
-        values = np.asarray(column if hasattr(column, "__array__") else list(column))
+        values = _values(column)
         named = values.dtype.kind != "O" or all(isinstance(v, (str, int)) for v in values.flat)
         if values.ndim != 1 or values.dtype.kind not in "iuUTO" or not named:
             raise TypeError(
@@ -197,6 +197,12 @@ def _is_map_style(dataset: Any) -> bool:
     # IterableDataset inherits a __getitem__ that only raises.
     sized = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
     return sized and not isinstance(dataset, IterableDataset)
+
+
+def _values(labels: Iterable[Any]) -> NDArray[Any]:
+    # A Hugging Face column reads a slice at once, and row by row when iterated.
+    whole: Any = labels[:] if isinstance(labels, Sequence) else labels
+    return np.asarray(whole if hasattr(whole, "__array__") else list(whole))
 
 
 def _importance(

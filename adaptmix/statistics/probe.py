@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -247,10 +249,12 @@ class GradientProbe:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         # On the output and not on the module, whose backward hooks forbid in-place activations.
         x = inputs[0] if arrange is None else arrange(inputs[0])
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), _full_precision(x.device.type):
             kept = batch.keep(layer, x)
         size = len(x) if x.ndim else 0
-        output.register_hook(partial(self._on_backward, layer, batch, size, kept, arrange_gradient))
+        # In a list, to be taken out when it is used: hooks live as long as the graph does.
+        hook = partial(self._on_backward, layer, batch, size, [kept], arrange_gradient)
+        output.register_hook(hook)
 
     @torch.no_grad()
     def _on_backward(
@@ -258,7 +262,7 @@ class GradientProbe:
         layer: Layer,
         batch: MicroBatch,
         size: int,
-        kept: Tensor | None,
+        kept: list[Tensor | None],
         arrange: Arrange | None,
         gradient: Tensor,
     ) -> None:
@@ -266,8 +270,8 @@ class GradientProbe:
             return
         gradient = gradient.detach() if arrange is None else arrange(gradient.detach())
         # Backward hooks inherit autocast where backward() is called inside of it.
-        with torch.autocast(gradient.device.type, enabled=False):
-            batch.add(layer, size, kept, gradient)
+        with _full_precision(gradient.device.type):
+            batch.add(layer, size, kept.pop(), gradient)
 
     def _stop_weighing(self) -> None:
         if self._mass is not None:
@@ -293,6 +297,12 @@ class GradientProbe:
             CoverageWarning,
             stacklevel=3,
         )
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which costs something to switch off where it is not on."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def _recomputing() -> bool:

@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Elements of a sample-wise product that are held at once: what is larger than a cache is made of
+# fresh pages each time, which cost more than the arithmetic.
+_CHUNK = 2**18
+
+
+def rows_at_once(values: Tensor) -> int:
+    """Return how many samples of (b, ...) values to make products of at a time."""
+    return max(1, _CHUNK // max(1, values.shape[1:].numel()))
+
 
 class Signs:
     """All random signs of one observation, the same on every process and after a resume.
@@ -80,8 +89,12 @@ class CountSketch:
         return values @ self._matrix(values)
 
     def _by_sums(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-        trailing = [1] * (values.ndim - 1 - dim)
-        signed = values * self._taken(values).reshape(-1, *trailing)
+        signs = self._taken(values).reshape(-1, *[1] * (values.ndim - 1 - dim))
+        step = rows_at_once(values)
+        folded = [self._sum(part * signs, dim, dtype) for part in values.split(step)]
+        return folded[0] if len(folded) == 1 else torch.cat(folded)
+
+    def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         whole = self._size - self._size % self._width
         blocks = signed.narrow(dim, 0, whole).unflatten(dim, (-1, self._width))
         folded: Tensor = blocks.sum(dim, dtype=dtype)

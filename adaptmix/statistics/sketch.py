@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from adaptmix.statistics.coverage import Layer, ParameterMap
 from adaptmix.statistics.gradients import MicroBatch, products
 from adaptmix.statistics.layers import Matrix
 from adaptmix.statistics.rules import Factored
-from adaptmix.statistics.signs import CountSketch, Signs
+from adaptmix.statistics.signs import CountSketch, Signs, rows_at_once
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
 # features, within bounds. Products of sketches then cost at most 1/64 of those of whole features
-# (1/16 in layers as narrow as 64), and one observation of v is off by about a tenth.
+# (1/16 in layers as narrow as 64), and one observation of v is off by about a tenth, by about a
+# fiftieth relative to other domains'. Each tap of a convolution's kernel has buckets of its own, so
+# that the sides of several can be narrower.
 _VECTOR = 256
 _FEATURES = 8
 _NARROW, _WIDE = 16, 32
@@ -83,21 +86,22 @@ class Projections:
         weight, groups = layer.indices["weight"], rule.groups(layer.module)
         shape = self._parameters.shapes[weight]
         dim = rule.inputs_dim
-        inputs = self._share([(weight, dim)], shape[dim])
+        taps = shape[2:].numel()
+        inputs = self._share([(weight, dim)], shape[dim], taps)
         keys = [(weight, 1 - dim)]
         if "bias" in layer.indices:
             keys.append((layer.indices["bias"], 0))
-        outputs = self._share(keys, shape[1 - dim] // groups)
-        self._widths[weight] = groups * inputs.width * outputs.width * shape[2:].numel()
+        outputs = self._share(keys, shape[1 - dim] // groups, taps)
+        self._widths[weight] = groups * inputs.width * outputs.width * taps
         self._groups[weight] = groups
         if "bias" in layer.indices:
             self._widths[layer.indices["bias"]] = groups * outputs.width
             self._groups[layer.indices["bias"]] = groups
 
-    def _share(self, keys: Iterable[tuple[int, int]], size: int) -> CountSketch:
+    def _share(self, keys: Iterable[tuple[int, int]], size: int, taps: int) -> CountSketch:
         """Give several sides one projection, that of the first which has one."""
         placed = [self._sides[key] for key in keys if key in self._sides]
-        shared = placed[0] if placed else self._new(size, _width(size))
+        shared = placed[0] if placed else self._new(size, _width(size, taps))
         for key, side in self._sides.items():
             if side in placed:
                 self._sides[key] = shared
@@ -121,8 +125,8 @@ class Projections:
         return side
 
 
-def _width(size: int) -> int:
-    return min(_WIDE, max(_NARROW, size // _FEATURES))
+def _width(size: int, taps: int = 1) -> int:
+    return min(_WIDE, max(_NARROW // isqrt(taps), size // _FEATURES, 1))
 
 
 def factors(layer: Layer) -> Factored | None:
@@ -163,13 +167,7 @@ class SketchBatch(MicroBatch):
             return
         rule = factors(layer)
         if rule is None:
-            dtype = self._parameters.dtypes[next(iter(layer.indices.values()))]
-            x = kept.to(dtype) if kept.is_floating_point() else kept
-            for name, gradients in layer.rule(layer.module, x, gradient.to(dtype)).items():
-                if name in layer.indices:
-                    index = layer.indices[name]
-                    self._parameters.check_shape(index, gradients)
-                    self._deliver(index, self._projections.sketch(index, gradients))
+            self._deliver_whole(layer, kept, gradient)
             return
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
@@ -177,6 +175,21 @@ class SketchBatch(MicroBatch):
         self._deliver_weight(layer, rule, kept.to(dtype), outputs)
         if "bias" in layer.indices:
             self._deliver(layer.indices["bias"], rule.total(outputs))
+
+    def _deliver_whole(self, layer: Layer, inputs: Tensor, gradient: Tensor) -> None:
+        dtype = self._parameters.dtypes[next(iter(layer.indices.values()))]
+        sketches: dict[int, list[Tensor]] = {}
+        step = rows_at_once(inputs)
+        for x, g in zip(inputs.split(step), gradient.split(step), strict=True):
+            x = x.to(dtype) if x.is_floating_point() else x
+            for name, gradients in layer.rule(layer.module, x, g.to(dtype)).items():
+                if name in layer.indices:
+                    index = layer.indices[name]
+                    self._parameters.check_shape(index, gradients)
+                    part = self._projections.sketch(index, gradients)
+                    sketches.setdefault(index, []).append(part)
+        for index, parts in sketches.items():
+            self._deliver(index, torch.cat(parts))
 
     def _deliver_weight(
         self, layer: Layer, rule: Factored, inputs: Tensor, outputs: Tensor
@@ -186,7 +199,9 @@ class SketchBatch(MicroBatch):
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
-            self._deliver(index, rule.product(layer.module, inputs, outputs))
+            step = rows_at_once(outputs)
+            pairs = zip(inputs.split(step), outputs.split(step), strict=True)
+            self._deliver(index, torch.cat([rule.product(layer.module, i, o) for i, o in pairs]))
 
     def _deliver(self, index: int, sketch: Tensor) -> None:
         rows = sketch.reshape(len(self._domains), -1)

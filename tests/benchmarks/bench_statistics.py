@@ -3,8 +3,8 @@
 Cost: in one process, single steps of every method take turns in random order, each between two
 plain steps by whose mean its processor time is divided; "plain again" is the noise floor. Observed
 steps are timed as such, and the default cadence also as a whole, in blocks of ten steps. Memory is
-the peak of the resident set during a step, over what was resident before, divided by that of a
-plain step.
+the most that tensors take during a step (parameters and optimizer state included, as PyTorch's
+profiler counts allocations), divided by that of a plain step.
 
 Accuracy: of one model's weights, at the start and after training, the standard deviations within
 domains that a method finds on some batches, normalised to sum to one, are compared with the exact
@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
+import itertools
 import random
 import time
 import warnings
@@ -32,6 +31,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.methods import METHODS, Method, Plain, Probe
 from tests.benchmarks.workloads import WORKLOADS, Workload
@@ -72,18 +72,19 @@ class Trainer:
         return time.process_time() - start
 
     def peak(self) -> float:
-        """Bytes that a step takes at most, beyond what is resident before it."""
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory freed before counts again
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        self.step()
-        return _status("VmHWM") - before
+        """Bytes that tensors take at most during a step."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step()
+        events = profiler.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+        held: list[int] = list(itertools.accumulate(size for _, size in changes))
+        return max(held) + self._resident
 
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(name))
+    @property
+    def _resident(self) -> float:
+        parameters = list(self.method.model.parameters())
+        state = [v for held in self._optimizer.state.values() for v in held.values()]
+        return float(sum(t.numel() * t.element_size() for t in parameters + state))
 
 
 def trainers(workload: Workload) -> Iterator[tuple[str, Trainer | str]]:
@@ -109,7 +110,7 @@ def cost(workload: Workload, rounds: int) -> tuple[dict[str, Result], float]:
     base = min(plain.seconds(2) for _ in range(3)) / 2
     repeats = max(1, round(0.1 / base))
     for name, trainer in running.items():
-        results[name].memory = float(np.median([trainer.peak() for _ in range(3)]))
+        results[name].memory = trainer.peak()
     order, seconds = random.Random(0), []
     for _ in range(rounds):
         for name in order.sample(sorted(set(running) - {"plain"}), len(running) - 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -198,6 +199,37 @@ def test_checkpointed_activations_are_not_kept_alive(reentrant: bool) -> None:
         sums_of(probe, lambda: checkpoint(block, x, use_reentrant=reentrant).square().mean(1))
     assert held
     assert all(kept.untyped_storage().nbytes() == B * 16 * 8 for kept in held)
+
+
+def test_what_is_kept_of_a_layer_goes_when_its_gradient_has_come(
+    case: tuple[Stack, Tensor, Tensor], estimator: str
+) -> None:
+    """Though the graph, and its hooks with it, is still there: peak memory depends on it."""
+    model, inputs, targets = case
+    probe = attached(model, estimator)
+    kind = type(probe._new_batch())
+    keep: Callable[..., Tensor | None] = kind.keep
+    held: list[weakref.ref[Tensor]] = []
+
+    def spy(self: object, layer: object, x: Tensor) -> Tensor | None:
+        kept = keep(self, layer, x)
+        assert kept is not None
+        held.append(weakref.ref(kept))
+        return kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "keep", spy)
+        probe.arm(True, step=0)
+        loss = losses(model(inputs), targets).sum()
+        probe.expect(DOMAINS, torch.ones_like(loss).expand(B), loss)
+        assert all(kept() is not None for kept in held)
+        seen: list[int] = []
+        next(iter(model.parameters())).register_hook(
+            lambda _: seen.append(sum(kept() is not None for kept in held))
+        )
+        loss.backward()
+    assert seen and max(seen) <= 2  # the first layer, whose hook may be running
+    assert probe.collect() is not None
 
 
 def test_whole_gradients_are_sketched_by_the_projections_of_both_sides() -> None:
