@@ -14,6 +14,7 @@ from adaptmix.errors import (
     MissingStatisticError,
     NoiseWarning,
     NonFiniteWarning,
+    PackingWarning,
     RegressionWarning,
     RowLengthWarning,
     SeamError,
@@ -21,6 +22,7 @@ from adaptmix.errors import (
     TooFewRowsWarning,
     UnseenDomainWarning,
 )
+from adaptmix.segments import Segments
 from adaptmix.statistics import Coverage, Watch, register_rule
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -42,9 +44,11 @@ __all__ = [
     "Mixture",
     "NoiseWarning",
     "NonFiniteWarning",
+    "PackingWarning",
     "RegressionWarning",
     "RowLengthWarning",
     "SeamError",
+    "Segments",
     "StateError",
     "TooFewRowsWarning",
     "UnseenDomainWarning",

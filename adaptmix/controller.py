@@ -22,6 +22,7 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.seams import BackwardProof
+from adaptmix.segments import Segments
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
@@ -204,6 +205,7 @@ class Controller:
         *,
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -215,13 +217,17 @@ class Controller:
             draw: what the loader yielded with the batch.
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
+            segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and ``noise``
+                has one term per drawn row, as from ``segments.unpack(logits)``.
 
         Raises:
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
-                of another step.
+                of another step, segments of other rows.
         """
         self._check_draw(draw)
+        if segments is not None:
+            losses, mask = self._scaler.unpacked(losses, draw, mask, segments)
         rows = self._scaler.rows(losses, draw, mask)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         measurements = self._measurements
@@ -237,7 +243,7 @@ class Controller:
             )
         else:
             total, factors = self._scaler.plain(rows, self._layout.accumulation)
-        self._record(total, draw, factors, rows.values, rows.tokens, noise)
+        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
         return total
@@ -298,6 +304,7 @@ class Controller:
         values: Tensor | None,
         tokens: Tensor,
         noise: NoiseTerms | Tensor | None,
+        segments: Segments | None = None,
     ) -> None:
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (
@@ -306,7 +313,7 @@ class Controller:
         measurements = self._measurements
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
-            measurements.probe.expect(domains, factors, total)
+            measurements.probe.expect(domains, factors, total, segments=segments, values=values)
         self._micro += 1
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:

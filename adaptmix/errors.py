@@ -33,6 +33,10 @@ class CoverageWarning(AdaptmixWarning):
     """The gradient probe sees less of the model's trainable parameters than it should."""
 
 
+class PackingWarning(AdaptmixWarning):
+    """Rows that are packed together see each other, or it could not be checked that they do not."""
+
+
 class NoiseWarning(AdaptmixWarning):
     """A domain repeats, so its training residuals no longer estimate out-of-sample noise."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptmix.checks import FloatArray
 from adaptmix.data.draw import Draw
+from adaptmix.segments import Segments
 from adaptmix.types import Weights
 
 UNITS = ("sample", "token")
@@ -79,6 +80,28 @@ class DomainLossScaler:
         if mask is None:
             return RowLosses(totals / flat.shape[1], tokens)
         return RowLosses(totals / tokens.clamp(min=1), tokens)
+
+    def unpacked(
+        self, losses: Tensor, draw: Draw, mask: Tensor | None, segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, L) losses of the rows that were drawn, and their mask, of packed (P, T) ones.
+
+        Raises:
+            ValueError: segments of another number of rows, or losses or a mask of another shape.
+        """
+        if len(segments) != len(draw):
+            raise ValueError(
+                f"segments must be of the draw's {len(draw)} rows; got {len(segments)}. Number "
+                "them in the order of the draw, and pack all of them."
+            )
+        for name, values in (("losses", losses), ("mask", mask)):
+            if values is not None and values.shape != segments.shape:
+                raise ValueError(
+                    f"{name} must have the shape of the packed rows {tuple(segments.shape)}; got "
+                    f"{tuple(values.shape)}. Reshape (P·T,) losses to (P, T)."
+                )
+        kept = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.bool()
+        return segments.unpack(losses), segments.unpack(kept, fill=False)
 
     def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
         if not isinstance(losses, Tensor):

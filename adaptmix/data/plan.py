@@ -118,33 +118,31 @@ class Plan:
 
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for."""
-        sizes = self.mixture.sizes
-        every = np.arange(sizes.size)
+        sizes = self.mixture.sizes.tolist()
         orders: dict[tuple[int, int], Table | Feistel] = {}
         drawn = self._drawn[start]
         for step in range(start, stop):
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
-            shares = self.shares_at(step)
-            counts, divisor = self._counts(shares, size, rng)
-            domains = np.repeat(every, counts)
-            # Each row's rank among its domain's, since the run began.
-            ranks = np.arange(size) - np.repeat(np.cumsum(counts) - counts - drawn, counts)
-            epochs, positions = np.divmod(ranks, sizes[domains])
-            rows = np.empty(size, dtype=np.int64)
-            for run in _runs(domains, epochs):
-                domain, epoch = int(domains[run.start]), int(epochs[run.start])
-                if (domain, epoch) not in orders:
-                    orders.pop((domain, epoch - 1), None)
-                    orders[domain, epoch] = self._order(domain, epoch)
-                rows[run] = self.mixture.rows_of(domain, orders[domain, epoch](positions[run]))
+            counts, divisor = self._counts(self.shares_at(step), size, rng)
+            present = np.flatnonzero(counts)
+            rows, fresh = [], []
+            for domain, count, rank in zip(
+                present.tolist(), counts[present].tolist(), drawn[present].tolist(), strict=True
+            ):
+                for epoch, places in _epochs(rank, count, sizes[domain]):
+                    if (domain, epoch) not in orders:
+                        orders.pop((domain, epoch - 1), None)
+                        orders[domain, epoch] = self._order(domain, epoch)
+                    rows.append(self.mixture.rows_of(domain, orders[domain, epoch](places)))
+                    fresh.append(np.full(places.size, epoch == 0))
             shuffle = rng.permutation(size)
             drawn = drawn + counts
             self._drawn[step + 1] = drawn
             yield StepRows(
                 step=step,
-                rows=rows[shuffle],
-                domains=domains[shuffle],
-                fresh=(epochs == 0)[shuffle],
+                rows=np.concatenate(rows)[shuffle],
+                domains=np.repeat(present, counts[present])[shuffle],
+                fresh=np.concatenate(fresh)[shuffle],
                 domain_shares=divisor,
             )
 
@@ -186,9 +184,10 @@ class Plan:
         self.completed = completed
 
 
-def _runs(domains: NDArray[np.int64], epochs: NDArray[np.int64]) -> Iterator[slice]:
-    """Cut sorted rows where the domain or its epoch changes."""
-    edges = np.flatnonzero(np.diff(domains) | np.diff(epochs)) + 1
-    ends = [*edges.tolist(), domains.size]
-    for start, stop in zip([0, *ends], ends, strict=False):
-        yield slice(start, stop)
+def _epochs(rank: int, count: int, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each epoch, and the positions in it, of a domain's next ``count`` rows."""
+    while count:
+        epoch, start = divmod(rank, size)
+        stop = min(start + count, size)
+        yield epoch, np.arange(start, stop)
+        rank, count = rank + stop - start, count - (stop - start)

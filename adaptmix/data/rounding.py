@@ -40,4 +40,6 @@ def systematic_counts(expected: FloatArray, uniform: float) -> NDArray[np.int64]
     edges = np.cumsum(fractions * (missing / fractions.sum()))
     edges[int(np.flatnonzero(fractions)[-1]) :] = missing
     ticks = np.minimum(np.floor(edges + uniform), missing).astype(np.int64)
-    return whole + np.diff(ticks, prepend=0)
+    whole[0] += ticks[0]
+    whole[1:] += ticks[1:] - ticks[:-1]
+    return whole

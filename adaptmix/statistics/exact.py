@@ -40,6 +40,7 @@ class ExactBatch(MicroBatch):
         assert kept is not None
         indices = layer.indices.values()
         dtype = self._parameters.dtypes[next(iter(indices))]
+        kept, gradient = self._by_sample(kept), self._by_sample(gradient)
         g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient))
         x = self._where(kept.to(dtype) if kept.is_floating_point() else kept)
         if self._multiplies_vectors(layer, x):

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from adaptmix.segments import Segments
 from adaptmix.statistics.coverage import Layer, ParameterMap
+from adaptmix.statistics.rules import Factored
 
 _GRAM_COLUMNS = 2**20  # of a gradient matrix, held in float64 at once
 # Up to so many domains, sums of products of vectors cost less than the products themselves.
@@ -62,13 +64,16 @@ class MicroBatch(ABC):
     def __init__(self, parameters: ParameterMap, num_domains: int) -> None:
         self.uses: Counter[int] = Counter()  # layer calls by parameter
         self.calls: dict[Node, list[Node]] = {}  # graph nodes of layer inputs by that of the output
+        self.first: list[Tensor] = []  # outputs of the first calls
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None
+        self._segments: Segments | None = None
 
-    def expect(self, domains: Tensor, factors: Tensor) -> None:
-        """Fix the samples: the domain of each, (B,), and its factor in the loss, (B,)."""
+    def expect(self, domains: Tensor, factors: Tensor, segments: Segments | None = None) -> None:
+        """Fix the samples: domains (B,), factors in the loss (B,), and places if packed."""
         self._domains = domains
+        self._segments = segments
         self._factors = factors.detach().double()
         self._kept = self._factors != 0.0
         self._square = torch.zeros_like(self._factors)
@@ -96,10 +101,27 @@ class MicroBatch(ABC):
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
             return
-        if gradient.ndim == 0 or not size == len(gradient) == len(self._domains):
+        if not self._holds_samples(layer, size, gradient):
             self._parameters.refuse(indices)
             return
         self._add(layer, kept, gradient, self._scale)
+
+    def _holds_samples(self, layer: Layer, size: int, gradient: Tensor) -> bool:
+        """Return whether the samples, packed or not, are what a call's input and output are of."""
+        if self._segments is None:
+            return gradient.ndim > 0 and size == len(gradient) == len(self._domains)
+        if (
+            not getattr(layer.rule, "by_position", False)
+            or gradient.shape[:2] != self._segments.shape
+        ):
+            return False
+        return size == len(gradient) and not (
+            isinstance(layer.rule, Factored) and gradient.ndim > 3
+        )
+
+    def _by_sample(self, values: Tensor) -> Tensor:
+        """Return (B, …) values of samples that may be packed."""
+        return values if self._segments is None else self._segments.unpack(values)
 
     @abstractmethod
     def _add(self, layer: Layer, kept: Tensor | None, gradient: Tensor, scale: Tensor) -> None:

@@ -26,6 +26,8 @@ class Matrix(Factored):
         transposed: whether W is (in, out) and y = x W + b.
     """
 
+    by_position = True
+
     def __init__(self, *, transposed: bool = False) -> None:
         self.inputs_dim = 0 if transposed else 1
 
@@ -172,6 +174,7 @@ class Normalisation:
     ) -> None:
         self._normalised = normalised
         self._channels_first = channels_first
+        self.by_position = not channels_first
 
     def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return per-sample gradients, summed over the dims that weight and bias are shared by."""

@@ -14,18 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning
+from adaptmix.segments import Segments
 from adaptmix.statistics.attention import Arrange
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
 from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.hooks import LayerHooks
+from adaptmix.statistics.isolation import warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
 
 ESTIMATORS = ("sketch", "exact", "norm")
 _COVERAGE_EXPECTED = 0.9
+_FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -79,6 +82,7 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._warned = False
+        self._isolation_known = False
         self._mass: GradientMass | None = None
         self._drop()
 
@@ -155,7 +159,15 @@ class GradientProbe:
         if observing:
             self._hooks.install()
 
-    def expect(self, domains: Tensor, factors: Tensor, loss: Tensor) -> None:
+    def expect(
+        self,
+        domains: Tensor,
+        factors: Tensor,
+        loss: Tensor,
+        *,
+        segments: Segments | None = None,
+        values: Tensor | None = None,
+    ) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
 
         Args:
@@ -164,6 +176,11 @@ class GradientProbe:
                 with c_j = 0 are left out.
             loss: () the loss; what is done to it before ``backward`` (mixed precision's scale, a
                 division by the number of micro-batches) is measured, and is not part of c_j.
+            segments: where the samples are, when they are packed.
+            values: (B,) ℓ_j, by which packed samples are checked not to see each other.
+
+        Warns:
+            PackingWarning: once, when they do, or when that cannot be checked.
 
         Raises:
             ValueError: different lengths, or a loss that is not a scalar with a gradient.
@@ -187,8 +204,11 @@ class GradientProbe:
             self._parameters.refuse_used_outside(loss, batch.calls)
             self._mass = self._parameters.weigh(unwrapped(self._model))
             self._inspected = True
+        if segments is not None and not self._isolation_known:
+            self._isolation_known = warn_unless_isolated(segments, values, batch.first)
         batch.calls.clear()
-        batch.expect(domains, factors)
+        batch.first.clear()
+        batch.expect(domains, factors, segments)
         loss.register_hook(batch.begin)
         self._current = batch
 
@@ -247,6 +267,8 @@ class GradientProbe:
             return
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
+        if not self._isolation_known and len(batch.first) < _FIRST and not _recomputing():
+            batch.first.append(output)
         # On the output and not on the module, whose backward hooks forbid in-place activations.
         x = inputs[0] if arrange is None else arrange(inputs[0])
         with torch.no_grad(), _full_precision(x.device.type):

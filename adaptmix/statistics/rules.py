@@ -13,6 +13,9 @@ Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
 A rule never mixes samples and is linear in the output gradient. It may leave out parameters that
 are frozen; one that it leaves out although it is trainable counts as not seen.
+
+A rule with an attribute ``by_position`` that is true is of a layer that treats every position of
+(b, positions, ...) by itself, so that samples may be packed.
 """
 
 

@@ -17,6 +17,11 @@ def rows_at_once(values: Tensor) -> int:
     return max(1, _CHUNK // max(1, values.shape[1:].numel()))
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return the parts one after the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class Signs:
     """All random signs of one observation, the same on every process and after a resume.
 
@@ -91,8 +96,7 @@ class CountSketch:
     def _by_sums(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         signs = self._taken(values).reshape(-1, *[1] * (values.ndim - 1 - dim))
         step = rows_at_once(values)
-        folded = [self._sum(part * signs, dim, dtype) for part in values.split(step)]
-        return folded[0] if len(folded) == 1 else torch.cat(folded)
+        return joined([self._sum(part * signs, dim, dtype) for part in values.split(step)])
 
     def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         whole = self._size - self._size % self._width

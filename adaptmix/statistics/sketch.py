@@ -13,7 +13,7 @@ from adaptmix.statistics.coverage import Layer, ParameterMap
 from adaptmix.statistics.gradients import MicroBatch, products
 from adaptmix.statistics.layers import Matrix
 from adaptmix.statistics.rules import Factored
-from adaptmix.statistics.signs import CountSketch, Signs, rows_at_once
+from adaptmix.statistics.signs import CountSketch, Signs, joined, rows_at_once
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
 # features, within bounds. Products of sketches then cost at most 1/64 of those of whole features
@@ -167,12 +167,12 @@ class SketchBatch(MicroBatch):
             return
         rule = factors(layer)
         if rule is None:
-            self._deliver_whole(layer, kept, gradient)
+            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient))
             return
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
-        outputs = rule.outputs(layer.module, gradient, side).to(dtype)
-        self._deliver_weight(layer, rule, kept.to(dtype), outputs)
+        outputs = self._by_sample(rule.outputs(layer.module, gradient, side).to(dtype))
+        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs)
         if "bias" in layer.indices:
             self._deliver(layer.indices["bias"], rule.total(outputs))
 
@@ -189,7 +189,7 @@ class SketchBatch(MicroBatch):
                     part = self._projections.sketch(index, gradients)
                     sketches.setdefault(index, []).append(part)
         for index, parts in sketches.items():
-            self._deliver(index, torch.cat(parts))
+            self._deliver(index, joined(parts))
 
     def _deliver_weight(
         self, layer: Layer, rule: Factored, inputs: Tensor, outputs: Tensor
@@ -201,7 +201,7 @@ class SketchBatch(MicroBatch):
         else:
             step = rows_at_once(outputs)
             pairs = zip(inputs.split(step), outputs.split(step), strict=True)
-            self._deliver(index, torch.cat([rule.product(layer.module, i, o) for i, o in pairs]))
+            self._deliver(index, joined([rule.product(layer.module, i, o) for i, o in pairs]))
 
     def _deliver(self, index: int, sketch: Tensor) -> None:
         rows = sketch.reshape(len(self._domains), -1)

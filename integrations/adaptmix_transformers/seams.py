@@ -74,6 +74,7 @@ class LossFunction:
         self._seen: Seen | None = None
         self._detach = self._evaluate = True
         if self._original is not None:
+            self._signature = inspect.signature(self._original)
             model.loss_function = self._stand_in
 
     @contextmanager
@@ -121,7 +122,7 @@ class LossFunction:
             raise SeamError("loss_function was given back to the model; got a call all the same.")
         if seen is None or not torch.is_grad_enabled():
             return original(*args, **kwargs)
-        bound = inspect.signature(original).bind(*args, **kwargs).arguments
+        bound = self._signature.bind(*args, **kwargs).arguments
         given = {**bound, **bound.pop("kwargs", {})}
         logits = given.get("logits", given.get("pooled_logits"))
         if not isinstance(logits, Tensor) or not isinstance(given.get("labels"), Tensor):

@@ -1,0 +1,114 @@
+"""Packed rows: several of a draw's rows one after the other in one row of the model's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Segments:
+    """Which of a micro-batch's B rows each position of P packed rows belongs to.
+
+    The domain, the loss weight and the gradient statistics are those of the rows that were drawn,
+    wherever packing put them. Build it from what the collator made, on the CPU: positions are
+    sorted on the host, and ids on another device are waited for.
+
+    Args:
+        ids: (P, T) integers in [−1, B): the number of the drawn row, in the order of the draw, that
+            a position is of; −1 where there is none, as in padding.
+
+    Raises:
+        TypeError: ids that are no tensor of integers.
+        ValueError: ids that are not (P, T), below −1, or that leave out a row below the highest.
+
+    Example:
+        >>> segments = Segments(torch.tensor([[0, 0, 1, -1], [2, 2, 2, 2]]))
+        >>> segments.unpack(torch.arange(8).view(2, 4))
+        tensor([[0, 1, 0, 0],
+                [2, 0, 0, 0],
+                [4, 5, 6, 7]])
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        if not isinstance(ids, Tensor) or ids.is_floating_point():
+            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"ids must be a tensor of integers; got {kind}.")
+        if ids.ndim != 2 or not ids.numel():
+            raise ValueError(f"ids must have shape (P, T), not empty; got {tuple(ids.shape)}.")
+        self.ids = ids.detach().long().cpu()
+        flat = self.ids.flatten()
+        if int(flat.min()) < -1:
+            raise ValueError(f"ids must be at least −1, which is no row; got {int(flat.min())}.")
+        counts = torch.bincount(flat + 1)[1:]
+        if not len(counts) or not bool(counts.all()):
+            missing = int((counts == 0).int().argmax()) if len(counts) else 0
+            raise ValueError(
+                f"ids must hold every row that was drawn; row {missing} has no position. Pack all "
+                "rows of a micro-batch, and cut long ones rather than leaving them out."
+            )
+        self.mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
+        self._places = torch.zeros(self.mask.shape, dtype=torch.int64)
+        # By row, and within a row in order: what −1 marks comes first and is left out.
+        self._places[self.mask] = flat.argsort(stable=True)[int((flat < 0).sum()) :]
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_positions(cls, positions: Tensor) -> Segments:
+        """Return the segments of packed rows by their positions, which start anew at 0 in each.
+
+        Args:
+            positions: (P, T) ``position_ids`` as a flattening collator makes them, without padding.
+
+        Raises:
+            TypeError: as the constructor.
+            ValueError: as the constructor, or a packed row that does not start at 0.
+        """
+        if isinstance(positions, Tensor) and positions.ndim == 2 and bool(positions[:, 0].any()):
+            raise ValueError("positions must start at 0 in every packed row.")
+        starts = positions == 0 if isinstance(positions, Tensor) else positions
+        return cls(starts.flatten().cumsum(0).sub(1).view(positions.shape))
+
+    def __len__(self) -> int:
+        """Return B, the number of rows that are packed."""
+        return len(self.mask)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(P, T)."""
+        return self.ids.shape
+
+    @property
+    def neighbour(self) -> int | None:
+        """A row that comes after another one in the same packed row; None where none does."""
+        for packed in self.ids:
+            held = packed[packed >= 0]
+            if len(held) and int(held[-1]) != int(held[0]):
+                return int(held[-1])
+        return None
+
+    def unpack(self, values: Tensor, *, fill: Any = 0) -> Tensor:
+        """Return (B, L, …) values, row by row, of packed (P, T, …) ones; gradients flow back.
+
+        Args:
+            values: of each position.
+            fill: what rows shorter than the longest, of L positions, are filled up with.
+
+        Raises:
+            ValueError: values that are not (P, T, …).
+        """
+        if values.shape[:2] != self.shape:
+            raise ValueError(
+                f"values must have the shape of the packed rows {tuple(self.shape)} first; got "
+                f"{tuple(values.shape)}."
+            )
+        if values.device not in self._copies:
+            self._copies[values.device] = (
+                self._places.to(values.device, non_blocking=True),
+                self.mask.to(values.device, non_blocking=True),
+            )
+        places, mask = self._copies[values.device]
+        rows = values.flatten(0, 1).index_select(0, places.flatten())
+        rows = rows.view(*places.shape, *values.shape[2:])
+        return torch.where(mask.view(*mask.shape, *[1] * (rows.ndim - 2)), rows, fill)
