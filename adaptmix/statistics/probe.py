@@ -239,13 +239,9 @@ class GradientProbe:
         for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
             total += part
 
-    @property
-    def _batch(self) -> MicroBatch | None:
-        """The micro-batch whose forward is running, be it for the first time or once more."""
-        return self._current if _recomputing() else self._upcoming
-
     def _refuse(self, layer: Layer) -> None:
-        if self._batch is not None:
+        # A call that is a checkpoint's second one belongs to the micro-batch in its backward.
+        if not _recomputing() or self._current is not None:
             self._parameters.refuse(layer.indices.values())
 
     def _on_call(
@@ -257,23 +253,25 @@ class GradientProbe:
         arrange_gradient: Arrange | None,
     ) -> None:
         """Follow one call of a layer; ``arrange`` puts its samples first where they are not."""
-        batch = self._batch
+        recomputing = _recomputing()
+        batch = self._current if recomputing else self._upcoming
         if batch is None:
             return
-        if not _recomputing():
+        if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
-            batch.uses.update(layer.indices.values())
+            for index in layer.indices.values():
+                batch.uses[index] += 1
         if not output.requires_grad:
             return
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
-        if not self._isolation_known and len(batch.first) < _FIRST and not _recomputing():
+        if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
             batch.first.append(output)
-        # On the output and not on the module, whose backward hooks forbid in-place activations.
         x = inputs[0] if arrange is None else arrange(inputs[0])
         with torch.no_grad(), _full_precision(x.device.type):
             kept = batch.keep(layer, x)
         size = len(x) if x.ndim else 0
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
         # In a list, to be taken out when it is used: hooks live as long as the graph does.
         hook = partial(self._on_backward, layer, batch, size, [kept], arrange_gradient)
         output.register_hook(hook)

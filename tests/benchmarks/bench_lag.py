@@ -99,6 +99,7 @@ def main() -> None:
         ("exact", 10, 50.0),
         ("norm", 10, 50.0),
         ("sketch", 5, 50.0),
+        ("sketch", 20, 50.0),
         ("sketch", 10, 25.0),
         ("sketch", 10, 100.0),
     ):
