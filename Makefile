@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test test-transformers-oldest lint check clean
+.PHONY: demo test test-transformers-oldest lint check bench clean
 
 demo: $(VENV)/.examples ## Train the example twice, print its table and write its picture
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -24,8 +24,11 @@ lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 
 check: lint test ## All that CI runs
 
+bench: $(VENV)-bench/.ready ## Measure statistics beside other packages; writes table and picture
+	$(VENV)-bench/bin/python -m tests.benchmarks.bench_statistics $(ARGS)
+
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 # torch comes first and exactly, so that no dependency can pull in another build of it.
 $(VENV)/.torch: constraints.txt
@@ -39,6 +42,15 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
+	touch $@
+
+# What adaptmix is compared with; without torchvision, which one of them asks for and does not need.
+$(VENV)-bench/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-bench/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable ".[examples,transformers]" einops unfoldNd opacus==1.6.0
+	$(VENV)-bench/bin/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
 	touch $@
 
 # The lower bounds of the extra "transformers"; TRL needs newer ones, so its tests are skipped.

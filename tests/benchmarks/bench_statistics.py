@@ -10,8 +10,8 @@ Accuracy: of one model's weights, at the start and after training, the standard 
 domains that a method finds on some batches, normalised to sum to one, are compared with the exact
 ones on the same batches.
 
-Run ``python -m tests.benchmarks.bench_statistics`` from the repository's root; it needs
-transformers, opacus and backpack-for-pytorch. It writes a table and a picture beside itself.
+Run ``make bench``, which installs what it compares with. It writes a table and a picture beside
+itself.
 """
 
 from __future__ import annotations
