@@ -217,8 +217,8 @@ class Controller:
             draw: what the loader yielded with the batch.
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
-            segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and ``noise``
-                has one term per drawn row, as from ``segments.unpack(logits)``.
+            segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
+                ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
 
         Raises:
             TypeError: losses or noise that are no tensors.

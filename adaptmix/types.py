@@ -109,6 +109,12 @@ class Weights:
         pi = vector("importance", importance, minimum=0.0)
         return cls(pi, np.ones_like(pi), pi)
 
+    def replaced(self, sampling: FloatArray, loss: FloatArray) -> Weights:
+        """Return weights of the same objective, whose arrays are neither copied nor checked."""
+        other = object.__new__(type(self))
+        other.__dict__.update(sampling=sampling, loss=loss, importance=self.importance)
+        return other
+
     @property
     def multipliers(self) -> FloatArray:
         """(K,) factor on each sample's loss, m = π · w / p; 0 where nothing is sampled."""

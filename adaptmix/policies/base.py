@@ -149,15 +149,29 @@ def within(stats: DomainStats, *, samples: float = 0.0) -> FloatArray:
     if samples == 0.0 and known.all():
         return variance
     both = known & (freedom > 0.0) & (square > 0.0)
+    if both.all():
+        return _leant(variance, square, freedom, samples)[0]
     if not both.any():
         return variance
-    part = np.divide(variance, square, out=np.zeros_like(square), where=both)
-    trust = np.where(both, np.where(freedom < np.inf, freedom, 1.0), 0.0)
-    mean = min(float(trust @ part / np.add.reduce(trust)), 1.0)
-    lean = np.divide(samples, freedom + samples, out=np.ones_like(square), where=both)
-    moved: FloatArray = square * (part + lean * (mean - part))
-    # An estimate that is exact stays to the last bit, as does one whose second moment is unknown.
-    return np.where(~known | (both & (lean > 0.0)), moved, variance)
+    leant, part = _leant(variance[both], square[both], freedom[both], samples)
+    filled: FloatArray = np.where(known, variance, square * part)
+    filled[both] = leant
+    return filled
+
+
+def _leant(
+    variance: FloatArray, square: FloatArray, freedom: FloatArray, samples: float
+) -> tuple[FloatArray, float]:
+    """Return variances whose part of the second moment leans on the mean part, and this part."""
+    part = variance / square
+    exact = freedom == np.inf if freedom.max() == np.inf else None
+    trust = freedom if exact is None else np.where(exact, 1.0, freedom)
+    mean = min(float(trust @ part) / float(trust.sum()), 1.0)
+    if samples == 0.0:
+        return variance, mean
+    moved: FloatArray = square * (part + (mean - part) * (samples / (freedom + samples)))
+    # An estimate that is exact stays to the last bit.
+    return moved if exact is None else np.where(exact, variance, moved), mean
 
 
 def moment(stats: DomainStats, sampler: str | None) -> FloatArray:

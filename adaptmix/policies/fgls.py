@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from adaptmix.checks import vector
 from adaptmix.policies.base import pooled
-from adaptmix.solvers import fgls_weights
+from adaptmix.solvers.fgls import weigh
 from adaptmix.types import Domains, DomainStats, Weights
 
 
@@ -38,6 +39,6 @@ class FGLS:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the weights for the noise estimated so far."""
         pi = state["importance"]
-        noise = pooled(stats.noise, stats.noise_count)
-        loss = fgls_weights(noise, importance=pi, sizes=state["sizes"])
+        noise = vector("noise", pooled(stats.noise, stats.noise_count), minimum=0.0)
+        loss = weigh(noise, state["sizes"] if self.use_sizes else None, pi)
         return Weights(pi, loss, pi), state

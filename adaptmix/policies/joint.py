@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import FloatArray, integer, number
+from adaptmix.checks import FloatArray, integer, number, vector
 from adaptmix.policies.base import floor_for, moment, moment_for, pooled
-from adaptmix.solvers import JointSolution, fgls_weights, joint_weights, neyman_shares
+from adaptmix.solvers.allocation import allocate
+from adaptmix.solvers.fgls import weigh
+from adaptmix.solvers.joint import solve
+from adaptmix.solvers.program import Program
+from adaptmix.solvers.waterfill import share_bounds
 from adaptmix.types import Domains, DomainStats, Weights
 
 # Updates that a curvature is averaged over, by how many samples each knows it from.
@@ -101,56 +105,53 @@ class Joint:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
         variance = moment(stats, self.sampler)
-        noise = pooled(stats.noise, stats.noise_count)
+        noise = vector("noise", pooled(stats.noise, stats.noise_count), minimum=0.0)
         if not variance.any():
             variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
-        loss, sampling = self._limit(variance, noise, stats, state)
+        floor = floor_for(self.lower, noise.size, self.batch_size)
+        bounds = share_bounds(floor, self.upper, noise.size)
+        limit = self._program(variance, noise, bounds, math.inf, stats, state)
+        loss, sampling = self._limit(limit)
         if self.use_sizes:
             steady, state = _steadied(variance, noise, stats, state)
-            whole = self._solve(steady, noise, stats, state, self.horizon or 1)
-            if state["evidence"].all() and whole.promises(loss, sampling) >= _WORTHWHILE:
-                loss, sampling = whole.loss, whole.sampling
+            if state["evidence"].all():
+                horizon = self.horizon or 1
+                whole = solve(self._program(steady, noise, bounds, horizon, stats, state))
+                if whole.promises(loss, sampling) >= _WORTHWHILE:
+                    loss, sampling = whole.loss, whole.sampling
         return Weights(sampling, loss, state["importance"]), state
 
-    def _limit(
-        self, variance: FloatArray, noise: FloatArray, stats: DomainStats, state: dict[str, Any]
-    ) -> tuple[FloatArray, FloatArray]:
+    def _limit(self, problem: Program) -> tuple[FloatArray, FloatArray]:
         """Return loss weights and shares for κ → 0, which have a closed form without a penalty."""
-        if self.bias_penalty > 0.0:
-            solution = self._solve(variance, noise, stats, state, math.inf)
+        if problem.penalty > 0.0:
+            solution = solve(problem)
             return solution.loss, solution.sampling
-        pi = state["importance"]
-        loss = fgls_weights(noise, importance=pi, sizes=state["sizes"])
-        scale = pi * loss * np.sqrt(variance)
-        lower = floor_for(self.lower, stats.num_domains, self.batch_size)
-        return loss, neyman_shares(scale, lower=lower, upper=self.upper)
+        pi = problem.importance
+        loss = weigh(problem.noise, problem.sizes if self.use_sizes else None, pi)
+        scale = pi * loss * np.sqrt(problem.grad_var)
+        return loss, allocate(scale, problem.lower, problem.upper)
 
-    def _solve(
+    def _program(
         self,
         variance: FloatArray,
         noise: FloatArray,
+        bounds: tuple[FloatArray, FloatArray],
+        horizon: float,
         stats: DomainStats,
         state: dict[str, Any],
-        horizon: float,
-    ) -> JointSolution:
-        """Return the whole program's solution."""
-        pi, batch_size = state["importance"], self.batch_size or 1
-        program: dict[str, Any] = {
-            "importance": pi,
-            "sizes": state["sizes"],
-            "batch_size": batch_size,
-            "horizon": horizon,
-            "lower": floor_for(self.lower, stats.num_domains, self.batch_size),
-            "upper": self.upper,
-        }
+    ) -> Program:
+        """Return the whole program; everything in it has been checked, or made, in range."""
+        pi, sizes = state["importance"], state["sizes"]
+        kappa = 1.0 / (self.batch_size or 1) / horizon
+        excess, penalty = np.zeros(pi.size), 0.0
         if self.bias_penalty > 0.0:
             variance, noise = _positive(variance), _positive(noise)
-            program["loss_mean"] = losses = pooled(stats.loss_mean, stats.loss_count)
+            losses = pooled(stats.loss_mean, stats.loss_count)
+            excess = losses - pi @ losses
             # The variance of proportional sampling, for a bias of the losses' root mean square.
-            spread = pi / state["sizes"] + 1.0 / batch_size / horizon
-            price = float((pi * variance) @ spread) / max(float(pi @ losses**2), _TINY)
-            program["bias_penalty"] = self.bias_penalty * price
-        return joint_weights(variance, noise, **program)
+            spread = float((pi * variance) @ (pi / sizes + kappa))
+            penalty = self.bias_penalty * spread / max(float(pi @ losses**2), _TINY)
+        return Program(variance, noise, pi, sizes, kappa, *bounds, excess, penalty)
 
 
 def _positive(values: FloatArray) -> FloatArray:
@@ -163,12 +164,11 @@ def _steadied(
 ) -> tuple[FloatArray, dict[str, Any]]:
     """Return v² as it follows from σ² and the averaged curvature, and the next state."""
     known = (variance > 0.0) & (noise > 0.0)
-    now = np.log(variance, where=known, out=np.zeros_like(variance))
-    now -= np.log(noise, where=known, out=np.zeros_like(noise))
-    # What was filled in for a domain that nobody has seen is used, and forgotten.
+    now = np.log(np.where(known, variance, 1.0)) - np.log(np.where(known, noise, 1.0))
+    # What was filled in for a domain that nobody has seen does not count.
     samples = np.where(np.isfinite(stats.noise), np.minimum(stats.count, _EXACT), 0.0)
     evidence = (1.0 - 1.0 / _MEMORY) * state["evidence"] + samples
-    step = np.divide(samples, evidence, out=np.ones_like(evidence), where=evidence > 0.0)
+    step = samples / np.maximum(evidence, _TINY)
     curvature = state["curvature"] + (now - state["curvature"]) * step
     steady = np.where(known, np.exp(curvature) * noise, variance)
     return steady, {**state, "curvature": curvature, "evidence": evidence}

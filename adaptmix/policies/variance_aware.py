@@ -9,7 +9,8 @@ import numpy as np
 
 from adaptmix.checks import FloatArray
 from adaptmix.policies.base import floor_for, moment, moment_for
-from adaptmix.solvers import neyman_shares
+from adaptmix.solvers.allocation import allocate
+from adaptmix.solvers.waterfill import share_bounds
 from adaptmix.types import Domains, DomainStats, Weights
 
 
@@ -71,4 +72,5 @@ class VarianceAware:
         floor = floor_for(self.lower, used.size, self.batch_size)
         # No variance anywhere: nothing to gain.
         scale = scale if scale.any() else used
-        return Weights(neyman_shares(scale, lower=floor, upper=self.upper), loss, importance)
+        lower, upper = share_bounds(floor, self.upper, used.size)
+        return Weights(allocate(scale, lower, upper), loss, importance)

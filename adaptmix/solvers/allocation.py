@@ -50,6 +50,11 @@ def neyman_shares(
     return water_fill(rate, lo, hi)
 
 
+def allocate(scale: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Return ``neyman_shares`` of (K,) scales and bounds that are known to be in range."""
+    return water_fill(_relative(scale), lower, upper)
+
+
 def allocation_residual(
     scale: ArrayLike,
     shares: ArrayLike,
@@ -91,12 +96,15 @@ def _program(
     scale: ArrayLike, lower: ArrayLike, upper: ArrayLike, cost: ArrayLike | None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Check the arguments; return a / √c relative to the largest a and smallest c, and bounds."""
-    rate = vector("scale", scale, minimum=0.0)
+    rate = _relative(vector("scale", scale, minimum=0.0))
     lo, hi = share_bounds(lower, upper, rate.size)
-    peak = rate.max()
-    if peak > 0.0:
-        rate /= peak
     if cost is not None:
         price = vector("cost", cost, size=rate.size, minimum=0.0, strict=True)
         rate /= np.sqrt(price / price.min())
     return rate, lo, hi
+
+
+def _relative(scale: FloatArray) -> FloatArray:
+    """Return scales relative to the largest."""
+    peak = scale.max()
+    return scale / peak if peak > 0.0 else scale

@@ -112,18 +112,24 @@ def joint_weights(
         >>> solution.loss, solution.sampling.round(3)
         (array([0.4, 1.6]), array([0.333, 0.667]))
     """
-    problem = program(
-        grad_var,
-        noise,
-        importance,
-        sizes,
-        batch_size,
-        horizon,
-        lower,
-        upper,
-        loss_mean,
-        bias_penalty,
+    return solve(
+        program(
+            grad_var,
+            noise,
+            importance,
+            sizes,
+            batch_size,
+            horizon,
+            lower,
+            upper,
+            loss_mean,
+            bias_penalty,
+        )
     )
+
+
+def solve(problem: Program) -> JointSolution:
+    """Return ``joint_weights`` of a program whose arguments are known to be in range."""
     multiplier, passes = problem.multiplier
     tilt = problem.tilt(multiplier)
     p = problem.shares(tilt)

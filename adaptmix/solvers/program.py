@@ -37,9 +37,22 @@ class Program:
     kappa: float
     lower: FloatArray
     upper: FloatArray
-    strength: FloatArray  # s_i = v_i / σ_i², relative to the largest
     excess: FloatArray  # L_i − Σ π L
     penalty: float
+
+    @cached_property
+    def strength(self) -> FloatArray:
+        """(K,) s_i = v_i / σ_i², relative to the largest."""
+        strength: FloatArray = np.sqrt(self.grad_var / max(self.grad_var.max(), _TINY))
+        quietest = self.noise.min()
+        if quietest > 0.0:
+            strength /= self.noise / quietest
+        else:
+            noisy = self.noise > 0.0
+            quietest = self.noise.min(where=noisy, initial=np.inf)
+            strength /= np.where(noisy, self.noise / quietest, _ZERO_NOISE)
+        strength /= max(strength.max(), _TINY)
+        return strength
 
     @property
     def finite_sizes(self) -> FloatArray:
@@ -71,8 +84,8 @@ class Program:
         """Return 1 / (1/n_i + κ'/p_i), what a domain's data and draws are worth; 0 at p_i = 0."""
         if self.kappa == 0.0:
             return np.where(shares > 0.0, self.sizes, 0.0)
-        with np.errstate(divide="ignore", over="ignore"):
-            return np.where(shares > 0.0, 1.0 / (1.0 / self.sizes + self.kappa / shares), 0.0)
+        with np.errstate(divide="ignore", over="ignore"):  # κ'/0 is infinite
+            return 1.0 / (1.0 / self.sizes + self.kappa / shares)
 
     def loss_weights(self, shares: FloatArray, tilt: FloatArray | float) -> FloatArray:
         """Return the loss weights that are optimal for given shares."""
@@ -80,9 +93,9 @@ class Program:
 
     def variance(self, loss: FloatArray, shares: FloatArray) -> float:
         """Return Σ π² w² v² (1/n + κ'/p)."""
-        used = loss > 0.0
-        error = (self.importance * loss) ** 2 * self.grad_var
-        return float((error[used] / self.samples(shares)[used]).sum())
+        # A domain without loss weight needs no samples.
+        samples = np.where(loss > 0.0, self.samples(shares), np.inf)
+        return float(((self.importance * loss) ** 2 * self.grad_var / samples).sum())
 
     def error(self, loss: FloatArray, shares: FloatArray) -> float:
         """Return the objective over the squared signal Σ π w h, which scales of w leave alone."""
@@ -121,7 +134,8 @@ class Program:
 
     def value(self, loss: FloatArray, shares: FloatArray) -> float:
         """Return the objective at weights."""
-        return self.variance(loss, shares) + self.penalty * self.bias(loss) ** 2
+        priced = self.penalty * self.bias(loss) ** 2 if self.penalty > 0.0 else 0.0
+        return self.variance(loss, shares) + priced
 
     def residual(self, loss: FloatArray, shares: FloatArray) -> float:
         """Return how far weights are from the optimality conditions, relative."""
@@ -178,13 +192,5 @@ def program(
             f"loss_mean must be given with bias_penalty > 0; got None with {penalty:g}. "
             "Pass the domains' mean losses."
         )
-    strength = np.sqrt(variance / max(variance.max(), _TINY))
-    if sigma.all():
-        strength /= sigma / sigma.min()
-    else:
-        noisy = sigma > 0.0
-        quietest = sigma.min(where=noisy, initial=np.inf)
-        strength /= np.where(noisy, sigma / quietest, _ZERO_NOISE)
-    strength /= max(strength.max(), _TINY)
     kappa = 1.0 / batch / steps
-    return Program(variance, sigma, pi, n, kappa, lo, hi, strength, excess, penalty)
+    return Program(variance, sigma, pi, n, kappa, lo, hi, excess, penalty)

@@ -11,6 +11,10 @@ from adaptmix.checks import FloatArray, number, vector
 
 # Bounds such as 1/K need not add up to exactly one in float64.
 _ROUNDING = 1e-12
+# Shares that miss their total by no more, relative, miss it by their own rounding.
+_SETTLED = 4.0 * np.finfo(np.float64).eps
+# Newton's method needs two to five steps, or is in trouble.
+_STEPS = 6
 
 
 def share_bounds(
@@ -67,10 +71,10 @@ def water_fill(
 ) -> FloatArray:
     """Return shares_i = clip(slope_i · (θ − threshold_i), lower_i, upper_i) that sum to ``total``.
 
-    The sum is piecewise linear in the level θ and never falls, so a binary search over its sorted
-    kinks finds the linear piece that holds θ, and interpolation between the piece's ends is
-    exact. Every evaluation sums non-negative terms: nothing cancels, whatever the range of the
-    slopes. O(K log K).
+    The sum is piecewise linear in the level θ and never falls. Mostly a few steps of Newton's
+    method find θ; failing that, a binary search over the sorted kinks finds the linear piece that
+    holds it, and interpolation between the piece's ends is exact. Every evaluation sums
+    non-negative terms: nothing cancels, whatever the range of the slopes. O(K log K).
 
     Domains of slope 0 come last: they keep ``lower`` until all others are at ``upper``, and what
     is left then is shared as evenly as their bounds allow. Where a slope is so steep that both
@@ -90,10 +94,14 @@ def water_fill(
         >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
         array([0.4, 0.4, 0.2])
     """
-    if np.ndim(threshold) == 0 and 0.0 < (steepness := slope.sum()) < np.inf:
-        free: FloatArray = slope / steepness * total
-        if (free >= lower).all() and (free <= upper).all():
-            return free
+    if 0.0 < (steepness := float(slope.sum())) < np.inf:
+        if isinstance(threshold, float):
+            free: FloatArray = slope / steepness * total
+            if (free >= lower).all() and (free <= upper).all():
+                return free
+        found = _by_newton(slope, lower, upper, threshold, total, steepness)
+        if found is not None:
+            return found
     if not slope.all():
         return _idle_last(slope, lower, upper, threshold, total)
     with np.errstate(over="ignore"):
@@ -132,6 +140,39 @@ def water_fill(
             top = fill_side(beyond)
     part = min(max((total - base) / (top - base), 0.0), 1.0) if top > base else 0.0
     return np.minimum(start + part * (share - start), share)
+
+
+def _by_newton(
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    threshold: FloatArray | float,
+    total: float,
+    steepness: float,
+) -> FloatArray | None:
+    """Return the shares if Newton's method finds their level to rounding in a few steps.
+
+    It starts where the level would be without bounds, and is exact as soon as a step stays on one
+    linear piece. None for what takes the kinks: jumps, slopes so steep that no level is fine
+    enough, and totals at the ends, where every share is exactly at its bound.
+    """
+    if not lower.sum() < total < upper.sum():
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        level = (total + float((slope * threshold).sum())) / steepness
+        for _ in range(_STEPS):
+            share = slope * (level - threshold)
+            np.minimum(share, upper, out=share)
+            np.maximum(share, lower, out=share)
+            missing = total - float(share.sum())
+            if abs(missing) <= _SETTLED * total:
+                return share
+            between = (lower < share) & (share < upper)
+            steepness = float(slope.dot(between))
+            if not steepness > 0.0:
+                return None
+            level += missing / steepness
+    return None
 
 
 def _idle_last(

@@ -10,8 +10,8 @@ Accuracy: of one model's weights, at the start and after training, the standard 
 domains that a method finds on some batches, normalised to sum to one, are compared with the exact
 ones on the same batches.
 
-Run ``make bench``, which installs what it compares with. It writes a table and a picture beside
-itself.
+Run ``make bench``, which installs what it compares with. It writes a table and a picture to
+``results``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.benchmarks.methods import METHODS, Method, Plain, Probe
 from tests.benchmarks.workloads import WORKLOADS, Workload
 
 CADENCE, BLOCK = 10, 10
-FOLDER = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
@@ -235,7 +235,6 @@ def picture(found: dict[str, dict[str, Result]], path: Path) -> None:
         panel.legend(fontsize=7)
     panels[0][0].set_ylabel("mean error of v after training, % (at least 0.001)")
     figure.tight_layout()
-    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -246,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batches", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -266,8 +265,9 @@ def main() -> None:
         lines += ["", f"{name}, batch {workload.size}, plain step {1e3 * seconds:.1f} ms", ""]
         lines += table(results)
         print("\n".join(lines[-len(results) - 4 :]), flush=True)
+    args.output.mkdir(exist_ok=True)
     (args.output / "statistics.md").write_text("\n".join(lines) + "\n")
-    picture(found, args.output / "pictures" / "statistics.png")
+    picture(found, args.output / "statistics.png")
 
 
 if __name__ == "__main__":

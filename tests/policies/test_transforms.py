@@ -162,6 +162,17 @@ def test_a_trust_region_is_exact_for_tiny_limits_too() -> None:
     )
 
 
+@pytest.mark.parametrize("limit", [5e-324, 1e-200, 1e-30])
+def test_a_trust_region_hardly_moves_for_limits_below_rounding(limit: float) -> None:
+    hollow = Domains(("a", "b"), [1, 1], [1.0, 1e-160])
+    for info, proposal in (
+        (INFO, PROPOSAL),
+        (hollow, Weights([0.0, 1.0], [0.0, 1e160], hollow.importance)),
+    ):
+        last = steps(TrustRegion(limit), info, proposal, 3)[-1]
+        np.testing.assert_allclose(last.sampling, info.importance, atol=1e-12)
+
+
 def test_a_trust_region_lets_domains_come_and_go() -> None:
     info = Domains(("a", "b"), [1, 1])
     stage = TrustRegion(0.05)

@@ -31,6 +31,19 @@ def test_shares_add_up_and_keep_their_bounds(size: int, data: st.DataObject) -> 
     assert (np.diff(steep[order])[same] >= -1e-15).all()
 
 
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from(["none", "few", "many"]))
+def test_the_kinks_find_what_newtons_method_finds(size: int, seed: int, bounds: str) -> None:
+    rng = np.random.default_rng(seed)
+    slope, threshold = rng.lognormal(0.0, 1.0, (2, size))
+    room = {"none": (0.0, 1.0), "few": (0.3 / size, 1.0), "many": (0.8 / size, 1.3 / size)}[bounds]
+    lower, upper = (np.full(size, bound) for bound in room)
+    found = water_fill(slope, lower, upper, threshold=threshold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adaptmix.solvers.waterfill._by_newton", lambda *_: None)
+        expected = water_fill(slope, lower, upper, threshold=threshold)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_equal_jumps_share_by_room() -> None:
     share = water_fill(
         np.array([1e200, 1e200, 1.0]),

@@ -92,28 +92,32 @@ class Shrink:
         variance = np.array([getattr(stats, field) for field in _FIELDS])
         variance[0] = within(stats, samples=self.samples)
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
-        shrunk = self._shrunk(variance, np.where(np.isfinite(variance), count, 0.0))
+        known = np.isfinite(variance) & (count > 0.0)
+        shrunk = self._shrunk(variance, np.where(known, count, 0.0), known)
         return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
 
-    def _shrunk(self, variance: FloatArray, weight: FloatArray) -> FloatArray:
+    def _shrunk(
+        self, variance: FloatArray, weight: FloatArray, known: NDArray[np.bool_]
+    ) -> FloatArray:
         """Return (fields, K) shrunk variances; a field without counts or variance stays."""
         exact = np.isinf(weight) if weight.max() == np.inf else None
         if exact is not None:
             # An exact estimate is still only one domain: it counts as much as the best other.
             weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
-        known = weight > 0.0
         with np.errstate(divide="ignore", invalid="ignore"):  # a field that stays comes out as NaN
             x = np.sqrt(np.maximum(np.where(known, variance, 0.0), 0.0))
             peak = _most(x)
             x /= peak
-            total = _sum(weight)
-            pool = _sum(weight * x) / total
-            away = pool - x
-            sampling, between = self._components(x, weight, total, away, _sum(known))
+            pull, total = weight * x, _sum(weight)
+            away = _sum(pull) / total - x
+            # The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c/n.
+            c = self._relative
+            sampling = c * _sum(np.square(pull) / (weight + c)) / total
+            between = _between(weight, total, away, (_sum(known) - 1.0) * sampling)
             evidence = weight * between
             # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
             first = x + away * (sampling / (evidence + sampling))
-            own = self._relative * np.square(first)
+            own = c * np.square(first)
             move = away * (own / (evidence + own))
             if exact is not None:
                 move[exact] = 0.0
@@ -124,24 +128,14 @@ class Shrink:
         """A deviation's relative variance after one sample: by the delta method, a quarter."""
         return self.samples / 4.0
 
-    def _components(
-        self,
-        x: FloatArray,
-        weight: FloatArray,
-        total: FloatArray,
-        away: FloatArray,
-        domains: FloatArray,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return s², the mean over domains, and τ², (fields, 1), for deviations x.
 
-        The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c / n.
-        """
-        c = self._relative
-        sampling = c * _sum(np.square(weight * x) / (weight + c)) / total
-        spread = total - _sum(np.square(weight)) / total
-        excess = _sum(weight * np.square(away)) - (domains - 1.0) * sampling
-        alone = (domains <= 1.0) | (spread <= 0.0)
-        return sampling, np.where(alone, 0.0, np.maximum(excess, 0.0) / spread)
+def _between(
+    weight: FloatArray, total: FloatArray, away: FloatArray, noise: FloatArray
+) -> FloatArray:
+    """Return τ², (fields, 1): the scatter of the deviations that their noise does not explain."""
+    spread = total - _sum(np.square(weight)) / total
+    excess = _sum(weight * np.square(away)) - noise
+    return np.where(spread > 0.0, np.maximum(excess, 0.0) / spread, 0.0)
 
 
 def _sum(values: NDArray[Any]) -> FloatArray:

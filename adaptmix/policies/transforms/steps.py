@@ -20,7 +20,7 @@ def step(
 ) -> tuple[Weights, dict[str, FloatArray]]:
     """Go ``part`` of the way to a proposal; none of it at 0 and exactly all of it at 1.
 
-    Lines keep Σ p = 1 and Σ π w = 1.
+    Lines keep Σ p = 1 and Σ π w = 1, so that what comes of weights needs no check.
 
     Returns:
         The weights there, and what to remember of them.
@@ -32,4 +32,5 @@ def step(
         loss = last["loss"] + part * (proposal.loss - last["loss"])
         # A share that fades with its loss weight may be rounded to 0 first.
         loss = np.where(sampling > 0.0, loss, 0.0)
-    return Weights(sampling, loss, proposal.importance), {"sampling": sampling, "loss": loss}
+    state = {"sampling": sampling.copy(), "loss": loss.copy()}
+    return proposal.replaced(sampling, loss), state

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from adaptmix.checks import FloatArray, number
 from adaptmix.policies.transforms.steps import start, step
@@ -18,8 +17,11 @@ from adaptmix.types import Domains, DomainStats, Weights
 _ALMOST = 1.0 - 2.0**-20
 # A share below the least normal number is rounding, and may go.
 _NOTHING = float(np.finfo(np.float64).tiny)
-# Larger than any finite divergence of shares, and not so large that it spoils the search.
-_INFINITE = 1e4
+# Newton's method squares its error, times 2**20 where a step almost takes a share away: after a
+# step this small, relative, only rounding is left.
+_SETTLED = 1e-11
+# Steps this small have divergences that rounding hides.
+_FAINT = 1e-16
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,53 @@ class TrustRegion:
     ) -> tuple[Weights, dict[str, Any]]:
         """Return weights within the limit, and remember them."""
         pi = weights.importance
-        last = np.stack((state["sampling"], pi * state["loss"]))
-        proposal = np.stack((weights.sampling, pi * weights.loss))
-        return step(state, weights, self._part(last, proposal))
+        lines = (
+            _Line(state["sampling"], weights.sampling),
+            _Line(pi * state["loss"], pi * weights.loss),
+        )
+        part = 1.0
+        # The longer one first: as far as it may go, the other one mostly may go too.
+        for line in sorted(lines, key=lambda line: -line.whole):
+            part = line.reach(self.limit, part)
+        return step(state, weights, part)
 
-    def _part(self, last: FloatArray, proposal: FloatArray) -> float:
-        """Return the largest t that the limit allows all of these shares, (2, K)."""
-        if self.limit == math.inf or np.array_equal(last, proposal):
-            return 1.0
+
+class _Line:
+    """The line q + t (q̂ − q) from shares to proposed ones, and D(t) = KL(q ‖ q + t (q̂ − q))."""
+
+    def __init__(self, last: FloatArray, proposal: FloatArray) -> None:
         held = last >= _NOTHING
-        share = np.where(held, last, 0.0)
-        change = np.divide(proposal, last, out=np.ones_like(last), where=held) - 1.0
-        fresh = np.where(held, 0.0, proposal).sum(axis=1)
-
-        def excess(t: float) -> float:
-            # KL = Σ q (x − log(1 + x)), x = t (q̂ / q − 1): no term is negative, so none cancel.
-            x = t * change
-            divergence = (share * (x - np.log1p(x))).sum(axis=1) + t * fresh
-            # It grows like t²: its root is nearly straight, and found in a few steps.
-            return math.sqrt(min(divergence.max(), _INFINITE)) - math.sqrt(self.limit)
-
+        self.fresh = 0.0  # what goes to domains that hold nothing
+        if not held.all():
+            self.fresh = float(proposal[~held].sum())
+            last, proposal = last[held], proposal[held]
+        self.share = last
+        self.change = proposal / last - 1.0
         with np.errstate(divide="ignore"):  # a share that goes is infinitely far
-            for t in (1.0, _ALMOST):
-                if excess(t) <= 0.0:
-                    return t
-        return float(brentq(excess, 0.0, _ALMOST, xtol=1e-15, rtol=1e-14))
+            self.whole = self.divergence(1.0, self.change)
+
+    def divergence(self, t: float, x: FloatArray) -> float:
+        """Return D(t) = Σ q (x − log(1 + x)), x = t (q̂ / q − 1): no term < 0, so none cancel."""
+        return float(self.share.dot(x - np.log1p(x))) + t * self.fresh
+
+    def reach(self, limit: float, most: float) -> float:
+        """Return the largest t ≤ most with D(t) ≤ limit."""
+        whole = self.whole if most == 1.0 else self.divergence(most, most * self.change)
+        if whole <= limit:
+            return most
+        most = min(most, _ALMOST)
+        moved = self.share * self.change
+
+        def nearer(t: float) -> float:
+            """Return where the tangent at t meets the limit: as D is convex, not before D does."""
+            x = t * self.change
+            slope = float(moved.dot(x / (1.0 + x))) + self.fresh
+            return min(max(t + (limit - self.divergence(t, x)) / slope, _FAINT), most)
+
+        # D(t) is near t² Σ q (q̂ / q − 1)² / 2. Tangents lead beyond the root, and down to it.
+        steepness = float(moved.dot(self.change)) / 2.0
+        start = min(max(math.sqrt(limit / max(steepness, limit)), _FAINT), most)
+        t, last = nearer(start), math.inf
+        while t < last * (1.0 - _SETTLED):
+            t, last = nearer(t), t
+        return t
