@@ -166,7 +166,7 @@ class DomainLossScaler:
         """
         table = _factors(weights, draw.domain_shares * lengths * micro_rows)
         factors = table.to(rows.values).index_select(0, domains)
-        return (factors * rows.values).sum(), factors
+        return factors.dot(rows.values), factors
 
     def multipliers(self, draw: Draw, weights: Weights, *, lengths: FloatArray) -> Tensor:
         """Return what each row's share of a mean over rows, or tokens, is multiplied by, (B,).

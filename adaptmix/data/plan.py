@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from adaptmix.data.permutation import Feistel, Table, permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
 from adaptmix.errors import LagError
 from adaptmix.types import MOMENTS
+
+# Steps that are drawn at once.
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +122,21 @@ class Plan:
         return self._history[max(start for start in self._history if start <= step)]
 
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
-        """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for."""
+        """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.
+
+        A few are drawn together, as far as the shares in force are known: one by one, in between
+        training steps that leave nothing of the drawing in the caches, each takes several times as
+        long.
+        """
+        drawing = self._draw(start, stop, size)
+        ahead: deque[StepRows] = deque()
+        for step in range(start, stop):
+            if not ahead:
+                known = self.completed + self.lag + 1 - step
+                ahead.extend(islice(drawing, max(1, min(_TOGETHER, known))))
+            yield ahead.popleft()
+
+    def _draw(self, start: int, stop: int, size: int) -> Iterator[StepRows]:
         sizes = self.mixture.sizes.tolist()
         orders: dict[tuple[int, int], Table | Feistel] = {}
         drawn = self._drawn[start]

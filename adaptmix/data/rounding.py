@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray
 
-# Shares come out of solvers with rounding errors of a few ulp; 3 − 1e-15 expected rows mean 3.
+# Shares come out of solvers with rounding errors of a few ulp: 3 − 1e-15 expected rows mean 3, and
+# 1e-15 none.
 _SNAP = 1e-9
 
 
@@ -36,7 +37,8 @@ def systematic_counts(expected: FloatArray, uniform: float) -> NDArray[np.int64]
     missing = round(float(expected.sum())) - int(whole.sum())
     if missing <= 0:
         return whole
-    fractions = np.maximum(expected - whole, 0.0)
+    fractions = expected - whole
+    fractions[fractions < _SNAP] = 0.0
     edges = np.cumsum(fractions * (missing / fractions.sum()))
     edges[int(np.flatnonzero(fractions)[-1]) :] = missing
     ticks = np.minimum(np.floor(edges + uniform), missing).astype(np.int64)

@@ -27,6 +27,7 @@ def expectations(draw: st.DrawFn) -> FloatArray:
 @given(expected=expectations(), uniform=UNIFORMS)
 @example(expected=np.full(4, 1.5), uniform=float(np.nextafter(1.0, 0.0)))
 @example(expected=np.array([0.1] * 10 + [0.0]), uniform=0.0)
+@example(expected=np.array([0.5, 0.5, 5e-12]), uniform=0.0)
 def test_counts_are_floors_or_ceilings_with_the_right_sum(
     expected: FloatArray, uniform: float
 ) -> None:
