@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Elements of a sample-wise product that are held at once: what is larger than a cache is made of
-# fresh pages each time, which cost more than the arithmetic.
+# Elements of a sample-wise product that are held at once on CPU: what is larger than a cache is made
+# of fresh pages each time, which cost more than the arithmetic.
 _CHUNK = 2**18
 # Up to so many buckets, a product with the projection, which is one pass over the values, takes no
 # longer than sums on CPU; on GPUs it never does.
@@ -16,7 +16,9 @@ _FEW = 16
 
 
 def rows_at_once(values: Tensor) -> int:
-    """Return how many samples of (b, ...) values to make products of at a time."""
+    """Return how many samples of (b, ...) values to make products of at a time: all on GPUs."""
+    if values.device.type != "cpu":
+        return max(1, len(values))
     return max(1, _CHUNK // max(1, values.shape[1:].numel()))
 
 
