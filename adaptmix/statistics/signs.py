@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Elements of a sample-wise product that are held at once on CPU: what is larger than a cache is made
-# of fresh pages each time, which cost more than the arithmetic.
+# Elements of a sample-wise product that are held at once on CPU: what is larger than a cache is
+# made of fresh pages each time, which cost more than the arithmetic.
 _CHUNK = 2**18
 # Up to so many buckets, a product with the projection, which is one pass over the values, takes no
 # longer than sums on CPU; on GPUs it never does.
