@@ -19,11 +19,12 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def accuracy(
                     truths[len(over)] = deviations(workload, model, METHODS["adaptmix exact"], over)
                 found = deviations(workload, model, METHODS[name], over)
                 relative = np.abs(found / truths[len(over)] - 1.0)
-                result.errors.setdefault(moment, []).extend(relative)
+                result.errors.setdefault(moment, []).extend(relative.tolist())
 
 
 def quartiles(values: list[float]) -> str:
@@ -254,25 +255,34 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    found, lines = (
-        {},
-        [
-            f"torch {torch.__version__}, CPU, 1 thread; {args.rounds} rounds; {args.seeds} seeds, "
-            f"{args.steps} training steps, {args.batches} batches"
-        ],
-    )
+    args.output.mkdir(exist_ok=True)
     for name in args.models:
         workload = WORKLOADS[name]
         results, seconds = cost(workload, args.rounds)
         results |= {k: v for k, v in cadence(workload, args.rounds).items() if k != "plain"}
         accuracy(workload, results, seeds=args.seeds, steps=args.steps, batches=args.batches)
-        found[name] = results
-        lines += ["", f"{name}, batch {workload.size}, plain step {1e3 * seconds:.1f} ms", ""]
-        lines += table(results)
-        print("\n".join(lines[-len(results) - 6 :]), flush=True)
-    args.output.mkdir(exist_ok=True)
-    (args.output / "statistics.md").write_text("\n".join(lines) + "\n")
-    picture(found, args.output / "statistics.png")
+        setup = (
+            f"{name}, batch {workload.size}, plain step {1e3 * seconds:.1f} ms; torch "
+            f"{torch.__version__}, CPU, 1 thread; {args.rounds} rounds; {args.seeds} seeds, "
+            f"{args.steps} training steps, {args.batches} batches"
+        )
+        print("\n".join([setup, "", *table(results)]), flush=True)
+        raw = {"setup": setup, "results": {k: asdict(v) for k, v in results.items()}}
+        (args.output / f"statistics-{name}.json").write_text(json.dumps(raw, indent=1))
+    report(args.output)
+
+
+def report(folder: Path) -> None:
+    """Write the table and the picture of all models that were measured so far."""
+    lines, found = [], {}
+    for name in WORKLOADS:
+        path = folder / f"statistics-{name}.json"
+        if path.is_file():
+            raw = json.loads(path.read_text())
+            found[name] = {key: Result(**value) for key, value in raw["results"].items()}
+            lines += [raw["setup"], "", *table(found[name]), ""]
+    (folder / "statistics.md").write_text("\n".join(lines))
+    picture(found, folder / "statistics.png")
 
 
 if __name__ == "__main__":
