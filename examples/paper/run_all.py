@@ -1,6 +1,6 @@
 """Run all experiments: ``python examples/paper/run_all.py`` writes a picture and a table for each.
 
-About ten minutes on two cores with 20 seeds; ``--quick`` takes two seeds to see that it works.
+Eleven minutes on one core with 20 seeds, less on more; ``--quick`` takes two seeds to see that it works.
 """
 
 from __future__ import annotations
