@@ -293,7 +293,9 @@ class Controller:
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
-            self._measurements.start_lengths(draw.domains.to(values.device), tokens)
+            domains = draw.domains.to(values.device, non_blocking=True)
+            self._measurements.start_lengths(domains, tokens)
+        factors = factors.to(loss.device, non_blocking=True)
         self._record(loss, draw, factors, values, tokens, noise)
 
     def _record(

@@ -137,7 +137,7 @@ class DomainLossScaler:
             number = rows.tokens.sum().clamp(min=1)
             total = rows.values.sum() / number
         else:
-            number = torch.tensor(len(rows.values), device=rows.values.device)
+            number = torch.full((), len(rows.values), device=rows.values.device)
             total = rows.values.mean()
         if accumulation > 1:
             total = total / accumulation
@@ -165,7 +165,7 @@ class DomainLossScaler:
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
         table = _factors(weights, draw.domain_shares * lengths * micro_rows)
-        factors = table.to(rows.values).index_select(0, domains)
+        factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
         return factors.dot(rows.values), factors
 
     def multipliers(self, draw: Draw, weights: Weights, *, lengths: FloatArray) -> Tensor:

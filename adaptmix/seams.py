@@ -121,7 +121,7 @@ class HeadSeam:
         if self._factors is None or not isinstance(output, Tensor) or not output.requires_grad:
             return output
         self._forwards += 1
-        scaled = scale_rows(output, self._factors.to(output.device))
+        scaled = scale_rows(output, self._factors.to(output.device, non_blocking=True))
         scaled.register_hook(self._on_backward)
         return scaled
 

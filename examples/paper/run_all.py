@@ -1,6 +1,7 @@
 """Run all experiments: ``python examples/paper/run_all.py`` writes a picture and a table for each.
 
-Eleven minutes on one core with 20 seeds, less on more; ``--quick`` takes two seeds to see that it works.
+Eleven minutes on one core with 20 seeds, less on more; ``--quick`` takes two seeds to see that it
+works.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Weighting:
         assert factors is not None
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
-        self._controller.observe(loss, draw, factors=factors.to(loss.device) * scale)
+        self._controller.observe(loss, draw, factors=factors * scale)
         self.recorded += 1
 
     def _check_scalar(self) -> None:

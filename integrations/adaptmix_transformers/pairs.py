@@ -66,7 +66,7 @@ class PairWeighting:
             log_probs = getattr(outputs, "log_probs", None)
             if torch.is_grad_enabled() and isinstance(log_probs, Tensor):
                 # The chosen answers come first, then the rejected ones.
-                both = factors.repeat(2).to(log_probs.device)
+                both = factors.repeat(2).to(log_probs.device, non_blocking=True)
                 outputs.log_probs = scale_rows(log_probs, both)
                 weighted.append(outputs.log_probs)
             return outputs
@@ -82,7 +82,7 @@ class PairWeighting:
                 "Use a TRL release that AdaptMixCallback is tested with."
             )
         loss = result[0] if isinstance(result, tuple) else result
-        self._controller.observe(loss, draw, factors=factors.to(loss.device) / len(draw))
+        self._controller.observe(loss, draw, factors=factors / len(draw))
         return result
 
     def check_step(self) -> None:

@@ -143,7 +143,7 @@ class HeadWeighting:
         result = native()
         self._head.close()
         loss = result[0] if isinstance(result, tuple) else result
-        self._controller.observe(loss, draw, factors=factors.to(loss.device) / len(draw))
+        self._controller.observe(loss, draw, factors=factors / len(draw))
         return result
 
     def check_step(self) -> None:
