@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
 from adaptmix.segments import Segments
 from adaptmix.statistics.coverage import Layer, ParameterMap
@@ -64,7 +64,7 @@ class MicroBatch(ABC):
     def __init__(self, parameters: ParameterMap, num_domains: int) -> None:
         self.uses: Counter[int] = Counter()  # layer calls by parameter
         self.calls: dict[Node, list[Node]] = {}  # graph nodes of layer inputs by that of the output
-        self.first: list[Tensor] = []  # outputs of the first calls
+        self.first: list[tuple[GradientEdge, torch.Size]] = []  # outputs of the first calls
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from adaptmix.errors import PackingWarning
 from adaptmix.segments import Segments
@@ -19,14 +20,16 @@ _SO = (
 
 
 def warn_unless_isolated(
-    segments: Segments, values: Tensor | None, outputs: Iterable[Tensor]
+    segments: Segments,
+    values: Tensor | None,
+    outputs: Iterable[tuple[GradientEdge, torch.Size]],
 ) -> bool:
     """Differentiate the loss of one packed sample, and see whether it depends on another's inputs.
 
     Args:
         segments: where the samples are.
         values: (B,) their own losses.
-        outputs: of the model's first layers.
+        outputs: of the model's first layers, by their place in the graph and their shape.
 
     Returns:
         Whether that is known now; not as long as no two samples share a row.
@@ -37,7 +40,7 @@ def warn_unless_isolated(
     sample = segments.neighbour
     if sample is None:
         return False
-    at = next((output for output in outputs if output.shape[:2] == segments.shape), None)
+    at = next((edge for edge, shape in outputs if shape[:2] == segments.shape), None)
     gradient = None if values is None or at is None else _gradient(values[sample], at)
     if gradient is None:
         message = f"It could not be checked whether packed samples see each other, {_SO}"
@@ -50,7 +53,7 @@ def warn_unless_isolated(
     return True
 
 
-def _gradient(value: Tensor, at: Tensor) -> Tensor | None:
+def _gradient(value: Tensor, at: GradientEdge) -> Tensor | None:
     try:
         (gradient,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)
     except RuntimeError:  # as reentrant checkpointing raises

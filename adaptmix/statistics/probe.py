@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.checks import choice, integer
@@ -266,7 +267,8 @@ class GradientProbe:
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
-            batch.first.append(output)
+            # Its place in the graph, for the output itself may be needed by nobody else.
+            batch.first.append((get_gradient_edge(output), output.shape))
         x = inputs[0] if arrange is None else arrange(inputs[0])
         with torch.no_grad(), _full_precision(x.device.type):
             kept = batch.keep(layer, x)

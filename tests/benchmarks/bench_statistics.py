@@ -223,6 +223,7 @@ def picture(found: dict[str, dict[str, Result]], path: Path) -> None:
     """Cost of a step that measures against the error after training, one panel per model."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(1, len(found), figsize=(4.2 * len(found), 4.0), squeeze=False)
     for panel, (model, results) in zip(panels[0], found.items(), strict=True):
@@ -237,6 +238,7 @@ def picture(found: dict[str, dict[str, Result]], path: Path) -> None:
             color = f"C{number}"
             panel.scatter(cost_percent, error, marker="o" if ours else "x", color=color, label=name)
         panel.set(xscale="log", yscale="log", title=model, xlabel="cost, % of a plain step")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.axhline(5.0, color="0.8", zorder=0)
         panel.legend(fontsize=7)
     panels[0][0].set_ylabel("mean error of v after training, % (at least 0.001)")

@@ -232,6 +232,18 @@ def test_what_is_kept_of_a_layer_goes_when_its_gradient_has_come(
     assert probe.collect() is not None
 
 
+def test_outputs_that_nobody_needs_are_not_kept_alive(estimator: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    probe = attached(model, estimator)
+    held: list[weakref.ref[Tensor]] = []
+    model[0].register_forward_hook(lambda _, __, output: held.append(weakref.ref(output)))
+    inputs, targets = data_of(5)
+    probe.arm(True, step=0)
+    loss = losses(model(inputs), targets).sum()
+    assert loss.requires_grad
+    assert [output() for output in held] == [None]
+
+
 def test_whole_gradients_are_sketched_by_the_projections_of_both_sides() -> None:
     """As those are that a registered rule returns."""
     model = Stack(nn.Embedding(30, 20), [], nn.Linear(20, 30, bias=False)).double()
