@@ -226,9 +226,7 @@ class Controller:
                 of another step, segments of other rows.
         """
         self._check_draw(draw)
-        if segments is not None:
-            losses, mask = self._scaler.unpacked(losses, draw, mask, segments)
-        rows = self._scaler.rows(losses, draw, mask)
+        rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         measurements = self._measurements
         measurements.start_lengths(domains, rows.tokens)

@@ -52,19 +52,30 @@ class DomainLossScaler:
     def __init__(self, unit: str) -> None:
         self.unit = unit
 
-    def rows(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> RowLosses:
+    def rows(
+        self,
+        losses: Tensor,
+        draw: Draw,
+        mask: Tensor | None,
+        segments: Segments | None = None,
+    ) -> RowLosses:
         """Reduce (B,) or (B, T, …) losses to one value per row.
 
         Args:
             losses: unreduced losses, rows first.
             draw: of this micro-batch.
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
+            segments: whose rows ``losses`` and ``mask`` are of, when they are packed, (P, T).
 
         Raises:
             TypeError: ``losses`` is no tensor.
             ValueError: a scalar, rows that are not the draw's, a mask of another shape, or one
-                loss per row with unit "token".
+                loss per row with unit "token", segments of another number of rows.
         """
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"losses must be a tensor; got {type(losses).__name__}.")
+        if segments is not None:
+            losses, mask = _unpacked(losses, draw, mask, segments)
         self._check(losses, draw, mask)
         flat = losses.reshape(len(draw), -1)
         flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
@@ -81,31 +92,7 @@ class DomainLossScaler:
             return RowLosses(totals / flat.shape[1], tokens)
         return RowLosses(totals / tokens.clamp(min=1), tokens)
 
-    def unpacked(
-        self, losses: Tensor, draw: Draw, mask: Tensor | None, segments: Segments
-    ) -> tuple[Tensor, Tensor]:
-        """Return (B, L) losses of the rows that were drawn, and their mask, of packed (P, T) ones.
-
-        Raises:
-            ValueError: segments of another number of rows, or losses or a mask of another shape.
-        """
-        if len(segments) != len(draw):
-            raise ValueError(
-                f"segments must be of the draw's {len(draw)} rows; got {len(segments)}. Number "
-                "them in the order of the draw, and pack all of them."
-            )
-        for name, values in (("losses", losses), ("mask", mask)):
-            if values is not None and values.shape != segments.shape:
-                raise ValueError(
-                    f"{name} must have the shape of the packed rows {tuple(segments.shape)}; got "
-                    f"{tuple(values.shape)}. Reshape (P·T,) losses to (P, T)."
-                )
-        kept = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.bool()
-        return segments.unpack(losses), segments.unpack(kept, fill=False)
-
     def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
-        if not isinstance(losses, Tensor):
-            raise TypeError(f"losses must be a tensor; got {type(losses).__name__}.")
         if losses.ndim == 0:
             raise ValueError(
                 "losses must have one entry per row, shape (B,) or (B, T); got a scalar. "
@@ -178,6 +165,25 @@ class DomainLossScaler:
         """
         shares = draw.domain_shares
         return _factors(weights, shares * lengths / float(shares @ lengths))[draw.domains]
+
+
+def _unpacked(
+    losses: Tensor, draw: Draw, mask: Tensor | None, segments: Segments
+) -> tuple[Tensor, Tensor]:
+    """Return (B, L) losses of the rows that were drawn, and their mask, of packed (P, T) ones."""
+    if len(segments) != len(draw):
+        raise ValueError(
+            f"segments must be of the draw's {len(draw)} rows; got {len(segments)}. Number "
+            "them in the order of the draw, and pack all of them."
+        )
+    for name, values in (("losses", losses), ("mask", mask)):
+        if values is not None and values.shape != segments.shape:
+            raise ValueError(
+                f"{name} must have the shape of the packed rows {tuple(segments.shape)}; got "
+                f"{tuple(values.shape)}. Reshape (P·T,) losses to (P, T)."
+            )
+    kept = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.bool()
+    return segments.unpack(losses), segments.unpack(kept, fill=False)
 
 
 def _factors(weights: Weights, divisor: FloatArray) -> Tensor:

@@ -32,12 +32,7 @@ class Segments:
     """
 
     def __init__(self, ids: Tensor) -> None:
-        if not isinstance(ids, Tensor) or ids.is_floating_point():
-            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise TypeError(f"ids must be a tensor of integers; got {kind}.")
-        if ids.ndim != 2 or not ids.numel():
-            raise ValueError(f"ids must have shape (P, T), not empty; got {tuple(ids.shape)}.")
-        self.ids = ids.detach().long().cpu()
+        self.ids = _on_host("ids", ids)
         flat = self.ids.flatten()
         if int(flat.min()) < -1:
             raise ValueError(f"ids must be at least −1, which is no row; got {int(flat.min())}.")
@@ -65,10 +60,10 @@ class Segments:
             TypeError: as the constructor.
             ValueError: as the constructor, or a packed row that does not start at 0.
         """
-        if isinstance(positions, Tensor) and positions.ndim == 2 and bool(positions[:, 0].any()):
+        host = _on_host("positions", positions)
+        if host[:, 0].any():
             raise ValueError("positions must start at 0 in every packed row.")
-        starts = positions == 0 if isinstance(positions, Tensor) else positions
-        return cls(starts.flatten().cumsum(0).sub(1).view(positions.shape))
+        return cls((host == 0).flatten().cumsum(0).sub(1).view(host.shape))
 
     def __len__(self) -> int:
         """Return B, the number of rows that are packed."""
@@ -112,3 +107,13 @@ class Segments:
         rows = values.flatten(0, 1).index_select(0, places.flatten())
         rows = rows.view(*places.shape, *values.shape[2:])
         return torch.where(mask.view(*mask.shape, *[1] * (rows.ndim - 2)), rows, fill)
+
+
+def _on_host(name: str, values: Any) -> Tensor:
+    """Return (P, T) int64 values on the CPU, after checking what they are."""
+    if not isinstance(values, Tensor) or values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a tensor of integers; got {kind}.")
+    if values.ndim != 2 or not values.numel():
+        raise ValueError(f"{name} must have shape (P, T), not empty; got {tuple(values.shape)}.")
+    return values.detach().long().cpu()

@@ -23,12 +23,13 @@ Row = list[int]
 class Attention(nn.Module):
     """A causal language model over (P, T) tokens; ``ids`` keep segments from seeing each other."""
 
-    def __init__(self, *, convolved: bool = False) -> None:
+    def __init__(self, *, convolved: bool = False, pooled: bool = False) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(V, WIDTH), nn.Embedding(T, WIDTH)
         self.norm, self.scale = nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)
         self.qkv, self.head = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, V)
         self.convolution = nn.Conv1d(T, T, 1) if convolved else None
+        self.pool = nn.Sequential(nn.Linear(WIDTH, T), nn.LayerNorm(T)) if pooled else None
 
     def forward(self, tokens: Tensor, positions: Tensor, ids: Tensor | None) -> Tensor:
         x = self.words(tokens) + self.places(positions)
@@ -40,6 +41,8 @@ class Attention(nn.Module):
         x = x + F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         if self.convolution is not None:
             x = x + self.convolution(x)
+        if self.pool is not None:
+            x = x + self.pool(x.mean(1)).unsqueeze(2)
         logits: Tensor = self.head(self.scale(x))
         return logits
 
@@ -95,7 +98,8 @@ def sums_of(
     sums = probe.collect()
     probe.detach()
     assert sums is not None
-    assert probe.coverage.share == 1.0 or model.convolution is not None
+    mixes = model.convolution is not None or model.pool is not None
+    assert (probe.coverage.share == 1.0) != mixes
     return sums
 
 
@@ -127,10 +131,14 @@ def test_that_it_cannot_be_checked_is_warned_of() -> None:
         probe.expect(torch.zeros(len(segments)).long(), torch.ones(8), loss, segments=segments)
 
 
-def test_layers_that_mix_positions_are_not_seen() -> None:
+@pytest.mark.parametrize(
+    ("mixing", "kinds"), [("convolved", "Conv1d"), ("pooled", "LayerNorm, Linear")]
+)
+def test_layers_that_mix_positions_are_not_seen(mixing: str, kinds: str) -> None:
+    """Pooled outputs are (P, T) too, though not of positions."""
     torch.manual_seed(0)
-    model = Attention(convolved=True).double()
-    with pytest.warns(CoverageWarning, match="Conv1d"), pytest.warns(PackingWarning):
+    model = Attention(**{mixing: True}).double()
+    with pytest.warns(CoverageWarning, match=kinds), pytest.warns(PackingWarning):
         sums_of(model, "sketch", some_rows(), packed=True)
 
 
@@ -225,10 +233,17 @@ def test_bad_ids(ids: object, kind: type[Exception], message: str) -> None:
         Segments(ids)  # type: ignore[arg-type]
 
 
+def test_positions_are_checked_as_ids_are() -> None:
+    with pytest.raises(TypeError, match="positions must be a tensor of integers; got list"):
+        Segments.from_positions([[0, 1]])  # type: ignore[arg-type]
+
+
 def test_losses_that_do_not_fit() -> None:
     controller = Controller(Mixture({"a": [1, 2], "b": [3, 4]}), policy="static")
     _, draw = next(iter(controller.loader(2, steps=1)))
     segments = Segments(torch.tensor([[0, 1, 1]]))
+    with pytest.raises(TypeError, match="losses must be a tensor; got list"):
+        controller.loss([[1.0, 2.0, 3.0]], draw, segments=segments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="losses must have the shape of the packed rows"):
         controller.loss(torch.ones(3), draw, segments=segments)
     with pytest.raises(ValueError, match="mask must have the shape of the packed rows"):

@@ -110,14 +110,10 @@ class MicroBatch(ABC):
         """Return whether the samples, packed or not, are what a call's input and output are of."""
         if self._segments is None:
             return gradient.ndim > 0 and size == len(gradient) == len(self._domains)
-        if (
-            not getattr(layer.rule, "by_position", False)
-            or gradient.shape[:2] != self._segments.shape
-        ):
-            return False
-        return size == len(gradient) and not (
-            isinstance(layer.rule, Factored) and gradient.ndim > 3
-        )
+        # Positions and features; a weight's rule knows one dim of positions only.
+        dims = gradient.ndim == 3 if isinstance(layer.rule, Factored) else gradient.ndim >= 3
+        packed = dims and size == len(gradient) and gradient.shape[:2] == self._segments.shape
+        return packed and bool(getattr(layer.rule, "by_position", False))
 
     def _by_sample(self, values: Tensor) -> Tensor:
         """Return (B, …) values of samples that may be packed."""

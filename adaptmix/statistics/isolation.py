@@ -43,13 +43,13 @@ def warn_unless_isolated(
     at = next((edge for edge, shape in outputs if shape[:2] == segments.shape), None)
     gradient = None if values is None or at is None else _gradient(values[sample], at)
     if gradient is None:
-        message = f"It could not be checked whether packed samples see each other, {_SO}"
-        warnings.warn(message, PackingWarning, stacklevel=4)
-        return True
-    others = (segments.ids != sample).to(gradient.device)
-    if bool(gradient.flatten(2).abs().amax(2)[others].any()):
-        message = f"Samples that are packed together see each other, {_SO}"
-        warnings.warn(message, PackingWarning, stacklevel=4)
+        found = "It could not be checked whether packed samples see each other"
+    else:
+        others = (segments.ids != sample).to(gradient.device)
+        if not gradient.flatten(2).abs().amax(2)[others].any():
+            return True
+        found = "Samples that are packed together see each other"
+    warnings.warn(f"{found}, {_SO}", PackingWarning, stacklevel=4)
     return True
 
 

@@ -173,7 +173,6 @@ class Normalisation:
         channels_first: bool = False,
     ) -> None:
         self._normalised = normalised
-        self._channels_first = channels_first
         self.by_position = not channels_first
 
     def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
@@ -182,7 +181,7 @@ class Normalisation:
         if x.ndim <= own:
             return {}
         normalised = self._normalised(module, x)
-        first = 2 if self._channels_first else 1
+        first = 1 if self.by_position else 2
         positions = tuple(range(first, first + g.ndim - 1 - own))
 
         def total(gradient: Tensor) -> Tensor:
