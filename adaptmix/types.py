@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from adaptmix.checks import FloatArray, vector
 
-# How rows are drawn, and the statistic that the gradient's variance is then made of.
-MOMENTS = {"stratified": "grad_var", "multinomial": "grad_sq"}
+# How the domains of a step's rows are drawn.
+SAMPLERS = ("stratified", "multinomial")
 
 # Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
 _SIMPLEX_TOLERANCE = 1e-6

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray, number
-from adaptmix.policies.base import within
+from adaptmix.moments import within
 from adaptmix.types import Domains, DomainStats
 
 # Variances, and the count of the samples each is made of.
@@ -43,7 +43,7 @@ class Shrink:
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
     themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
-    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``base.within``):
+    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``moments.within``):
     single rows tell no variance, yet their own length tells more than the other domains do.
 
     Args:
