@@ -51,3 +51,21 @@ def predicted_gain(
 ) -> float:
     """Return how many times quieter the best shares are than sampling by importance."""
     return variance_ratio(weights.importance, weights, stats, rows=rows, sampler=sampler)
+
+
+def sampling_gain(
+    weights: Weights, stats: DomainStats, *, rows: int | None = None, sampler: str = "stratified"
+) -> float:
+    """Return the gradient's variance under proportional sampling over that under ``weights``.
+
+    Above 1 the weights' shares make the gradient quieter, below 1 noisier.
+    """
+    if np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all():
+        return 1.0
+    used = weights.importance * weights.loss
+    variance = StepVariance.of(used, stats, rows=rows, sampler=sampler)
+    before, after = (
+        variance.at(variance.row_shares(shares))
+        for shares in (weights.importance, weights.sampling)
+    )
+    return before / after if after > 0.0 else 1.0

@@ -17,6 +17,8 @@ from adaptmix.types import DomainStats
 
 # A count this near to a whole number is one, as in the rounding of the plan.
 _SNAP = 1e-9
+# Parts of ‖μ‖² that may count where domains with like mean gradients take turns.
+_PARTS = (0.3, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +90,26 @@ class StepVariance:
     def best(self, lower: FloatArray, upper: FloatArray) -> FloatArray:
         """Return the (K,) shares of rows, within bounds, that make the variance least.
 
-        Counts beyond 1 are taken as E[1/n] = 1/b, and covariances as 0.
+        Counts beyond 1 are taken as E[1/n] = 1/b. Covariances cancel part of what mean gradients
+        that are alike add to s², so where they are known, parts of ‖μ‖² are tried.
         """
         if self.sampler == "multinomial":
             return allocate(self.uncentred, lower, upper)
         if self.rows is None:
             return allocate(self.within, lower, upper)
-        return allocate(self.within, lower, upper, uncentred=self.uncentred, rows=self.rows)
+        found = self._filled(1.0, lower, upper)
+        if self.products is None or (self.rows * found >= 1.0 - _SNAP).all():
+            return found
+        others = [self._filled(part, lower, upper) for part in _PARTS]
+        return min((found, *others), key=self.at)
+
+    def _filled(self, part: float, lower: FloatArray, upper: FloatArray) -> FloatArray:
+        """Return the best shares when only a part of ‖μ‖² counts."""
+        uncentred = self.uncentred
+        if part < 1.0:
+            uncentred = np.sqrt(part * uncentred**2 + (1.0 - part) * self.within**2)
+            uncentred = np.maximum(uncentred, self.within)
+        return allocate(self.within, lower, upper, uncentred=uncentred, rows=self.rows)
 
     def at(self, row_shares: FloatArray) -> float:
         """Return the variance when rows have these (K,) shares."""

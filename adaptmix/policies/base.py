@@ -98,3 +98,17 @@ def sampler_of(sampler: str | None) -> str:
         ValueError: an unknown sampler.
     """
     return choice("sampler", sampler or "stratified", SAMPLERS)
+
+
+def cautions(policy: Any) -> list[str]:
+    """Return what the parts of a policy have to say to whoever chooses them.
+
+    A policy says it in an attribute ``caution``; empty when there is nothing to say.
+    """
+    if isinstance(policy, tuple):
+        return [caution for part in policy for caution in cautions(part)]
+    if not is_dataclass(policy) or isinstance(policy, type):
+        return []
+    own = getattr(policy, "caution", "")
+    parts = [getattr(policy, field.name) for field in fields(policy)]
+    return [own] * bool(own) + [caution for part in parts for caution in cautions(part)]

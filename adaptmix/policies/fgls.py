@@ -10,6 +10,11 @@ from adaptmix.moments import pooled
 from adaptmix.solvers.fgls import weigh
 from adaptmix.types import Domains, DomainStats, Weights
 
+SIZES_CAUTION = (
+    "use_sizes=True turns domains with few rows down, however much they matter; it is right only "
+    "where all domains share one optimum."
+)
+
 
 @dataclass(frozen=True)
 class FGLS:
@@ -36,6 +41,15 @@ class FGLS:
     use_sizes: bool = False
 
     requires = frozenset({"noise"})
+
+    @property
+    def caution(self) -> str:
+        """What to know before choosing it."""
+        unit = (
+            "loss weights answer to noise, so every domain's targets must be in one unit; a domain "
+            "with larger numbers would be all but switched off."
+        )
+        return f"{unit} {SIZES_CAUTION}" if self.use_sizes else unit
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: importance and the sizes to go by."""

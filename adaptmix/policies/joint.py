@@ -11,6 +11,7 @@ import numpy as np
 from adaptmix.checks import FloatArray, integer, number, vector
 from adaptmix.moments import moments, pooled
 from adaptmix.policies.base import sampler_of
+from adaptmix.policies.fgls import FGLS
 from adaptmix.policies.quiet import check_bounds, quietest
 from adaptmix.solvers.fgls import weigh
 from adaptmix.solvers.joint import solve
@@ -81,6 +82,11 @@ class Joint:
         """The noise, the gradients' moments, and losses where bias has a price."""
         losses = {"loss_mean"} if self.bias_penalty > 0.0 else set()
         return frozenset({"grad_sq", "noise", *losses})
+
+    @property
+    def caution(self) -> str:
+        """What to know before choosing it."""
+        return FGLS(use_sizes=self.use_sizes).caution
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: importance and the sizes to go by."""
