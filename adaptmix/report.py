@@ -35,7 +35,7 @@ def report(
         observing: whether the weights are only proposed, and others are trained with.
     """
     header = ("domain", "seen", "share", "was", "loss weight", "grad std", "loss")
-    rows = [
+    table = [
         (
             name,
             f"{stats.seen[i]:.0f}",
@@ -47,13 +47,13 @@ def report(
         )
         for i, name in enumerate(names)
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
     lines = [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in (header, *rows)
+        for row in (header, *table)
     ]
     gain = sampling_gain(weights, stats, rows=rows, sampler=sampler)
     moved = np.abs(weights.loss - 1.0).max()
