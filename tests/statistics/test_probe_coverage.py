@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptmix.errors import CoverageWarning, SeamError
+from adaptmix.statistics import rules
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.probe import GradientProbe
-from adaptmix.statistics.rules import RULES, register_rule
+from adaptmix.statistics.rules import register_rule
 from tests.statistics.cases import (
     B,
     K,
@@ -219,7 +220,7 @@ def test_what_has_no_rule_is_known_before_training() -> None:
 def test_a_registered_rule_makes_a_type_seen(
     monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:
-    monkeypatch.setitem(RULES, Gain, None)
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     register_rule(Gain)(lambda _, x, g: {"gain": (x * g).sum(1)})
     model, data = stack(Gain(8)).double(), tokens()
     probe = attached(model, estimator)
@@ -230,7 +231,7 @@ def test_a_registered_rule_makes_a_type_seen(
 def test_a_rule_that_returns_the_wrong_shape_is_named(
     monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:
-    monkeypatch.setitem(RULES, Gain, None)
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     register_rule(Gain)(lambda _, x, g: {"gain": x * g})
     model = stack(Gain(8))
     with pytest.raises(ValueError, match=r"shape \(b, \*\(8,\)\); got \(7, 6, 8\)"):
