@@ -101,7 +101,8 @@ def main() -> None:
     base = np.array(times["plain"])
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, 1 thread, "
-        f"{args.model}, {args.steps} steps of {args.batch_size} x {LENGTH} tokens, {args.rounds} rounds; "
+        f"{args.model}, {args.steps} steps of {args.batch_size} x {LENGTH} tokens, "
+        f"{args.rounds} rounds; "
         f"plain run {np.median(base):.1f} s"
     )
     print("| run | time / plain run | quartiles |\n|---|---|---|")
