@@ -30,6 +30,8 @@ from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
 
 _MODES = ("adapt", "observe")
+# Up to so many, inner products between domains cost less than anything else in an update.
+_GRAM_DOMAINS = 256
 
 
 class Controller:
@@ -106,6 +108,7 @@ class Controller:
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
+            gram=self._reads_gram(sampler),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -545,6 +548,11 @@ class Controller:
     def _arm(self) -> None:
         if self._measurements.probe is not None:
             self._measurements.probe.arm(self.observing, step=self.completed)
+
+    def _reads_gram(self, sampler: str) -> bool:
+        """Return whether (K, K) sums are read: by the policy, or for a small predicted gain."""
+        by_gain = sampler == "multinomial" and len(self.mixture.domains) <= _GRAM_DOMAINS
+        return by_gain or "grad_gram" in self._steering.requires
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):

@@ -119,9 +119,9 @@ class Steering:
         """The statistics the policy reads; while it is to be chosen, those of either choice."""
         if self._bound is not None:
             return self._bound.requires
-        choices = (_WITH_NOISE, _WITHOUT_NOISE) if self._declared is None else ()
-        chosen = (bind(named(name), **self._run) for name in choices)
-        return frozenset().union(*(policy.requires for policy in chosen))
+        choices = [named(_WITH_NOISE), named(_WITHOUT_NOISE)]
+        either = choices if self._declared is None else [self._declared]
+        return frozenset().union(*(bind(policy, **self._run).requires for policy in either))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from adaptmix import (
     Controller,
+    Domains,
     DomainStats,
     LagError,
     MissingStatisticError,
@@ -353,3 +355,40 @@ def test_samples_are_checked(samples: Tensor, error: type[Exception], message: s
     _, draw = next(iter(controller.loader(8)))
     with pytest.raises(error, match=message):
         controller.loss(torch.ones(8, requires_grad=True), draw, samples=samples)
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.TooFewRowsWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
+def test_100_000_domains_need_no_products_between_each_two(tmp_path: Path) -> None:
+    """0.1 asked for 74.5 GiB in the constructor."""
+    labels = np.arange(200_000) % 100_000
+    rows = TensorDataset(torch.randn(200_000, 2), torch.randn(200_000))
+    controller, net = Controller(Mixture.from_labels(rows, labels.tolist())), nn.Linear(2, 1)
+    controller.watch(net)
+    for (inputs, targets), draw in controller.loader(8, steps=12):
+        losses = (net(inputs)[:, 0] - targets).square()
+        controller.loss(losses, draw).backward()
+        controller.step()
+    assert "grad_sq" in controller.statistics.supplied()
+    assert controller.statistics.grad_gram is None
+    save(controller.state_dict(), tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").stat().st_size < 100e6
+
+
+def test_a_policy_that_reads_inner_products_gets_them() -> None:
+    class Aligned:
+        requires = frozenset({"grad_gram"})
+
+        def init(self, domains: Domains) -> Any:
+            return {"importance": domains.importance}
+
+        def update(self, stats: DomainStats, state: Any) -> tuple[Weights, Any]:
+            assert stats.grad_gram is not None
+            seen.append(stats.grad_gram)
+            return Weights.proportional(state["importance"]), state
+
+    seen: list[Any] = []
+    controller, net = Controller(runs.mixture(), policy=Aligned()), runs.model()
+    controller.watch(net)
+    runs.Run(controller, net, steps=24, with_noise=False).train()
+    assert seen[-1].shape == (3, 3)

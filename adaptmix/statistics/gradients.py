@@ -42,6 +42,14 @@ class GradientSums:
         """Return every tensor, in a fixed order, for summing in place over batches or ranks."""
         return [self.count, self.square, self.skipped, *self.vectors]
 
+    def norms(self) -> Tensor:
+        """Return the (K,) float64 squared norms of the summed gradients, grad²."""
+        total = torch.zeros_like(self.count)
+        for vector in self.vectors:
+            for columns in torch.split(vector.flatten(1), _GRAM_COLUMNS, dim=1):
+                total += torch.linalg.vector_norm(columns, dim=1, dtype=torch.float64).square()
+        return total
+
     def gram(self) -> Tensor:
         """Return the (K, K) float64 inner products of the summed gradients, grad²."""
         K = self.count.numel()
