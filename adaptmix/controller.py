@@ -22,7 +22,7 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.seams import BackwardProof
-from adaptmix.segments import Segments
+from adaptmix.segments import Segments, sample_numbers
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
@@ -30,6 +30,8 @@ from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
 
 _MODES = ("adapt", "observe")
+# Up to so many, inner products between domains cost less than anything else in an update.
+_GRAM_DOMAINS = 256
 
 
 class Controller:
@@ -107,6 +109,7 @@ class Controller:
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
+            gram=self._reads_gram(sampler),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -207,6 +210,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -220,8 +224,14 @@ class Controller:
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
             segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
                 ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
+            samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
+                as for pairs or several crops: the row of the draw that each is of.
+                ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
+                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
+                keeps one entry per drawn row.
 
         Raises:
+            SeamError: the model ran other rows than ``samples``, or the draw, tells.
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
                 of another step, segments of other rows.
@@ -240,7 +250,7 @@ class Controller:
             lengths=measurements.lengths,
             micro_rows=self._layout.process_rows,
         )
-        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
+        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
         return total
@@ -269,6 +279,7 @@ class Controller:
         losses: Tensor | None = None,
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -280,8 +291,10 @@ class Controller:
             losses: as for ``loss``; unknown when None.
             mask: as for ``loss``.
             noise: as for ``loss``.
+            samples: as for ``loss``.
 
         Raises:
+            SeamError: as ``loss`` does.
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
@@ -293,7 +306,7 @@ class Controller:
             domains = draw.domains.to(values.device, non_blocking=True)
             self._measurements.start_lengths(domains, tokens)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples)
 
     def _record(
         self,
@@ -304,7 +317,9 @@ class Controller:
         tokens: Tensor,
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> None:
+        samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
@@ -312,7 +327,9 @@ class Controller:
         measurements = self._measurements
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
-            measurements.probe.expect(domains, factors, total, segments=segments, values=values)
+            measurements.probe.expect(
+                domains, factors, total, segments=segments, samples=samples, values=values
+            )
         self._micro += 1
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
@@ -545,6 +562,11 @@ class Controller:
     def _arm(self) -> None:
         if self._measurements.probe is not None:
             self._measurements.probe.arm(self.observing, step=self.completed)
+
+    def _reads_gram(self, sampler: str) -> bool:
+        """Return whether (K, K) sums are read: by the policy, or for a small predicted gain."""
+        by_gain = sampler == "multinomial" and len(self.mixture.domains) <= _GRAM_DOMAINS
+        return by_gain or "grad_gram" in self._steering.requires
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):

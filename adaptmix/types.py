@@ -162,6 +162,8 @@ class DomainStats:
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
+        grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
+            when left out.
         tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
             moments are divided to become a row's; ones, for unit "sample", when left out.
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
@@ -182,6 +184,7 @@ class DomainStats:
     grad_freedom: FloatArray
     grad_sq: FloatArray
     grad_mean_sq: FloatArray
+    grad_mean_pairs: FloatArray
     tokens_per_row: FloatArray
     grad_gram: FloatArray | None
 
@@ -200,6 +203,7 @@ class DomainStats:
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
         grad_mean_sq: ArrayLike | None = None,
+        grad_mean_pairs: ArrayLike | None = None,
         tokens_per_row: ArrayLike | None = None,
         grad_gram: ArrayLike | None = None,
     ) -> None:
@@ -216,6 +220,7 @@ class DomainStats:
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
             "grad_mean_sq": grad_mean_sq,
+            "grad_mean_pairs": grad_mean_pairs,
             "tokens_per_row": tokens_per_row,
         }
         arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
@@ -229,7 +234,7 @@ class DomainStats:
                 f"got shapes {sorted(shapes)}."
             )
         unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
-        unknown |= dict.fromkeys(("count", "grad_freedom", "age"), np.inf)
+        unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
         unknown["tokens_per_row"] = 1.0
         for name in given:
             array = arrays.get(name)

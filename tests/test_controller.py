@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from adaptmix import (
     Controller,
+    Domains,
     DomainStats,
     LagError,
     MissingStatisticError,
@@ -325,3 +327,68 @@ def test_a_state_fits_only_its_own_run() -> None:
     resumed.load_state_dict(state)
     with pytest.raises(StateError, match="must stay 8 in a run; got 4 × 1 × 1 = 4"):
         resumed.loader(4)
+
+
+def test_pairs_are_samples_when_the_model_runs_both_rows() -> None:
+    """Chosen and rejected rows in one forward pass, as preference trainers run them."""
+    controller, net = Controller(runs.mixture()), runs.model()
+    controller.watch(net)
+    for (inputs, _, _), draw in controller.loader(8, steps=24):
+        scores = net(torch.cat([inputs, -2.0 * inputs]))[:, 0]
+        losses = -F.logsigmoid(scores[:8] - scores[8:])
+        samples = torch.arange(8).repeat(2)
+        controller.loss(losses, draw, samples=samples).backward()
+        controller.step()
+    assert np.isfinite(controller.statistics.grad_var[:2]).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (torch.arange(8.0), TypeError, "samples must be a tensor of integers; got torch.float32"),
+        (torch.zeros(2, 8).long(), ValueError, r"samples must have shape \(R,\)"),
+        (torch.arange(9), ValueError, r"in \[0, 8\); got 0 to 8"),
+    ],
+)
+def test_samples_are_checked(samples: Tensor, error: type[Exception], message: str) -> None:
+    controller = Controller(runs.mixture())
+    _, draw = next(iter(controller.loader(8)))
+    with pytest.raises(error, match=message):
+        controller.loss(torch.ones(8, requires_grad=True), draw, samples=samples)
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.TooFewRowsWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
+def test_100_000_domains_need_no_products_between_each_two(tmp_path: Path) -> None:
+    """0.1 asked for 74.5 GiB in the constructor."""
+    labels = np.arange(200_000) % 100_000
+    rows = TensorDataset(torch.randn(200_000, 2), torch.randn(200_000))
+    controller, net = Controller(Mixture.from_labels(rows, labels.tolist())), nn.Linear(2, 1)
+    controller.watch(net)
+    for (inputs, targets), draw in controller.loader(8, steps=12):
+        losses = (net(inputs)[:, 0] - targets).square()
+        controller.loss(losses, draw).backward()
+        controller.step()
+    assert "grad_sq" in controller.statistics.supplied()
+    assert controller.statistics.grad_gram is None
+    save(controller.state_dict(), tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").stat().st_size < 100e6
+
+
+def test_a_policy_that_reads_inner_products_gets_them() -> None:
+    class Aligned:
+        requires = frozenset({"grad_gram"})
+
+        def init(self, domains: Domains) -> Any:
+            return {"importance": domains.importance}
+
+        def update(self, stats: DomainStats, state: Any) -> tuple[Weights, Any]:
+            assert stats.grad_gram is not None
+            seen.append(stats.grad_gram)
+            return Weights.proportional(state["importance"]), state
+
+    seen: list[Any] = []
+    controller, net = Controller(runs.mixture(), policy=Aligned()), runs.model()
+    controller.watch(net)
+    runs.Run(controller, net, steps=24, with_noise=False).train()
+    assert seen[-1].shape == (3, 3)

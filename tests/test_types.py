@@ -119,6 +119,7 @@ def test_weights_as_dict() -> None:
 
 COUNTS = {
     "count",
+    "grad_mean_pairs",
     "seen",
     "age",
     "loss_count",
