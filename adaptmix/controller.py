@@ -109,7 +109,7 @@ class Controller:
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
-            gram=self._reads_gram(sampler),
+            gram=self._keeps_gram(),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -563,10 +563,10 @@ class Controller:
         if self._measurements.probe is not None:
             self._measurements.probe.arm(self.observing, step=self.completed)
 
-    def _reads_gram(self, sampler: str) -> bool:
-        """Return whether (K, K) sums are read: by the policy, or for a small predicted gain."""
-        by_gain = sampler == "multinomial" and len(self.mixture.domains) <= _GRAM_DOMAINS
-        return by_gain or "grad_gram" in self._steering.requires
+    def _keeps_gram(self) -> bool:
+        """Return whether (K, K) sums are kept: for predicted variances, or for the policy."""
+        few = len(self.mixture.domains) <= _GRAM_DOMAINS
+        return few or "grad_gram" in self._steering.requires
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):

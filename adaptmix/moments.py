@@ -92,3 +92,26 @@ def _leant(
     moved: FloatArray = square * (part + (mean - part) * (samples / (freedom + samples)))
     # An estimate that is exact stays to the last bit.
     return moved if exact is None else np.where(exact, variance, moved), mean
+
+
+# What is known of rows before any was seen: how heavy tails are, and degrees of freedom it counts.
+HEAVY_TAILS, _PRIOR_FREEDOM = 5.0, 4.0
+
+
+def row_scatter(stats: DomainStats, *, prior: float = HEAVY_TAILS) -> float:
+    """Return the relative variance of one row's ‖∇ℓ‖², over all domains: Var ‖∇ℓ‖² / s⁴.
+
+    An estimate of s² from n rows has this over n. It is 2 for Gaussian gradients in one direction,
+    less in many, more with heavy tails.
+
+    Args:
+        stats: whose ``grad_sq_var`` tells it.
+        prior: what it is taken to be where nothing is known.
+    """
+    known = np.isfinite(stats.grad_sq_var) & (stats.grad_sq > 0.0) & (stats.grad_sq_freedom > 0.0)
+    if not known.any():
+        return prior
+    freedom = stats.grad_sq_freedom[known]
+    relative = stats.grad_sq_var[known] / np.square(stats.grad_sq[known])
+    total = prior * _PRIOR_FREEDOM + float(freedom @ relative)
+    return total / (_PRIOR_FREEDOM + float(freedom.sum()))

@@ -70,8 +70,10 @@ class Pins:
         """
         pi = weights.importance
         ones = np.ones_like(pi)
-        sampling = neyman_shares(weights.sampling, **self._limits("sampling", ones))
-        used = neyman_shares(pi * weights.loss, **self._limits("loss", pi))
+        low, high = self._limits("sampling", ones)
+        sampling = neyman_shares(weights.sampling, lower=low, upper=high)
+        low, high = self._limits("loss", pi)
+        used = neyman_shares(pi * weights.loss, lower=low, upper=high)
         if (lost := (sampling == 0.0) & (used > 0.0)).any():
             name = self._domains.names[int(lost.argmax())]
             raise ValueError(
@@ -80,7 +82,7 @@ class Pins:
             )
         return Weights(sampling, used / pi, pi)
 
-    def _limits(self, kind: str, scale: FloatArray) -> dict[str, FloatArray]:
+    def _limits(self, kind: str, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the bounds on what adds up to 1: shares, or importance times loss weights."""
         lower, upper = self._bounds[kind]
         least, most = lower * scale, np.minimum(upper * scale, 1.0)
@@ -97,7 +99,7 @@ class Pins:
                 f"allow add up to {most.sum():.4g}: {self._listed(kind, 1)}. Raise one, or take "
                 "it off with controller.pin(domain)."
             )
-        return {"lower": least, "upper": most}
+        return least, most
 
     def _listed(self, kind: str, end: int) -> str:
         """Return the lower (0) or upper (1) ends of the pins, as they were given."""

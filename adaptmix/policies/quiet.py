@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import gammaincinv
 
 from adaptmix.checks import FloatArray, lower_share
+from adaptmix.moments import row_scatter
 from adaptmix.solvers.allocation import allocate
 from adaptmix.solvers.waterfill import share_bounds
 from adaptmix.types import DomainStats
@@ -87,11 +88,11 @@ def quietest(
 def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) -> float:
     """Return the gain that noise alone predicts in 1 of 20 decisions where there is none.
 
-    With shares q optimal and a moment's relative variance 2 / f, of f degrees of freedom as for
-    Gaussian gradients in one direction (in many directions it is less), the shares that fit the
-    estimates promise a gain of Σ q (δ − δ̄)², δ having variance 1 / (2 f). Its quantile is that of
-    the multiple of χ² with the same mean and variance. Gradients with heavy tails raise the rate of
-    false alarms; ``Shrink`` guards against them.
+    Estimates of a moment from f degrees of freedom have the relative variance c / f, c being that
+    of one row's squared norm: the run's own (``moments.row_scatter``), 5 before it is known. Where
+    shares q are optimal, the shares that fit the estimates promise a gain of Σ q (δ − δ̄)², δ having
+    the variance c / (4 f) of a relative standard deviation. Its quantile is taken from the multiple
+    of χ² that has the same mean and variance.
 
     Args:
         row_shares: (K,) shares of rows without adaptmix.
@@ -104,13 +105,10 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     """
     pairs = (stats.grad_freedom > 0.0) & ((rows or np.inf) * row_shares >= 1.0)
     freedom = np.where(pairs, stats.grad_freedom, stats.count)
-    # A domain that nobody has seen has the others' mean: no noise of its own.
-    part = np.divide(
-        row_shares * (1.0 - row_shares),
-        2.0 * freedom,
-        out=np.zeros(freedom.size),
-        where=freedom > 0,
-    )
+    # Old evidence fades, but no estimate is noisier than one row's. A domain that nobody has seen
+    # has the others' mean: no noise of its own.
+    part = row_shares * (1.0 - row_shares) / np.maximum(freedom, 1.0)
+    part = np.where(freedom > 0.0, part, 0.0) * (row_scatter(stats) / 4.0)
     mean = float(part.sum())
     if not mean > 0.0:
         return 0.0
