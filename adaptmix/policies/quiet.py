@@ -18,8 +18,9 @@ _EXPLORE = (0.1, 0.03, 0.01)
 _ALMOST_NOTHING = 1.01
 # A domain that counts must be drawn now and then, or no multiplier makes the gradient unbiased.
 LEAST_SHARE = 1e-6
-# A gain is acted upon when noise alone predicts one as large in no more than 1 of 20 decisions.
-_CONFIDENCE = 0.95
+# A gain is acted upon when noise alone predicts one as large in no more than 1 of 20 decisions. The
+# quantile of the limit of many degrees of freedom is exceeded more often where there are few.
+_CONFIDENCE = 0.975
 # Golden section: each evaluation leaves 0.618 of the interval, 30 leave 5e-7.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _EVALUATIONS = 30
@@ -69,19 +70,21 @@ def quietest(
     proportional = variance.row_shares(importance)
     low, high = share_bounds(0.0 if lower is None else lower, upper, K)
     low = np.maximum(low, LEAST_SHARE * np.minimum(proportional, 1.0 / K))
-    # Within the bounds, and as it is where they leave it alone.
-    proportional = allocate(proportional, low, high)
-    before = variance.at(proportional)
+    inside = ((low <= proportional) & (proportional <= high)).all()
+    start = proportional if inside else allocate(proportional, low, high)
+    # To the bit, where nothing is to be moved.
+    unmoved = importance if inside else variance.unit_shares(start)
+    before = variance.at(start)
     if not before > 0.0:
-        return variance.unit_shares(proportional)
+        return unmoved
     best = variance.best(low, high)
     after = variance.at(best)
     if lower is None:
-        best, after = _exploring(variance, proportional, best, after, low, high)
+        best, after = _exploring(variance, start, best, after, low, high)
     if after > before:
-        best, after = _as_far_as_helps(variance, proportional, best, before)
-    if before <= after * (1.0 + noise_gain(proportional, stats, rows=rows)):
-        best = proportional
+        best, after = _as_far_as_helps(variance, start, best, before)
+    if before <= after * (1.0 + noise_gain(start, stats, rows=rows)):
+        return unmoved
     return variance.unit_shares(best)
 
 
