@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def settings(draw: st.DrawFn) -> tuple[Domains, DomainStats, int]:
 
     def column(low: float, high: float) -> FloatArray:
         power = st.floats(np.log(low), np.log(high))
-        return np.exp(np.array(draw(st.lists(power, min_size=K, max_size=K))))
+        values: FloatArray = np.exp(np.array(draw(st.lists(power, min_size=K, max_size=K))))
+        return values
 
     v = column(1e-3, 1e3)
     mean = column(1e-3, 1e3) * draw(st.sampled_from([0.0, 1.0]))
@@ -150,7 +152,7 @@ def test_where_there_is_nothing_to_gain_no_more_than_1_of_20_decisions_is_a_fals
     info = Domains([str(i) for i in range(K)], [1] * K)
     freedom = 40
     # The relative variance of Gaussian gradients in one direction.
-    known = {"grad_sq_freedom": [1e9] * K, "count": [freedom] * K}
+    known: dict[str, Any] = {"grad_sq_freedom": [1e9] * K, "count": [freedom] * K}
     moved = 0
     for _ in range(2000):
         v = rng.chisquare(freedom, K) / freedom

@@ -122,7 +122,8 @@ def test_units_and_order_do_not_matter(problem: Problem, power: int) -> None:
     np.testing.assert_allclose(scaled.shares(), p, rtol=1e-9, atol=1e-12)
     back = slice(None, None, -1)
     turned = Problem(
-        *(x[back] for x in (problem.scale, problem.uncentred)),
+        problem.scale[back],
+        problem.uncentred[back],
         problem.rows,
         problem.lower[back],
         problem.upper[back],
@@ -132,9 +133,8 @@ def test_units_and_order_do_not_matter(problem: Problem, power: int) -> None:
 
 @given(problems())
 def test_limits(problem: Problem) -> None:
-    bounds = {"lower": problem.lower, "upper": problem.upper}
     # Without mean gradients, and with counts that are all large, the plain allocation is left.
-    plain = neyman_shares(problem.scale, **bounds)
+    plain = neyman_shares(problem.scale, lower=problem.lower, upper=problem.upper)
     alike = problem._replace(uncentred=problem.scale)
     np.testing.assert_allclose(alike.shares(), plain, atol=1e-12)
     v = problem.scale + problem.scale.max() * 1e-3 + 1e-30
