@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from adaptmix import checkpoint, distributed
 from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
-from adaptmix.efficiency import predicted_gain
+from adaptmix.efficiency import predicted_gain, sampling_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
@@ -22,7 +22,7 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.seams import BackwardProof
-from adaptmix.segments import Segments
+from adaptmix.segments import Segments, sample_numbers
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
@@ -30,6 +30,8 @@ from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
 
 _MODES = ("adapt", "observe")
+# Up to so many, inner products between domains cost less than anything else in an update.
+_GRAM_DOMAINS = 256
 
 
 class Controller:
@@ -37,9 +39,9 @@ class Controller:
 
     Args:
         mixture: the domains and their rows.
-        policy: a policy, its name, or None: "joint" when the run supplies noise terms,
-            "variance_aware" otherwise, which leaves the objective as it is. Policies by name
-            shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
+        policy: a policy or its name. The default adapts sampling alone and leaves the objective as
+            it is, whatever is measured. Policies by name shrink noisy statistics first
+            (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
         observe_every: optimizer steps between observations of per-sample gradients;
             ``update_every`` when None.
@@ -53,8 +55,9 @@ class Controller:
         seed: of everything that is drawn.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
             supervised token).
-        mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
-            are drawn by importance and the loss is their plain mean.
+        mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
+            "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
+            drawn by importance: what an adapting run starts from, and is compared with.
         half_life: optimizer steps after which statistics count half.
         tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
             estimated while training when None.
@@ -71,7 +74,7 @@ class Controller:
         self,
         mixture: Mixture,
         *,
-        policy: Policy | str | None = None,
+        policy: Policy | str = "variance_aware",
         update_every: int = 10,
         observe_every: int | None = None,
         estimator: str = "sketch",
@@ -98,7 +101,7 @@ class Controller:
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
-        self._guards = Guards(mixture.domains, self._warn)
+        self._guards = Guards(mixture.info, self._warn)
         self._measurements = Measurements(
             mixture.info,
             estimator=estimator,
@@ -106,6 +109,7 @@ class Controller:
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
+            gram=self._keeps_gram(),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -206,6 +210,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -219,8 +224,14 @@ class Controller:
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
             segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
                 ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
+            samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
+                as for pairs or several crops: the row of the draw that each is of.
+                ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
+                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
+                keeps one entry per drawn row.
 
         Raises:
+            SeamError: the model ran other rows than ``samples``, or the draw, tells.
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
                 of another step, segments of other rows.
@@ -230,18 +241,16 @@ class Controller:
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         measurements = self._measurements
         measurements.start_lengths(domains, rows.tokens)
-        if self._adapting:
-            total, factors = self._scaler.weighted(
-                rows,
-                domains,
-                draw,
-                self._weights,
-                lengths=measurements.lengths,
-                micro_rows=self._layout.process_rows,
-            )
-        else:
-            total, factors = self._scaler.plain(rows, self._layout.accumulation)
-        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
+        # An observed run has weights, too: importance and loss weights of 1.
+        total, factors = self._scaler.weighted(
+            rows,
+            domains,
+            draw,
+            self._weights,
+            lengths=measurements.lengths,
+            micro_rows=self._layout.process_rows,
+        )
+        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
         return total
@@ -270,6 +279,7 @@ class Controller:
         losses: Tensor | None = None,
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -281,8 +291,10 @@ class Controller:
             losses: as for ``loss``; unknown when None.
             mask: as for ``loss``.
             noise: as for ``loss``.
+            samples: as for ``loss``.
 
         Raises:
+            SeamError: as ``loss`` does.
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
@@ -294,7 +306,7 @@ class Controller:
             domains = draw.domains.to(values.device, non_blocking=True)
             self._measurements.start_lengths(domains, tokens)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples)
 
     def _record(
         self,
@@ -305,7 +317,9 @@ class Controller:
         tokens: Tensor,
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> None:
+        samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
@@ -313,7 +327,9 @@ class Controller:
         measurements = self._measurements
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
-            measurements.probe.expect(domains, factors, total, segments=segments, values=values)
+            measurements.probe.expect(
+                domains, factors, total, segments=segments, samples=samples, values=values
+            )
         self._micro += 1
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
@@ -428,7 +444,7 @@ class Controller:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics that the policy reads; with policy None those of either choice."""
+        """The statistics that the policy reads."""
         return self._steering.requires
 
     @property
@@ -440,7 +456,17 @@ class Controller:
     @property
     def predicted_gain(self) -> float:
         """How many times quieter the gradient is with the best shares than by importance."""
-        return predicted_gain(self.proposed, self.statistics, sampler=self._plan.sampler)
+        return predicted_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def sampling_gain(self) -> float:
+        """How many times quieter the gradient is with the proposed shares than by importance."""
+        return sampling_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """What the variance of a step depends on beside weights and statistics."""
+        return {"rows": self._step_rows or None, "sampler": self._plan.sampler}
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
@@ -450,14 +476,19 @@ class Controller:
             weights=self.proposed,
             stats=self.statistics,
             in_force=normalise(in_force),
-            sampler=self._plan.sampler,
+            **self._drawing,
             coverage=self._measurements.coverage,
         )
 
     def report(self) -> str:
-        """Return a table of the proposed weights, the statistics and the predicted gain."""
+        """Return a table of the proposed weights and the statistics, and what they predict."""
         return report(
-            self.mixture.domains, self.proposed, self.statistics, sampler=self._plan.sampler
+            self.mixture.domains,
+            self.proposed,
+            self.statistics,
+            unit=self.unit,
+            observing=not self._adapting,
+            **self._drawing,
         )
 
     # State.
@@ -532,6 +563,11 @@ class Controller:
         if self._measurements.probe is not None:
             self._measurements.probe.arm(self.observing, step=self.completed)
 
+    def _keeps_gram(self) -> bool:
+        """Return whether (K, K) sums are kept: for predicted variances, or for the policy."""
+        few = len(self.mixture.domains) <= _GRAM_DOMAINS
+        return few or "grad_gram" in self._steering.requires
+
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):
             raise TypeError(f"draw must be what the loader yielded; got {type(draw).__name__}.")
@@ -552,15 +588,17 @@ class Controller:
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""
         stats = self.statistics
+        self._guards.check_repetition(stats.seen)
         if not self._steering.update(stats, measured=self._measurements.measured):
             self._warn(
                 TooFewRowsWarning,
-                "The policy waits for statistics: no domain had two rows in an observed step, or "
-                "none was fresh, or gradients overflowed. Use larger batches or more accumulation.",
+                "The policy waits for statistics: no row of an observed step told what it needs. "
+                "Gradients overflowed, or no row was fresh where noise is needed.",
             )
             return
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)
-        self._guards.check_weights(self.proposed)
+        estimated = bool(self._steering.requires)
+        self._guards.check_weights(self.proposed, stats, estimated=estimated)
         self._publish()
         if self._board is not None:
             coverage = self._measurements.coverage

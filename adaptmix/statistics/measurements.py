@@ -23,7 +23,7 @@ from adaptmix.types import Domains, DomainStats
 
 _FROM_DRAWS = frozenset({"count", "seen", "age"})
 _FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
-_FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_gram"})
+_FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_mean_sq", "grad_mean_pairs", "grad_gram"})
 
 
 class Measurements:
@@ -36,6 +36,7 @@ class Measurements:
         half_life: optimizer steps after which statistics count half.
         per_token: whether losses are sums over a row's tokens (unit "token").
         tokens_per_row: (K,) known mean tokens per row, or None.
+        gram: whether inner products between domains' mean gradients are kept.
         warn: of the run.
     """
 
@@ -48,6 +49,7 @@ class Measurements:
         half_life: float,
         per_token: bool,
         tokens_per_row: list[float] | None,
+        gram: bool = False,
         warn: WarnOnce,
     ) -> None:
         K = len(domains)
@@ -57,7 +59,7 @@ class Measurements:
         self._seed = seed
         self._per_token = per_token
         self._lengths = RowLengths(K, tokens_per_row)
-        self._running = RunningStatistics(K, half_life=half_life)
+        self._running = RunningStatistics(K, half_life=half_life, gram=gram)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
         self._noise_given = False
@@ -137,7 +139,7 @@ class Measurements:
                 )
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:
-            self._window = Window(step, sums=sums, gradients=gradients)
+            self._window = Window(step, sums=sums, gradients=gradients, gram=self._running.gram)
 
     def read(self) -> bool:
         """Take in what an earlier step sent off; returns whether an update is due on it."""
@@ -163,6 +165,7 @@ class Measurements:
     def measured(self) -> frozenset[str]:
         """The DomainStats fields that this run measures."""
         probe = _FROM_PROBE if self.probe is not None else frozenset()
+        probe = probe if self._running.gram else probe - {"grad_gram"}
         noise = frozenset({"noise"}) if self._noise_given else frozenset()
         losses = _FROM_LOSSES if self._losses_given else frozenset()
         return _FROM_DRAWS | losses | probe | noise

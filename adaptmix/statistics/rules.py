@@ -98,7 +98,7 @@ RULES: dict[type[nn.Module] | str, tuple[Rule, Callable[[Any], bool]]] = {}
 def register_rule(
     module_type: type[nn.Module] | str, supports: Callable[[Any], bool] = lambda _: True
 ) -> Callable[[Rule], Rule]:
-    """Return a decorator that makes a rule the one for ``module_type``, replacing any before it.
+    """Return a decorator that makes a rule the one for ``module_type``.
 
     Subclasses that keep the type's ``forward`` use the rule too. Register before the probe is
     made.
@@ -106,6 +106,9 @@ def register_rule(
     Args:
         module_type: the layer's class, or "package.module.Class" of one that is not imported here.
         supports: whether the rule holds for a module as configured; always when left out.
+
+    Raises:
+        ValueError: the type has a rule.
 
     Example:
         >>> import torch
@@ -120,6 +123,11 @@ def register_rule(
     """
 
     def register(rule: Rule) -> Rule:
+        if any(_name(kind) == _name(module_type) for kind in RULES):
+            raise ValueError(
+                f"module_type must have one rule; {_name(module_type)} has one already. Subclass "
+                "it, with a forward of its own, to follow another rule."
+            )
         RULES[module_type] = (rule, supports)
         return rule
 
@@ -129,12 +137,16 @@ def register_rule(
 def find_rule(module: nn.Module) -> Rule | None:
     """Return the rule for ``module``, or None where there is none that holds for it."""
     for kind in type(module).__mro__:
-        found = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
+        found = RULES.get(kind) or RULES.get(_name(kind))
         # A subclass that overrides forward computes something else than the rule assumes.
         if found is not None and type(module).forward is getattr(kind, "forward", None):
             rule, supports = found
             return rule if supports(module) else None
     return None
+
+
+def _name(kind: type | str) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def trainable(parameter: Tensor | None) -> bool:

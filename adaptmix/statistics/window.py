@@ -26,10 +26,16 @@ class Window:
         step: optimizer steps completed.
         sums: (fields, K) sums, when an update is due.
         gradients: per-domain gradient sums, when the step was observed.
+        gram: whether their inner products are read, and not their norms alone.
     """
 
     def __init__(
-        self, step: int, *, sums: Tensor | None = None, gradients: GradientSums | None = None
+        self,
+        step: int,
+        *,
+        sums: Tensor | None = None,
+        gradients: GradientSums | None = None,
+        gram: bool = False,
     ) -> None:
         self.step = step
         self.due = sums is not None
@@ -43,7 +49,7 @@ class Window:
             parts += [
                 gradients.count.unsqueeze(0),
                 gradients.square.unsqueeze(0),
-                gradients.gram(),
+                gradients.gram() if gram else gradients.norms().unsqueeze(0),
                 gradients.skipped.double().expand(1, len(gradients.count)),
             ]
         device = parts[0].device
@@ -58,7 +64,8 @@ class Window:
             lengths.add(named["tokens"], named["rows"])
             running.add_losses(self.step, sums)
         if self.observed:
-            running.add_gradients(self.step, count=table[0], square=table[1], gram=table[2:-1])
+            products = table[2:-1] if running.gram else table[2]
+            running.add_gradients(self.step, count=table[0], square=table[1], products=products)
             running.skipped += float(table[-1, 0])
 
     def state_dict(self) -> dict[str, Any]:

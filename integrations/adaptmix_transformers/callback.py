@@ -16,7 +16,7 @@ from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
 from adaptmix.tensorboard import PREFIX, lay_out
-from adaptmix_transformers import internals, layers  # noqa: F401 (registers its rules)
+from adaptmix_transformers import internals
 from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
 from adaptmix_transformers.reading import UserLoss
@@ -57,7 +57,7 @@ class AdaptMixCallback(TrainerCallback):
         self,
         domains: str | Iterable[Any] | None = None,
         *,
-        policy: Policy | str | None = "variance_aware",
+        policy: Policy | str = "variance_aware",
         importance: Mapping[str, float] | None = None,
         unit: str | None = None,
         loss: UserLoss | None = None,

@@ -134,8 +134,7 @@ def shares_excess(
         scatter = np.where(count > 1.0, scatter, 0.0)
         mean_sq = variance * rng.gamma(world.freedom / 2.0, 2.0 / world.freedom, K)  # ‖Σ ∇ℓ‖² / n
         own = np.where(count > 0.0, mean_sq, 0.0)
-        gram = np.diag(own * count)
-        running.add_gradients(step, count=count, square=scatter + own, gram=gram)
+        running.add_gradients(step, count=count, square=scatter + own, products=own * count)
         stats = running.snapshot(step, lengths=np.ones(K))
         if "grad_var" in stats.supplied():
             weights, state = policy.update(stats, state)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adaptmix.errors import CoverageWarning
+from adaptmix.errors import CoverageWarning, SeamError
+from adaptmix.statistics import rules
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.probe import GradientProbe
-from adaptmix.statistics.rules import RULES, register_rule
+from adaptmix.statistics.rules import register_rule
 from tests.statistics.cases import (
     B,
     K,
@@ -219,7 +220,7 @@ def test_what_has_no_rule_is_known_before_training() -> None:
 def test_a_registered_rule_makes_a_type_seen(
     monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:
-    monkeypatch.setitem(RULES, Gain, None)
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     register_rule(Gain)(lambda _, x, g: {"gain": (x * g).sum(1)})
     model, data = stack(Gain(8)).double(), tokens()
     probe = attached(model, estimator)
@@ -230,7 +231,7 @@ def test_a_registered_rule_makes_a_type_seen(
 def test_a_rule_that_returns_the_wrong_shape_is_named(
     monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:
-    monkeypatch.setitem(RULES, Gain, None)
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     register_rule(Gain)(lambda _, x, g: {"gain": x * g})
     model = stack(Gain(8))
     with pytest.raises(ValueError, match=r"shape \(b, \*\(8,\)\); got \(7, 6, 8\)"):
@@ -268,11 +269,11 @@ def test_samples_that_are_flattened_into_rows_are_not_mistaken_for_samples(estim
     assert probe.coverage.unseen == {"2": "Linear"}
 
 
-def test_the_whole_model_flattened_still_warns(estimator: str) -> None:
+def test_the_whole_model_flattened_is_named(estimator: str) -> None:
     model = nn.Sequential(nn.Flatten(0, 1), nn.Embedding(V, V), nn.Unflatten(0, (B, 6))).double()
     probe = attached(model, estimator)
-    with pytest.warns(CoverageWarning, match="sees 0%"):
-        assert observe(probe, model, *tokens()) is None
+    with pytest.raises(SeamError, match=r"must run the 7 rows drawn; its layers ran 42"):
+        observe(probe, model, *tokens())
 
 
 def test_an_expert_is_seen_once_it_is_used(estimator: str) -> None:
