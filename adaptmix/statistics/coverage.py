@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.statistics.layers import InProjection, rms_norm_by_another_name
+from adaptmix.statistics.layers import rms_norm_by_another_name
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.rules import Rule, find_rule
 
@@ -45,19 +45,11 @@ class Layer:
         module: the module, or what has the parameters that its rule looks for.
         rule: its rule.
         indices: {parameter name in the module: number of the parameter in the model}.
-        caller: the attention that uses it by function, instead of calling it.
     """
 
     module: Any
     rule: Rule
     indices: Mapping[str, int]
-    caller: nn.MultiheadAttention | None = None
-
-    @property
-    def hooked(self) -> nn.Module:
-        """The module whose calls show the layer's."""
-        module: nn.Module = self.caller or self.module
-        return module
 
 
 class ParameterMap:
@@ -98,25 +90,35 @@ class ParameterMap:
         self._refused: set[int] = set()
         self._seen: set[int] = set()
         self._mass: GradientMass | None = None
-        callers = _callers(model)
+        self._places: list[tuple[nn.Module, str, int]] = []
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
             if not indices:
                 continue
+            self._places += [(module, key, i) for key, i in indices.items()]
             self._holders.append((name, type(module).__name__, frozenset(indices.values())))
-            if isinstance(rule, InProjection):
-                self.layers.append(
-                    Layer(rule.of(module), rule, _in_projection(indices), callers[id(module)])
-                )
-                # What is left, learned keys and values of every sample, has no rule.
-                self._refused.update(set(indices.values()) - set(self.layers[-1].indices.values()))
-            elif rule is None:
-                self._refused.update(indices.values())
-            else:
-                self.layers.append(Layer(module, rule, indices, callers.get(id(module))))
-        # One use without a rule hides part of a tied parameter's gradient, so all of it is out.
-        self.candidates = [i for i in range(len(parameters)) if i not in self._refused]
+            if rule is not None:
+                self.layers.append(Layer(module, rule, indices))
+        self.candidates = list(range(len(parameters)))
+
+    def number(self, parameter: Tensor) -> int | None:
+        """Return a parameter's number; None of one that does not count.
+
+        Sharding swaps the tensors behind the names, and with them what is looked up here.
+        """
+        number = self._numbers.get(id(parameter))
+        if number is None and parameter.requires_grad and self._swapped():
+            number = self._numbers.get(id(parameter))
+        return number
+
+    def _swapped(self) -> bool:
+        """Return whether modules hold other tensors by now, whose numbers are then known."""
+        named = ((getattr(module, key, None), i) for module, key, i in self._places)
+        now = {id(tensor): i for tensor, i in named if isinstance(tensor, Tensor)}
+        swapped = not now.keys() <= self._numbers.keys()
+        self._numbers |= now
+        return swapped
 
     def refuse(self, indices: Iterable[int]) -> None:
         """Leave parameters out from now on: part of their gradient turned out to be hidden."""
@@ -169,23 +171,6 @@ class ParameterMap:
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
         return Coverage(share, unseen, None if self._mass is None else self._mass.share(seen))
-
-
-def _callers(model: nn.Module) -> dict[int, nn.MultiheadAttention]:
-    """Return, by the module's identity, the attentions that use a module's weights by function."""
-    found: dict[int, nn.MultiheadAttention] = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and (
-            type(module).forward is nn.MultiheadAttention.forward
-        ):
-            found |= {id(module): module, id(module.out_proj): module}
-    return found
-
-
-def _in_projection(indices: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of an attention's projection under the names of a linear layer."""
-    names = {"weight": "in_proj_weight", "bias": "in_proj_bias"}
-    return {name: indices[key] for name, key in names.items() if key in indices}
 
 
 def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:

@@ -74,6 +74,7 @@ class MicroBatch(ABC):
         self.calls: dict[Node, list[Node]] = {}  # graph nodes of layer inputs by that of the output
         self.first: list[tuple[GradientEdge, torch.Size]] = []  # outputs of the first calls
         self.sizes: Counter[int] = Counter()  # first dims of the calls' inputs
+        self.rows = 0  # that the model's outermost call is of
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None
@@ -110,7 +111,14 @@ class MicroBatch(ABC):
     def keep(self, layer: Layer, x: Tensor) -> Tensor | None:
         """Return what the backward pass needs of a layer's input."""
 
-    def add(self, layer: Layer, size: int, kept: Tensor | None, gradient: Tensor) -> None:
+    def add(
+        self,
+        layer: Layer,
+        size: int,
+        kept: Tensor | None,
+        gradient: Tensor,
+        ids: Tensor | None = None,
+    ) -> None:
         """Add what one call of ``layer`` contributes.
 
         Args:
@@ -118,17 +126,49 @@ class MicroBatch(ABC):
             size: the first dim of its input, 0 of a scalar.
             kept: what ``keep`` returned.
             gradient: of its output.
+            ids: the row inside the model that each row is of, where they are in no order.
         """
         if self._scale is None:  # the gradient is that of another loss
             return
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
             return
-        if not self._holds_samples(layer, size, gradient):
+        known = ids is not None or self._holds_samples(layer, size, gradient)
+        if not known:
             self._parameters.refuse(indices)
             return
-        rows = self._samples is not None and size == len(self._samples)
-        self._add(layer, kept, gradient, self._samples if rows else None)
+        self._add(layer, kept, gradient, self._samples_of(size, ids))
+
+    def add_whole(self, index: int, gradients: Tensor, ids: Tensor | None) -> None:
+        """Add whole gradients that one use of a parameter contributes.
+
+        Args:
+            index: number of the parameter.
+            gradients: (rows, *shape).
+            ids: as for ``add``.
+        """
+        if self._scale is None or self._parameters.refused(index):
+            return
+        size = len(gradients)
+        if self._segments is not None or (ids is None and size not in self.row_numbers):
+            self._parameters.refuse([index])
+            return
+        self._parameters.check_shape(index, gradients)
+        gradients = gradients.to(self._parameters.dtypes[index])
+        self._add_whole(index, gradients, self._samples_of(size, ids))
+
+    @abstractmethod
+    def _add_whole(self, index: int, gradients: Tensor, samples: Tensor | None) -> None:
+        """Add the (rows, *shape) gradients of a parameter."""
+
+    def _samples_of(self, size: int, ids: Tensor | None) -> Tensor | None:
+        """Return the sample of each of so many rows; None where they are the samples."""
+        if self._samples is None:
+            return ids
+        inside = size if ids is None else self.rows
+        if inside != len(self._samples):
+            return ids
+        return self._samples if ids is None else self._samples[ids]
 
     def _holds_samples(self, layer: Layer, size: int, gradient: Tensor) -> bool:
         """Return whether the samples, packed or not, are what a call's input and output are of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -50,17 +49,6 @@ class Matrix(Factored):
     def total(self, outputs: Tensor) -> Tensor:
         """Return the bias's gradients."""
         return outputs.sum(1)
-
-
-class InProjection(Matrix):
-    """Rule for the weight and bias from which an attention projects queries, keys and values.
-
-    ``nn.MultiheadAttention`` uses them by function; ``statistics.attention`` tells of such calls.
-    """
-
-    def of(self, attention: Any) -> SimpleNamespace:
-        """Return the projection of an attention, with the names of a linear layer."""
-        return SimpleNamespace(weight=attention.in_proj_weight, bias=attention.in_proj_bias)
 
 
 class Lookup(Matrix):
@@ -233,8 +221,6 @@ def rms_norm_by_another_name(module: nn.Module) -> Normalisation | None:
 
 
 register_rule(nn.Linear)(Matrix())
-# With other widths of keys or values there are three weights, and one bias for all of them.
-register_rule(nn.MultiheadAttention, lambda m: m.in_proj_weight is not None)(InProjection())
 register_rule("transformers.pytorch_utils.Conv1D")(Matrix(transposed=True))
 # Gradients scaled by frequency depend on the whole batch and max_norm changes the weight in place,
 # so neither has a per-sample gradient.

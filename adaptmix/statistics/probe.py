@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning, SeamError
 from adaptmix.segments import Segments
-from adaptmix.statistics.attention import Arrange
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
 from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
-from adaptmix.statistics.hooks import LayerHooks
+from adaptmix.statistics.functions import WHOLE, Functions, Padding, Rows, Use
+from adaptmix.statistics.hooks import ModelHooks
 from adaptmix.statistics.isolation import warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
@@ -77,8 +78,9 @@ class GradientProbe:
             Projections(self._parameters, seed=seed) if estimator == "sketch" else None
         )
         self._uncompiled = Uncompiled()
-        self._hooks = LayerHooks(
-            self._parameters.layers, on_call=self._on_call, refuse=self._refuse
+        self._functions = Functions(self._parameters, self)
+        self._hooks = ModelHooks(
+            unwrapped(model), self._parameters.layers, self._functions, self
         )
         self._attached = False
         self._observing = False
@@ -86,6 +88,7 @@ class GradientProbe:
         self._warned = False
         self._isolation_known = False
         self._mass: GradientMass | None = None
+        self._set_aside = False
         self._drop()
 
     def _drop(self) -> None:
@@ -112,7 +115,7 @@ class GradientProbe:
         Raises:
             ValueError: this or another probe is attached to the model or to a part of it.
         """
-        modules = [layer.hooked for layer in self._parameters.layers]
+        modules = [*unwrapped(self._model).modules()]
         if self._attached or any(module in _watched for module in modules):
             raise ValueError(
                 "model must have one probe at most; got one that is attached already. "
@@ -137,7 +140,7 @@ class GradientProbe:
         self._attached = False
         self._observe(False)
         self._stop_weighing()
-        _watched.difference_update(layer.hooked for layer in self._parameters.layers)
+        _watched.difference_update(unwrapped(self._model).modules())
         self._drop()
 
     def arm(self, observing: bool, *, step: int) -> None:
@@ -153,6 +156,7 @@ class GradientProbe:
         if self._observing and self._projections is not None:
             self._projections.redraw(step)
         self._upcoming = self._new_batch()
+        self._functions.forget()
 
     def _observe(self, observing: bool) -> None:
         self._observing = observing
@@ -249,62 +253,104 @@ class GradientProbe:
         for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
             total += part
 
-    def _refuse(self, layer: Layer) -> None:
+    def refuse(self, indices: Sequence[int]) -> None:
+        """Leave out parameters one of whose uses cannot be followed."""
         # A call that is a checkpoint's second one belongs to the micro-batch in its backward.
-        if not _recomputing() or self._current is not None:
-            self._parameters.refuse(layer.indices.values())
+        if not self._recomputing() or self._current is not None:
+            self._parameters.refuse(indices)
 
-    def _on_call(
+    def on_call(
         self,
         layer: Layer,
-        inputs: list[Tensor],
+        inputs: Sequence[Tensor],
         output: Tensor,
-        arrange: Arrange | None,
-        arrange_gradient: Arrange | None,
+        rows: Rows,
+        pad: Padding = WHOLE,
     ) -> None:
-        """Follow one call of a layer; ``arrange`` puts its samples first where they are not."""
-        recomputing = _recomputing()
-        batch = self._current if recomputing else self._upcoming
+        """Follow one call of a layer, whose first input and output run over samples by ``rows``."""
+        batch = self._following(layer.indices.values(), inputs, output, rows)
         if batch is None:
             return
+        x = rows.first(inputs[0])
+        if not self._recomputing():
+            batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
+        with torch.no_grad(), _full_precision(x.device.type):
+            kept = batch.keep(layer, pad.inputs(x))
+
+        @torch.no_grad()
+        def on_backward(kept: list[Tensor | None], gradient: Tensor) -> None:
+            # Backward hooks inherit autocast where backward() is called inside of it.
+            with _full_precision(gradient.device.type):
+                g = pad.outputs(rows.first(gradient.detach()))
+                batch.add(layer, size, kept.pop(), g, rows.ids)
+
+        size = len(x)
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
+        # In a list, to be taken out when it is used: hooks live as long as the graph does.
+        output.register_hook(partial(self._if_current, batch, partial(on_backward, [kept])))
+
+    def on_operation(
+        self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> None:
+        """Follow an operation that brings parameters together with samples."""
+        leaves = [index for use in uses for index in use.source.leaves]
+        batch = self._following(leaves, inputs, output, rows)
+        if batch is None:
+            return
+
+        @torch.no_grad()
+        def on_backward(uses: list[Use], gradient: Tensor) -> None:
+            with _full_precision(gradient.device.type), self._aside():
+                g = rows.first(gradient.detach())
+                while uses:
+                    use = uses.pop()
+                    for index, found in use.source.pulled_back(use.per_sample(g)):
+                        batch.add_whole(index, found, rows.ids)
+
+        output.register_hook(partial(self._if_current, batch, partial(on_backward, list(uses))))
+
+    def _following(
+        self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> MicroBatch | None:
+        """Return the micro-batch that a call is of; None where it has no backward pass."""
+        recomputing = self._recomputing()
+        batch = self._current if recomputing else self._upcoming
+        if batch is None:
+            return None
         if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
-            for index in layer.indices.values():
-                batch.uses[index] += 1
+            batch.uses.update(indices)
+            batch.rows = self._functions.samples or 0
         if not output.requires_grad:
-            return
+            return None
         if not self._inspected and output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
             batch.first.append((get_gradient_edge(output), output.shape))
-        x = inputs[0] if arrange is None else arrange(inputs[0])
-        with torch.no_grad(), _full_precision(x.device.type):
-            kept = batch.keep(layer, x)
-        size = len(x) if x.ndim else 0
-        if not recomputing:
-            batch.sizes[size] += 1
-        # On the output and not on the module, whose backward hooks forbid in-place activations.
-        # In a list, to be taken out when it is used: hooks live as long as the graph does.
-        hook = partial(self._on_backward, layer, batch, size, [kept], arrange_gradient)
-        output.register_hook(hook)
+        return batch
 
-    @torch.no_grad()
-    def _on_backward(
-        self,
-        layer: Layer,
-        batch: MicroBatch,
-        size: int,
-        kept: list[Tensor | None],
-        arrange: Arrange | None,
-        gradient: Tensor,
+    def _if_current(
+        self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
     ) -> None:
-        if batch is not self._current:  # collected or detached meanwhile
-            return
-        gradient = gradient.detach() if arrange is None else arrange(gradient.detach())
-        # Backward hooks inherit autocast where backward() is called inside of it.
-        with _full_precision(gradient.device.type):
-            batch.add(layer, size, kept.pop(), gradient)
+        if batch is self._current and not self._set_aside:  # not collected or detached meanwhile
+            on_backward(gradient)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Differentiate something else for a while."""
+        self._set_aside = True
+        try:
+            yield
+        finally:
+            self._set_aside = False
+
+    def _recomputing(self) -> bool:
+        """Return whether a backward pass is running: a forward is then a checkpoint's second one.
+
+        It is no further use of its layers, and belongs to the micro-batch that is differentiated.
+        """
+        return bool(torch._C._current_graph_task_id() != -1)
 
     def _stop_weighing(self) -> None:
         if self._mass is not None:
@@ -362,11 +408,3 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast, which costs something to switch off where it is not on."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
-
-
-def _recomputing() -> bool:
-    """Return whether a backward pass is running, so that a forward is a checkpoint's second one.
-
-    It is no further use of its layers, and belongs to the micro-batch that is differentiated.
-    """
-    return bool(torch._C._current_graph_task_id() != -1)
