@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from adaptmix.statistics.layers import rms_norm_by_another_name
-from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.rules import Rule, find_rule
+
+_NAMED = 5  # modules in a sentence
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Coverage:
         share: share that is seen of the elements of the parameters that the estimator is for: all
             trainable ones or, with estimator "norm", those of normalisation layers; in [0, 1].
         unseen: {module name: type name} of the modules that hold the others.
-        mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], as
-            of the first observed micro-batch; None before it, and of sharded models.
+        mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], in
+            the steps that statistics come from; None before any, and of sharded models.
     """
 
     share: float
@@ -33,8 +34,18 @@ class Coverage:
 
     @property
     def least(self) -> float:
-        """The smaller of ``share`` and, where it is known, ``mass``."""
-        return self.share if self.mass is None else min(self.share, self.mass)
+        """The share that statistics are of: ``mass`` where it is known, and ``share`` elsewhere."""
+        return self.share if self.mass is None else self.mass
+
+    def describe(self) -> str:
+        """Return a sentence on what is seen and where the rest is."""
+        what = "trainable parameters" if self.mass is None else "gradient's squared norm"
+        named = [f"{name or 'the model itself'} ({kind})" for name, kind in self.unseen.items()]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return (
+            f"The gradient probe sees {self.least:.0%} of the {what}. Not seen: "
+            f"{', '.join(named[:_NAMED])}{more}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,6 @@ class ParameterMap:
         self._holders: list[tuple[str, str, frozenset[int]]] = []
         self._refused: set[int] = set()
         self._seen: set[int] = set()
-        self._mass: GradientMass | None = None
         self._places: list[tuple[nn.Module, str, int]] = []
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
@@ -111,6 +121,11 @@ class ParameterMap:
         if number is None and parameter.requires_grad and self._swapped():
             number = self._numbers.get(id(parameter))
         return number
+
+    def numbered(self, model: nn.Module) -> dict[int, Tensor]:
+        """Return {number: parameter} of the trainable parameters that count."""
+        named = ((self._numbers.get(id(p)), p) for p in model.parameters() if p.requires_grad)
+        return {number: p for number, p in named if number is not None}
 
     def _swapped(self) -> bool:
         """Return whether modules hold other tensors by now, whose numbers are then known."""
@@ -155,22 +170,19 @@ class ParameterMap:
         """Note that gradients of these parameters arrived."""
         self._seen.update(indices)
 
-    def weigh(self, model: nn.Module) -> GradientMass:
-        """Listen to the next backward pass for how much of the gradient each parameter holds."""
-        numbers = self._numbers
-        self._mass = GradientMass(
-            {numbers[id(p)]: p for p in model.parameters() if id(p) in numbers and p.requires_grad}
-        )
-        return self._mass
+    @property
+    def seen(self) -> set[int]:
+        """The parameters that are seen; before the first gradient arrives, that should be."""
+        return (self._seen or set(self.candidates)) - self._refused
 
     @property
     def coverage(self) -> Coverage:
         """What is seen; before the first gradient arrives, what should be."""
-        seen = (self._seen or set(self.candidates)) - self._refused
+        seen = self.seen
         sizes = [shape.numel() for shape in self.shapes]
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
-        return Coverage(share, unseen, None if self._mass is None else self._mass.share(seen))
+        return Coverage(share, unseen)
 
 
 def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:
@@ -192,3 +204,18 @@ def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Ite
         if node.name() == "torch::autograd::AccumulateGrad":
             yield node.variable  # type: ignore[attr-defined]
         pending.extend(parent for parent, _ in node.next_functions)
+
+
+def accumulator(loss: Tensor) -> Node | None:
+    """Return a node that accumulates a gradient when ``loss`` is differentiated by backward()."""
+    pending = [loss.grad_fn]
+    visited: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            return node
+        pending.extend(parent for parent, _ in node.next_functions)
+    return None

@@ -108,6 +108,11 @@ class ExactBatch(MicroBatch):
         norms = torch.linalg.vector_norm(rows, dim=-1).double()
         self._square[chunk] += norms.square().reshape(len(gradients), -1).sum(1)
 
+    def _restart(self) -> None:
+        super()._restart()
+        self._sums.clear()
+        self._stash.clear()
+
     def _vectors(self) -> list[Tensor] | None:
         for index, stash in self._stash.items():
             if not self._parameters.refused(index):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from adaptmix.statistics.coverage import Layer, ParameterMap
-from adaptmix.statistics.layers import Lookup, Matrix
+from adaptmix.statistics.layers import Experts, Lookup, Matrix
 from adaptmix.statistics.operations import PerSample, by_running_again, of_factor, of_term
 
 Arrange = Callable[[Tensor], Tensor]
@@ -26,7 +26,15 @@ _TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapd
 _RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
 _PICKING = frozenset({"__getitem__", "index_select"})
 _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
+_MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
+_GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
+
+_EMBEDDING = (
+    *("input", "weight", "padding_idx", "max_norm", "norm_type"),
+    *("scale_grad_by_freq", "sparse"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +73,13 @@ class Source:
 class Use:
     """What one operation took of parameters, and the gradients of samples with respect to it."""
 
-    source: Source
+    sources: tuple[Source, ...]
     per_sample: PerSample
+
+    def gradients(self, gradient: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number, (n, *shape) gradients) of parameters, given that of the output."""
+        for source, found in zip(self.sources, self.per_sample(gradient), strict=True):
+            yield from source.pulled_back(found)
 
 
 class Listener(Protocol):
@@ -193,7 +206,7 @@ class Functions(TorchFunctionMode):
     claimed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._marks = _Marks()
         self._sources: dict[int, Source] = {}
 
@@ -216,9 +229,7 @@ class Functions(TorchFunctionMode):
             known = ONE_EACH
         return known
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and look at it."""
         kwargs = kwargs or {}
         if func is functional.multi_head_attention_forward:
@@ -247,6 +258,8 @@ class Functions(TorchFunctionMode):
         elif batch or self._expands(name, tensors[0], outputs[0]):
             self._mark(name, others, args, outputs)
             inputs = [t for t in others if id(t) in batch]
+            if not inputs and self._stacks(name, tensors[0], outputs[0]):
+                self._marks.set(outputs[0], Rows(len(tensors[0])))
             self._cross(func, name, args, kwargs, own, inputs, outputs)
         else:
             leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
@@ -265,7 +278,7 @@ class Functions(TorchFunctionMode):
 
     def _expands(self, name: str, taken: Tensor, output: Tensor) -> bool:
         """Return whether an operation gives every sample a copy of what it took."""
-        return (
+        return self._stacks(name, taken, output) or (
             name in _EXPANDING
             and output.ndim > 0
             and len(output) == self.samples
@@ -321,12 +334,18 @@ class Functions(TorchFunctionMode):
     ) -> None:
         """Tell of an operation that brings parameters together with samples."""
         output, sources = outputs[0], list(own.values())
-        rows = self.rows(inputs[0]) if inputs else ONE_EACH
+        if name in _RECURRENT:
+            self._recur(func, args, sources, outputs)
+            return
+        expansion = self._rows_of_expansion(name, sources[0], output)
+        rows = self.rows(inputs[0]) if inputs else expansion
         if len(outputs) != 1 or rows is None or name in _IN_PLACE_PRODUCTS:
             self._lose(sources)
             return
         left = dict(own)
-        if name in ("linear", "matmul", "mm", "addmm", "embedding"):
+        if name in _GROUPED:
+            self._experts(args, kwargs, left, output, rows)
+        elif name in _MATRIX:
             self._layer(name, args, kwargs, left, output, rows)
         uses = []
         for identity, source in left.items():
@@ -334,9 +353,58 @@ class Functions(TorchFunctionMode):
             if per_sample is None:
                 self._lose([source])
             else:
-                uses.append(Use(source, per_sample))
+                uses.append(Use((source,), per_sample))
         if uses:
             self.listener.on_operation(uses, inputs, output, rows)
+
+    def _recur(
+        self, func: Any, args: Any, sources: Sequence[Source], outputs: Sequence[Tensor]
+    ) -> None:
+        """Tell of a recurrent network, which has samples first in its input and output."""
+        x, states = args[0], args[1]
+        states = states if isinstance(states, (tuple, list)) else [states]
+        *_, layers, dropout, training, _, batch_first = args
+        random = dropout and training and layers > 1
+        if x.ndim != 3 or self.rows(x) is not ONE_EACH or not batch_first or random:
+            self._lose(sources)
+            return
+        samples = {id(x): (0, 1)} | {id(state): (1, 1) for state in states}
+        own = [source.tensor for source in sources]
+        for i, output in enumerate(outputs):
+            per_sample = by_running_again(func, args, {}, sources=own, samples=samples, output=i)
+            rows = Rows(arrange=_second_first) if i else ONE_EACH
+            self.listener.on_operation([Use(tuple(sources), per_sample)], [x], output, rows)
+
+    def _experts(
+        self, args: Any, kwargs: Any, left: dict[int, Source], output: Tensor, rows: Rows
+    ) -> None:
+        """Tell of rows that are multiplied by one of several stacked weights each."""
+        x, weight = args[0], args[1]
+        source = left.get(id(weight))
+        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
+        if source is None or rows.ids is None or offsets is None or x.ndim != 2:
+            return
+        (index, parameter), *more = source.leaves.items()
+        turned = weight is not parameter
+        like = parameter.mT if turned else parameter
+        if more or weight.stride() != like.stride() or weight.shape != like.shape:
+            return
+        places = torch.arange(len(x), device=x.device)
+        experts = torch.searchsorted(offsets.long(), places, right=True)
+        experts = experts.clamp(max=len(parameter) - 1)
+        module = SimpleNamespace(weight=parameter, bias=None, experts=experts)
+        del left[id(weight)]
+        layer = Layer(module, Experts(transposed=not turned), {"weight": index})
+        self.listener.on_call(layer, [x], output, rows)
+
+    def _rows_of_expansion(self, name: str, source: Source, output: Tensor) -> Rows:
+        """Return how what is repeated for every sample runs over them."""
+        return Rows(len(source.tensor)) if self._stacks(name, source.tensor, output) else ONE_EACH
+
+    def _stacks(self, name: str, taken: Tensor, output: Tensor) -> bool:
+        """Return whether an operation repeats a whole tensor for every sample along its dim."""
+        same = output.ndim > 0 and output.shape[1:] == taken.shape[1:]
+        return name == "repeat" and same and len(output) == len(taken) * (self.samples or 0)
 
     def _layer(
         self,
@@ -350,8 +418,6 @@ class Functions(TorchFunctionMode):
         """Tell of a layer that is called by function, and take its weight from what is left."""
         if name == "addmm":
             args = args[1:]
-        elif name == "embedding":
-            args = (args[0], args[1] if len(args) > 1 else kwargs["weight"])
         x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight", kwargs.get("other"))
         source = left.get(id(weight)) if isinstance(weight, Tensor) else None
         found = None if source is None else _matrix(source, turned=name != "linear")
@@ -359,9 +425,10 @@ class Functions(TorchFunctionMode):
             return
         (index, parameter), pad = next(iter(source.leaves.items())), found
         if name == "embedding":
-            padding_idx = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-            if pad != Padding(of_inputs=True) or parameter.ndim != 2:
+            options = _options(args, kwargs)
+            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or _depends(options):
                 return
+            padding_idx = options.get("padding_idx")
             module = SimpleNamespace(
                 weight=parameter,
                 bias=None,
@@ -395,26 +462,36 @@ class Functions(TorchFunctionMode):
                 sign = -sign
             return None if kwargs.get("alpha", 1) != 1 else of_term(shape, sign)
         if name in _EXPANDING:
-            fits = name != "repeat" or reduced_is_right(shape, args)
+            stacked = self._stacks(name, source.tensor, output)
+            fits = stacked or name != "repeat" or reduced_is_right(shape, args)
             return of_term(shape) if fits else None
         if name == "mul" and len(args) == 2:
             other = args[0] if where[1] else args[1]
             if isinstance(other, Tensor) and len(other) == len(output):
                 return of_factor(shape, other)
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        if name == "linear" and id(bias) == identity or name == "addmm" and where[0]:
+        if (name == "linear" and id(bias) == identity) or (name == "addmm" and where[0]):
             return of_term(shape)
-        if self.attention is not None:
+        if self.attention is not None or (name == "embedding" and _depends(_options(args, kwargs))):
             return None
         samples = {
-            id(t): rows.each
+            id(t): (0, rows.each)
             for t in _tensors((*args, *kwargs.values()))
             if id(t) != identity and (rows := self.rows(t)) is not None and rows.ids is None
         }
-        return by_running_again(func, args, kwargs, source=source.tensor, samples=samples)
+        return by_running_again(func, args, kwargs, sources=[source.tensor], samples=samples)
 
     def _lose(self, sources: Sequence[Source]) -> None:
         self.listener.refuse([index for source in sources for index in source.leaves])
+
+
+def _options(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(_EMBEDDING, args, strict=False)), **kwargs}
+
+
+def _depends(options: Mapping[str, Any]) -> bool:
+    """Return whether an embedding's gradient depends on the whole batch, or its weight changes."""
+    return any(options.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
 
 
 def reduced_is_right(shape: torch.Size, args: Sequence[Any]) -> bool:
@@ -453,6 +530,11 @@ def _matrix(source: Source, *, turned: bool) -> Padding | None:
 def _samples_first(samples: int, values: Tensor) -> Tensor:
     """Return (B, T, features) of (T, B, features) or (T · B, features)."""
     return values.reshape(-1, samples, values.shape[-1]).transpose(0, 1)
+
+
+def _second_first(values: Tensor) -> Tensor:
+    """Return (B, layers, …) of (layers, B, …)."""
+    return values.transpose(0, 1)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

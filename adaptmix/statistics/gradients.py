@@ -31,16 +31,19 @@ class GradientSums:
             where the gradient turned out to be hidden.
         skipped: () float64, samples left out because a gradient of their micro-batch was not
             finite.
+        mass: (2,) float64, squared norms of the gradients of parameters that are seen, and of the
+            others, of this process's micro-batches, grad²; zeros where they are not known.
     """
 
     count: Tensor
     square: Tensor
     vectors: list[Tensor]
     skipped: Tensor
+    mass: Tensor
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor, in a fixed order, for summing in place over batches or ranks."""
-        return [self.count, self.square, self.skipped, *self.vectors]
+        return [self.count, self.square, self.skipped, self.mass, *self.vectors]
 
     def norms(self) -> Tensor:
         """Return the (K,) float64 squared norms of the summed gradients, grad²."""
@@ -78,6 +81,8 @@ class MicroBatch(ABC):
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None
+        self._accumulates: Node | None = None
+        self._active = False
         self._segments: Segments | None = None
 
     def expect(
@@ -86,6 +91,7 @@ class MicroBatch(ABC):
         factors: Tensor,
         segments: Segments | None = None,
         samples: Tensor | None = None,
+        accumulates: Node | None = None,
     ) -> None:
         """Fix the samples.
 
@@ -94,8 +100,10 @@ class MicroBatch(ABC):
             factors: (B,) in the loss.
             segments: their places, when they are packed.
             samples: (R,) the sample that each row inside the model is of, when there are others.
+            accumulates: a node that runs in the backward passes that count.
         """
         self._domains = domains
+        self._accumulates = accumulates
         self._segments = segments
         self._samples = samples
         self._factors = factors.detach().double()
@@ -103,7 +111,16 @@ class MicroBatch(ABC):
         self._square = torch.zeros_like(self._factors)
 
     def begin(self, upstream: Tensor) -> None:
-        """Start the backward pass, given the gradient () that arrives at the loss."""
+        """Start a backward pass, given the gradient () that arrives at the loss.
+
+        The last one that accumulates gradients counts. Others, of ``torch.autograd.grad``, may
+        come before it and after it.
+        """
+        self._active = self._accumulates is None or _runs(self._accumulates)
+        if not self._active:
+            return
+        if self._scale is not None:
+            self._restart()
         inverse = 1.0 / (upstream.detach().double() * self._factors)
         self._scale = torch.where(self._kept, inverse, 0.0)
 
@@ -128,7 +145,7 @@ class MicroBatch(ABC):
             gradient: of its output.
             ids: the row inside the model that each row is of, where they are in no order.
         """
-        if self._scale is None:  # the gradient is that of another loss
+        if self._scale is None or not self._active:  # the gradient is that of another loss
             return
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
@@ -147,7 +164,7 @@ class MicroBatch(ABC):
             gradients: (rows, *shape).
             ids: as for ``add``.
         """
-        if self._scale is None or self._parameters.refused(index):
+        if self._scale is None or not self._active or self._parameters.refused(index):
             return
         size = len(gradients)
         if self._segments is not None or (ids is None and size not in self.row_numbers):
@@ -202,6 +219,10 @@ class MicroBatch(ABC):
     ) -> None:
         """Add a call whose input and output hold the samples, or the rows of ``samples``."""
 
+    def _restart(self) -> None:
+        """Forget the gradients of an earlier backward pass."""
+        self._square.zero_()
+
     @abstractmethod
     def _vectors(self) -> list[Tensor] | None:
         """Return the sums by domain, having filled ``_square``; None when no gradient arrived."""
@@ -226,6 +247,7 @@ class MicroBatch(ABC):
             square=square.masked_fill_(broken, 0.0),
             vectors=[vector.masked_fill_(broken, 0.0) for vector in vectors],
             skipped=kept.sum() * broken,
+            mass=empty.new_zeros(2),
         )
 
     def _few_products(self, index: int, samples: Tensor | None) -> bool:
@@ -262,3 +284,11 @@ def products(left: Tensor, right: Tensor, members: Tensor) -> tuple[Tensor, Tens
 def align(values: Tensor, like: Tensor) -> Tensor:
     """Return (B,) values with as many dims as ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _runs(node: Node) -> bool:
+    """Return whether the backward pass that is running runs a node that accumulates a gradient."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # torch.autograd.grad, with respect to the very tensor
+        return False

@@ -55,9 +55,10 @@ class ModelHooks:
         functions = self._functions
         if not self._calls:
             functions.samples = _rows((*args, *kwargs.values()))
-            functions.__enter__()
+            functions.__enter__()  # type: ignore[no-untyped-call]
         before = functions.attention
-        layer, claimed = self._layers.get(id(module)), ()
+        layer = self._layers.get(id(module))
+        claimed: tuple[int, ...] = ()
         if layer is not None:
             x = _first((*args, *kwargs.values()))
             if x is not None and functions.rows(x) is not None:
@@ -75,7 +76,7 @@ class ModelHooks:
         _, claimed, functions.attention = self._calls.pop()
         functions.claimed.difference_update(claimed)
         if not self._calls:
-            functions.__exit__(None, None, None)
+            functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if not claimed or output is None:  # a forward that was broken off
             return
         layer = self._layers[id(module)]

@@ -51,6 +51,27 @@ class Matrix(Factored):
         return outputs.sum(1)
 
 
+class Experts(Matrix):
+    """Rule for y_t = x_t W_eᵀ with stacked weights W (E, out, in), or (E, in, out), one per row.
+
+    Seen as one matrix of E · out rows, of which row t uses those of its expert e.
+    """
+
+    def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the features of the input at each row."""
+        return self._features(module, x, side, stacked=not self.inputs_dim)
+
+    def outputs(self, module: Any, g: Tensor, side: Side) -> Tensor:
+        """Return the features of the output gradient at each row."""
+        return self._features(module, g, side, stacked=bool(self.inputs_dim))
+
+    def _features(self, module: Any, values: Tensor, side: Side, *, stacked: bool) -> Tensor:
+        if not stacked:
+            return side.fold(values, -1).unsqueeze(1)
+        total = module.weight.shape[:-1].numel()
+        return side.place(values, module.experts * values.shape[1], total).unsqueeze(1)
+
+
 class Lookup(Matrix):
     """Rule for y = W[x] with indices x of shape (b, ...); the padding row has no gradient."""
 

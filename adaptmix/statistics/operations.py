@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PerSample = Callable[[Tensor], Tensor]
+PerSample = Callable[[Tensor], list[Tensor]]
 """(gradient of an operation's output, (n, …)) -> (n, *shape) gradients of what it took."""
 
 
@@ -25,12 +25,12 @@ def reduced(values: Tensor, shape: torch.Size) -> Tensor:
 
 def of_term(shape: torch.Size, sign: float = 1.0) -> PerSample:
     """Return the gradients of a term that is added to every sample, or expanded to all of them."""
-    return lambda g: sign * reduced(g, shape)
+    return lambda g: [sign * reduced(g, shape)]
 
 
 def of_factor(shape: torch.Size, other: Tensor) -> PerSample:
     """Return the gradients of a factor that every sample is multiplied by."""
-    return lambda g: reduced(g * other.detach(), shape)
+    return lambda g: [reduced(g * other.detach(), shape)]
 
 
 def by_running_again(
@@ -38,41 +38,47 @@ def by_running_again(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    source: Tensor,
-    samples: Mapping[int, int],
+    sources: Sequence[Tensor],
+    samples: Mapping[int, tuple[int, int]],
+    output: int | None = None,
 ) -> PerSample:
-    """Return the gradients of ``source`` by running an operation once more for each sample.
+    """Return the gradients of ``sources`` by running an operation once more for each sample.
 
     Args:
         function: the operation.
         args: its arguments, tensors or sequences of them among others.
         kwargs: its arguments by keyword.
-        source: one of the arguments.
-        samples: {identity of an argument with samples: its rows per sample}.
+        sources: some of the arguments.
+        samples: {identity of an argument with samples: (their dim, its rows per sample)}.
+        output: which of the operation's outputs the gradients come from, where it has several.
     """
     args, kwargs = _detached(tuple(args)), _detached(dict(kwargs))
 
-    def one(j: int, leaf: Tensor, value: Any) -> Any:
+    def one(j: int, leaves: Mapping[int, Tensor], value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return type(value)(one(j, leaf, part) for part in value)
+            return type(value)(one(j, leaves, part) for part in value)
         if isinstance(value, dict):
-            return {key: one(j, leaf, part) for key, part in value.items()}
-        if isinstance(value, _Kept):
-            if value.identity == id(source):
-                return leaf
-            m = samples.get(value.identity)
-            return value.tensor if m is None else value.tensor[j * m : (j + 1) * m]
-        return value
+            return {key: one(j, leaves, part) for key, part in value.items()}
+        if not isinstance(value, _Kept):
+            return value
+        if value.identity in leaves:
+            return leaves[value.identity]
+        if value.identity not in samples:
+            return value.tensor
+        dim, each = samples[value.identity]
+        return value.tensor.narrow(dim, j * each, each)
 
-    def per_sample(g: Tensor) -> Tensor:
+    def per_sample(g: Tensor) -> list[Tensor]:
         found = []
         for j, gradient in enumerate(g):
             with torch.enable_grad():
-                leaf = source.detach().requires_grad_()
-                output = function(*one(j, leaf, args), **one(j, leaf, kwargs))
-                gradient = gradient.reshape(output.shape)
-                found.append(torch.autograd.grad(output, leaf, gradient)[0])
-        return torch.stack(found)
+                leaves = {id(t): t.detach().requires_grad_() for t in sources}
+                made = function(*one(j, leaves, args), **one(j, leaves, kwargs))
+                made = made if output is None else made[output]
+                gradient = gradient.reshape(made.shape).to(made.dtype)
+                options = {"materialize_grads": True}
+                found.append(torch.autograd.grad(made, [*leaves.values()], gradient, **options))
+        return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
     return per_sample
 

@@ -19,10 +19,10 @@ from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning, SeamError
 from adaptmix.segments import Segments
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
+from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap, accumulator
 from adaptmix.statistics.exact import ExactBatch
-from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.functions import WHOLE, Functions, Padding, Rows, Use
+from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.hooks import ModelHooks
 from adaptmix.statistics.isolation import warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
@@ -30,7 +30,6 @@ from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
 
 ESTIMATORS = ("sketch", "exact", "norm")
-_COVERAGE_EXPECTED = 0.9
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -47,7 +46,7 @@ class GradientProbe:
     own loss only where samples do not meet inside the model: batch normalisation, losses over
     pairs of samples and auxiliary losses beside ``loss`` break this. The first dim of a layer's
     input and output must be the sample; any other dim of length B passes for it. Forwards and
-    backwards alternate, and each backward runs once.
+    backwards alternate; of several that accumulate gradients, the last counts.
 
     A model that is compiled runs uncompiled in observed steps, for compiled code ignores hooks.
 
@@ -79,15 +78,12 @@ class GradientProbe:
         )
         self._uncompiled = Uncompiled()
         self._functions = Functions(self._parameters, self)
-        self._hooks = ModelHooks(
-            unwrapped(model), self._parameters.layers, self._functions, self
-        )
+        self._hooks = ModelHooks(unwrapped(model), self._parameters.layers, self._functions, self)
         self._attached = False
         self._observing = False
         self._inspected = False
-        self._warned = False
         self._isolation_known = False
-        self._mass: GradientMass | None = None
+        self._mass = GradientMass()
         self._set_aside = False
         self._drop()
 
@@ -100,6 +96,16 @@ class GradientProbe:
         if self._projections is None:
             return ExactBatch(self._parameters, self._num_domains)
         return SketchBatch(self._parameters, self._num_domains, self._projections)
+
+    @property
+    def inspected(self) -> bool:
+        """Whether a step was observed yet."""
+        return self._inspected
+
+    @property
+    def watching(self) -> bool:
+        """Whether this step's backward passes are to be announced."""
+        return self._observing
 
     @property
     def coverage(self) -> Coverage:
@@ -123,7 +129,6 @@ class GradientProbe:
             )
         self._attached = True
         _watched.update(modules)
-        self._check_coverage()
         if any(isinstance(module, _BatchNorm) for module in self._model.modules()):
             warnings.warn(
                 "The model normalises over the batch, so a sample's gradient holds parts of the "
@@ -139,7 +144,6 @@ class GradientProbe:
             return
         self._attached = False
         self._observe(False)
-        self._stop_weighing()
         _watched.difference_update(unwrapped(self._model).modules())
         self._drop()
 
@@ -162,8 +166,10 @@ class GradientProbe:
         self._observing = observing
         self._uncompiled.turn(observing and is_compiled(self._model))
         self._hooks.remove()
+        self._mass.close()
         if observing:
             self._hooks.install()
+            self._mass.listen(self._parameters.numbered(unwrapped(self._model)))
 
     def expect(
         self,
@@ -210,10 +216,7 @@ class GradientProbe:
             )
         self._finish()
         batch, self._upcoming = self._upcoming, self._new_batch()
-        if not self._inspected:
-            self._parameters.refuse_used_outside(loss, batch.calls)
-            self._mass = self._parameters.weigh(unwrapped(self._model))
-            self._inspected = True
+        self._parameters.refuse_used_outside(loss, batch.calls)
         if segments is None:
             _check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
@@ -222,23 +225,17 @@ class GradientProbe:
         batch.first.clear()
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
-        batch.expect(domains, factors, segments, samples)
+        batch.expect(domains, factors, segments, samples, accumulator(loss))
         loss.register_hook(batch.begin)
         self._current = batch
 
     def collect(self) -> GradientSums | None:
-        """Return the sums over the micro-batches since the last call, or None without any.
-
-        Warns:
-            CoverageWarning: once, when less than 0.9 of the parameters or, from the second
-                observation on, of their gradient is seen.
-        """
+        """Return the sums over the micro-batches since the last call, or None without any."""
         self._finish()
         total, self._total = self._total, None
-        if self._observing:
-            # The mass of this very step's gradient is still on its way.
-            self._check_coverage(with_mass=self._mass is None)
-            self._stop_weighing()
+        if total is not None:
+            self._inspected = True
+            total.mass += self._mass.split(self._parameters.seen, total.mass)
         return total
 
     def _finish(self) -> None:
@@ -282,7 +279,7 @@ class GradientProbe:
             # Backward hooks inherit autocast where backward() is called inside of it.
             with _full_precision(gradient.device.type):
                 g = pad.outputs(rows.first(gradient.detach()))
-                batch.add(layer, size, kept.pop(), g, rows.ids)
+                batch.add(layer, size, _taken(kept), g, rows.ids)
 
         size = len(x)
         # On the output and not on the module, whose backward hooks forbid in-place activations.
@@ -293,21 +290,20 @@ class GradientProbe:
         self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
     ) -> None:
         """Follow an operation that brings parameters together with samples."""
-        leaves = [index for use in uses for index in use.source.leaves]
+        leaves = [index for use in uses for source in use.sources for index in source.leaves]
         batch = self._following(leaves, inputs, output, rows)
         if batch is None:
             return
 
         @torch.no_grad()
-        def on_backward(uses: list[Use], gradient: Tensor) -> None:
+        def on_backward(gradient: Tensor) -> None:
             with _full_precision(gradient.device.type), self._aside():
                 g = rows.first(gradient.detach())
-                while uses:
-                    use = uses.pop()
-                    for index, found in use.source.pulled_back(use.per_sample(g)):
+                for use in uses:
+                    for index, found in use.gradients(g):
                         batch.add_whole(index, found, rows.ids)
 
-        output.register_hook(partial(self._if_current, batch, partial(on_backward, list(uses))))
+        output.register_hook(partial(self._if_current, batch, on_backward))
 
     def _following(
         self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
@@ -323,7 +319,7 @@ class GradientProbe:
             batch.rows = self._functions.samples or 0
         if not output.requires_grad:
             return None
-        if not self._inspected and output.grad_fn is not None:
+        if output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
@@ -339,11 +335,11 @@ class GradientProbe:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Differentiate something else for a while."""
-        self._set_aside = True
+        self._set_aside = self._mass.paused = True
         try:
             yield
         finally:
-            self._set_aside = False
+            self._set_aside = self._mass.paused = False
 
     def _recomputing(self) -> bool:
         """Return whether a backward pass is running: a forward is then a checkpoint's second one.
@@ -352,30 +348,11 @@ class GradientProbe:
         """
         return bool(torch._C._current_graph_task_id() != -1)
 
-    def _stop_weighing(self) -> None:
-        if self._mass is not None:
-            self._mass.close()
-            self._mass = None
 
-    def _check_coverage(self, *, with_mass: bool = False) -> None:
-        if self._warned:
-            return
-        coverage = self.coverage
-        share, what = coverage.share, "trainable parameters"
-        if with_mass and coverage.mass is not None and coverage.mass < share:
-            share, what = coverage.mass, "gradient's squared norm"
-        if share >= _COVERAGE_EXPECTED:
-            return
-        self._warned = True
-        kinds = ", ".join(sorted(set(coverage.unseen.values())))
-        warnings.warn(
-            f"The gradient probe sees {share:.0%} of the {what}, so gradient "
-            f"variances come out too small. Not seen: parameters in {kinds}. Types "
-            "without a rule get one by adaptmix.register_rule; layers with one "
-            "must be called, not have their weights used elsewhere, on inputs of shape (B, ...).",
-            CoverageWarning,
-            stacklevel=3,
-        )
+def _taken(kept: list[Tensor | None]) -> Tensor | None:
+    """Return what was kept for a backward pass, and let go of it unless there may be another."""
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept[0] if again else kept.pop()
 
 
 def _check_rows(sizes: Counter[int], number: int, samples: Tensor | None) -> None:

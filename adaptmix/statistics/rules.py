@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
@@ -24,6 +25,10 @@ class Side(Protocol):
 
     def fold(self, values: Tensor, dim: int) -> Tensor:
         """Return ``values`` with the features along ``dim`` mapped."""
+        ...
+
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        """Return the images of ``total`` features, of which each row has some from its start on."""
         ...
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -85,6 +90,10 @@ class _Whole:
 
     def fold(self, values: Tensor, dim: int) -> Tensor:
         return values
+
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        where = starts.unsqueeze(1) + torch.arange(values.shape[1], device=values.device)
+        return values.new_zeros(len(values), total).scatter_(1, where, values)
 
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError("one-hot features are never multiplied out")

@@ -114,6 +114,21 @@ class CountSketch:
             folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))
         return folded
 
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        """Return (rows, width): what ``total`` features fold to, of which a row has a part.
+
+        Args:
+            values: (rows, n) the part.
+            starts: (rows,) the first feature of the part.
+            total: number of features.
+        """
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        where = starts.unsqueeze(1) + torch.arange(values.shape[1], device=values.device)
+        if total > self._width:
+            wide = wide * self._taken(wide)[where]
+            where = where % self._width
+        return wide.new_zeros(len(values), self.width).scatter_add_(1, where, wide)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Return (*indices.shape, width) float32: what one-hot features fold to."""
         one = torch.ones((), device=indices.device)

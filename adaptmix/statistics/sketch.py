@@ -227,6 +227,11 @@ class SketchBatch(MicroBatch):
         rows = self._summed(sketch.reshape(size, -1), samples)
         self._rows[index] = self._rows[index] + rows if index in self._rows else rows
 
+    def _restart(self) -> None:
+        super()._restart()
+        self._rows.clear()
+        self._pairs.clear()
+
     def _vectors(self) -> list[Tensor] | None:
         if not self._rows and not self._pairs:
             return None
