@@ -26,11 +26,14 @@ class Coverage:
         unseen: {module name: type name} of the modules that hold the others.
         mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], in
             the steps that statistics come from; None before any, and of sharded models.
+        twice: whether a graph of gradients was made, as for a penalty on them: what is read at the
+            layers is then not the gradient of a sample's loss, and none is seen.
     """
 
     share: float
     unseen: Mapping[str, str]
     mass: float | None = None
+    twice: bool = False
 
     @property
     def least(self) -> float:
@@ -40,6 +43,12 @@ class Coverage:
     def describe(self) -> str:
         """Return a sentence on what is seen and where the rest is."""
         what = "trainable parameters" if self.mass is None else "gradient's squared norm"
+        if self.twice:
+            return (
+                "The gradient probe leaves out steps whose gradients are differentiated again "
+                "(create_graph=True), for the parts of samples cannot be told apart in them; it "
+                f"sees {self.least:.0%} of the {what}."
+            )
         named = [f"{name or 'the model itself'} ({kind})" for name, kind in self.unseen.items()]
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         return (
@@ -98,6 +107,7 @@ class ParameterMap:
         self.dtypes = [torch.promote_types(p.dtype, torch.float32) for p in parameters]
         self.layers: list[Layer] = []
         self._holders: list[tuple[str, str, frozenset[int]]] = []
+        self.twice = False
         self._refused: set[int] = set()
         self._seen: set[int] = set()
         self._places: list[tuple[nn.Module, str, int]] = []
@@ -182,7 +192,7 @@ class ParameterMap:
         sizes = [shape.numel() for shape in self.shapes]
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
-        return Coverage(share, unseen)
+        return Coverage(share, unseen, twice=self.twice)
 
 
 def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from adaptmix.statistics.coverage import Layer, ParameterMap
 from adaptmix.statistics.layers import Experts, Lookup, Matrix
 from adaptmix.statistics.operations import PerSample, by_running_again, of_factor, of_term
+from adaptmix.statistics.rules import HEADS
 
 Arrange = Callable[[Tensor], Tensor]
 """Puts the samples first: (n, …), or (rows, …) of rows whose samples are told apart."""
@@ -209,11 +210,13 @@ class Functions(TorchFunctionMode):
         super().__init__()
         self._marks = _Marks()
         self._sources: dict[int, Source] = {}
+        self._heads: set[Any] = set()
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
         self._marks.clear()
         self._sources.clear()
+        self._heads.clear()
         self.claimed.clear()
 
     def rows(self, tensor: Tensor) -> Rows | None:
@@ -247,6 +250,10 @@ class Functions(TorchFunctionMode):
         found = [(t, self._source(t)) for t in tensors]
         own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
+        if HEADS:
+            for tensor in tensors:
+                if type(tensor.grad_fn).__name__ in HEADS:
+                    self._head(tensor)
         if not own:
             self._mark(name, tensors, args, outputs)
             return
@@ -396,6 +403,31 @@ class Functions(TorchFunctionMode):
         del left[id(weight)]
         layer = Layer(module, Experts(transposed=not turned), {"weight": index})
         self.listener.on_call(layer, [x], output, rows)
+
+    def _head(self, output: Tensor) -> None:
+        """Tell of a head that is fused with the loss, given the function's first output."""
+        node: Any = output.grad_fn
+        if node in self._heads or output.output_nr:
+            return
+        self._heads.add(node)
+        head = HEADS[type(node).__name__](node)
+        named = {"weight": head.module.weight, "bias": head.module.bias}
+        own = {k: self._source(t) for k, t in named.items() if t is not None}
+        indices = {k: next(iter(s.leaves)) for k, s in own.items() if s is not None}
+        rows = self.rows(head.hidden)
+        if not indices:
+            return
+        if rows is None:
+            self.listener.refuse([*indices.values()])
+            return
+        head.module.x = rows.first(head.x)
+        layer = Layer(head.module, head.rule, indices)
+        self.listener.on_call(layer, [head.x, head.hidden], output, rows)
+        node.register_prehook(partial(self._check_head, [*indices.values()]))
+
+    def _check_head(self, indices: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+        if any(gradient is not None for gradient in gradients[1:]):
+            self.listener.refuse(indices)
 
     def _rows_of_expansion(self, name: str, source: Source, output: Tensor) -> Rows:
         """Return how what is repeated for every sample runs over them."""

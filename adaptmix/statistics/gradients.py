@@ -83,6 +83,7 @@ class MicroBatch(ABC):
         self._scale: Tensor | None = None
         self._accumulates: Node | None = None
         self._active = False
+        self.twice = False  # whether its gradients may be differentiated again
         self._segments: Segments | None = None
 
     def expect(
@@ -121,6 +122,8 @@ class MicroBatch(ABC):
             return
         if self._scale is not None:
             self._restart()
+        # What is differentiated afterwards, such as a penalty on gradients, is something else.
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
         inverse = 1.0 / (upstream.detach().double() * self._factors)
         self._scale = torch.where(self._kept, inverse, 0.0)
 
@@ -219,6 +222,9 @@ class MicroBatch(ABC):
     ) -> None:
         """Add a call whose input and output hold the samples, or the rows of ``samples``."""
 
+    def _end(self) -> None:
+        self._active = False
+
     def _restart(self) -> None:
         """Forget the gradients of an earlier backward pass."""
         self._square.zero_()
@@ -238,6 +244,9 @@ class MicroBatch(ABC):
         if vectors is None:
             return None
         broken = ~self._square.isfinite().all()
+        if self.twice:
+            self._square, self._kept = self._square * 0.0, self._kept & False
+            vectors = [vector * 0.0 for vector in vectors]
         kept = self._kept.double()
         empty = self._square.new_zeros(self._num_domains)
         count = empty.index_add(0, self._domains, kept)

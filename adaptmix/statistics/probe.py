@@ -84,7 +84,7 @@ class GradientProbe:
         self._inspected = False
         self._isolation_known = False
         self._mass = GradientMass()
-        self._set_aside = False
+        self._set_aside = self._twice = False
         self._drop()
 
     def _drop(self) -> None:
@@ -235,13 +235,17 @@ class GradientProbe:
         total, self._total = self._total, None
         if total is not None:
             self._inspected = True
-            total.mass += self._mass.split(self._parameters.seen, total.mass)
+            seen = set() if self._twice else self._parameters.seen
+            total.mass += self._mass.split(seen, total.mass)
+        self._twice = False
         return total
 
     def _finish(self) -> None:
         """Add the micro-batch whose backward is done to the step's sums."""
         batch, self._current = self._current, None
         sums = None if batch is None else batch.finish()
+        self._twice |= batch is not None and batch.twice
+        self._parameters.twice |= self._twice
         if sums is None:
             return
         if self._total is None:
@@ -329,7 +333,10 @@ class GradientProbe:
     def _if_current(
         self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
     ) -> None:
-        if batch is self._current and not self._set_aside:  # not collected or detached meanwhile
+        if self._set_aside:
+            return
+        batch.twice |= torch.is_grad_enabled()  # create_graph
+        if batch is self._current:  # not collected or detached meanwhile
             on_backward(gradient)
 
     @contextmanager

@@ -18,8 +18,11 @@ Case = tuple[Callable[[], nn.Module], Callable[[], Inputs]]
 
 def losses(model: nn.Module, inputs: Inputs) -> Tensor:
     """(B,) of what a model returns: a cross-entropy with the first class, over its last dim."""
+    if "fused_lm_head" in inputs:
+        log_probs: Tensor = model(**inputs | {"fused_lm_head": True}).log_probs
+        return -log_probs.double().mean(1)
     output = model(**inputs)
-    for name in ("logits", "log_probs", "last_hidden_state", "image_embeds"):
+    for name in ("logits", "last_hidden_state", "image_embeds"):
         found = getattr(output, name, None)
         if isinstance(found, Tensor):
             output = found
@@ -72,7 +75,30 @@ def vectors() -> Inputs:
     return {"x": torch.randn(B, T, W, dtype=torch.float64)}
 
 
-NONE = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "activation_dropout", "dropout_rate", "drop_path_rate", "classifier_dropout", "embedding_dropout", "feat_proj_dropout", "final_dropout", "layerdrop", "mask_time_prob", "mlp_dropout", "encoder_layerdrop", "decoder_layerdrop", "seq_classif_dropout", "embd_dropout"]
+NONE = (
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "hidden_dropout",
+    "attention_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "activation_dropout",
+    "dropout_rate",
+    "drop_path_rate",
+    "classifier_dropout",
+    "embedding_dropout",
+    "feat_proj_dropout",
+    "final_dropout",
+    "layerdrop",
+    "mask_time_prob",
+    "mlp_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+    "seq_classif_dropout",
+    "embd_dropout",
+)
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TEXT: dict[str, Any] = {
     "vocab_size": V,
@@ -134,6 +160,27 @@ def adapted(**options: Any) -> Callable[[], nn.Module]:
         return network.train()
 
     return build
+
+
+def fused(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return what builds a model whose head TRL has fused with the loss."""
+
+    def patched() -> nn.Module:
+        from trl.trainer.utils import add_fused_lm_head
+
+        from adaptmix_transformers import heads  # noqa: F401 (registers TRL's)
+
+        model = build().float()  # TRL's kernels compute in float32
+        add_fused_lm_head(model)
+        return model
+
+    return patched
+
+
+def supervised() -> Inputs:
+    tokens = words()["input_ids"]
+    labels = torch.where(torch.rand(B, T) < 0.7, tokens, -100)
+    return {"input_ids": tokens, "labels": labels, "fused_lm_head": torch.ones(B).bool()}
 
 
 def plain(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -369,6 +416,28 @@ ARCHITECTURES: dict[str, Case] = {
         adapted(kind="PromptTuningConfig", num_virtual_tokens=3, task_type="CAUSAL_LM"),
         words,
     ),
+    # TRL's fused heads.
+    "GPT-2, supervised by TRL": (
+        fused(
+            of(
+                "GPT2LMHeadModel",
+                "GPT2Config",
+                vocab_size=V,
+                n_positions=8,
+                n_embd=W,
+                n_layer=1,
+                n_head=2,
+                **SPECIAL,
+            )
+        ),
+        supervised,
+    ),
+    "Llama, supervised by TRL": (fused(causal("Llama", **GROUPED)), supervised),
+    "Gemma 2, supervised by TRL": (
+        fused(causal("Gemma2", **GROUPED, final_logit_softcapping=2.0)),
+        supervised,
+    ),
+    "Phi, supervised by TRL": (fused(causal("Phi", **TEXT)), supervised),
     # PyTorch's own.
     "LSTM": (
         plain(lambda: nn.LSTM(W, W, num_layers=2, bidirectional=False, batch_first=True), HEAD),
