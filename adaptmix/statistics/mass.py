@@ -34,8 +34,10 @@ class GradientMass:
     def _take(self, number: int, gradient: Tensor) -> None:
         if self.paused:
             return
-        norm = torch.linalg.vector_norm(gradient.detach().float()).double()
-        self._squares[number] = self._squares.get(number, 0.0) + norm.square()
+        flat = gradient.detach().flatten()
+        flat = flat if flat.dtype == torch.float64 else flat.float()
+        # A product takes a fraction of the time of a norm on CPU.
+        self._squares[number] = self._squares.get(number, 0.0) + flat.dot(flat).double()
 
     def close(self) -> None:
         """Stop listening."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from tests.statistics.cases import (
     CASES,
     DOMAINS,
     FACTORS,
-    Stack,
     assert_same,
     attached,
     losses,
@@ -43,21 +43,22 @@ def head_afterwards(model: nn.Module, loss: Tensor) -> None:
     torch.autograd.grad(loss, [*model.parameters()][-1])
 
 
-def twice(model: nn.Module, loss: Tensor) -> None:
+def twice(_: nn.Module, loss: Tensor) -> None:
     loss.backward(retain_graph=True)
     loss.backward()
 
 
-def thrice(model: nn.Module, loss: Tensor) -> None:
-    for _ in range(2):
+def thrice(_: nn.Module, loss: Tensor) -> None:
+    for _round in range(2):
         loss.backward(retain_graph=True)
     (3.0 * loss).backward()
 
 
-def another_loss(model: nn.Module, loss: Tensor) -> None:
+def another_loss(_: nn.Module, loss: Tensor) -> None:
     """Of the same activations, in a backward pass of its own."""
     loss.backward(retain_graph=True)
-    shared = loss.grad_fn.next_functions[1][0]  # type: ignore[union-attr]
+    node: Any = loss.grad_fn
+    shared = node.next_functions[1][0]
     edge = torch.autograd.graph.GradientEdge(shared, 0)
     torch.autograd.backward(edge, torch.ones(len(DOMAINS), dtype=torch.float64))
 
@@ -163,7 +164,7 @@ def test_steps_with_a_gradient_penalty_are_left_out_and_named(
     assert "differentiated again (create_graph=True)" in probe.coverage.describe()
 
 
-def attacked(model: Stack, probe: GradientProbe, inputs: Tensor, targets: Tensor) -> None:
+def attacked(model: Any, inputs: Tensor, targets: Tensor) -> None:
     """FGM: a second forward and backward pass with words moved along the gradient."""
     words = model.stem.words.weight
     assert words.grad is not None
@@ -184,5 +185,5 @@ def test_an_attack_after_the_backward_pass_changes_nothing(parts: int, estimator
         loss = FACTORS[part] @ losses(model(inputs[part]), targets[part])
         probe.expect(DOMAINS[part], FACTORS[part], loss)
         loss.backward()
-        attacked(model, probe, inputs[part], targets[part])
+        attacked(model, inputs[part], targets[part])
     assert_same(probe.collect(), want)
