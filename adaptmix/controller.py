@@ -61,6 +61,8 @@ class Controller:
         half_life: optimizer steps after which statistics count half.
         tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
             estimated while training when None.
+        min_coverage: share of the gradient's squared norm that the probe must see for the weights
+            to move on its statistics, in [0, 1]; with 0 they always move.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,6 +87,7 @@ class Controller:
         mode: str = "adapt",
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | None = None,
+        min_coverage: float = 0.9,
     ) -> None:
         if not isinstance(mixture, Mixture):
             raise TypeError(
@@ -98,6 +101,7 @@ class Controller:
         self._observe_every = integer("observe_every", every, minimum=1)
         self._adapting = choice("mode", mode, _MODES) == "adapt"
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
+        self._min_coverage = number("min_coverage", min_coverage, minimum=0.0, maximum=1.0)
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
@@ -326,7 +330,7 @@ class Controller:
         )
         measurements = self._measurements
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
-        if measurements.probe is not None and self.observing:
+        if measurements.probe is not None and measurements.probe.watching:
             measurements.probe.expect(
                 domains, factors, total, segments=segments, samples=samples, values=values
             )
@@ -560,8 +564,10 @@ class Controller:
     # How it works.
 
     def _arm(self) -> None:
-        if self._measurements.probe is not None:
-            self._measurements.probe.arm(self.observing, step=self.completed)
+        probe = self._measurements.probe
+        if probe is not None:
+            # The first step is looked at in any case: what cannot be is known before others follow.
+            probe.arm(self.observing or not probe.inspected, step=self.completed)
 
     def _keeps_gram(self) -> bool:
         """Return whether (K, K) sums are kept: for predicted variances, or for the policy."""
@@ -589,6 +595,9 @@ class Controller:
         """Let the policy act on the newest statistics."""
         stats = self.statistics
         self._guards.check_repetition(stats.seen)
+        reads = any(name.startswith("grad_") for name in self.requires)
+        if reads and not self._measurements.trusts(self._min_coverage):
+            return
         if not self._steering.update(stats, measured=self._measurements.measured):
             self._warn(
                 TooFewRowsWarning,

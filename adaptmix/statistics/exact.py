@@ -56,6 +56,12 @@ class ExactBatch(MicroBatch):
                 if name in layer.indices:
                     self._deliver(layer.indices[name], chunk, rows, samples)
 
+    def _add_whole(self, index: int, gradients: Tensor, samples: Tensor | None) -> None:
+        assert self._scale is not None
+        scale = self._scale if samples is None else self._scale[samples]
+        scaled = gradients * align(scale.to(gradients.dtype), gradients)
+        self._deliver(index, slice(None), self._where(scaled, samples), samples)
+
     def _multiplies_vectors(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
         """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
         return (
@@ -101,6 +107,11 @@ class ExactBatch(MicroBatch):
         rows = gradients.reshape(*gradients.shape[:2], -1)
         norms = torch.linalg.vector_norm(rows, dim=-1).double()
         self._square[chunk] += norms.square().reshape(len(gradients), -1).sum(1)
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._sums.clear()
+        self._stash.clear()
 
     def _vectors(self) -> list[Tensor] | None:
         for index, stash in self._stash.items():

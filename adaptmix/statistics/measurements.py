@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,13 @@ from torch import Tensor, nn
 
 from adaptmix import distributed
 from adaptmix.checks import FloatArray
-from adaptmix.errors import NoiseWarning, NonFiniteWarning, UnseenDomainWarning, WarnOnce
+from adaptmix.errors import (
+    CoverageWarning,
+    NoiseWarning,
+    NonFiniteWarning,
+    UnseenDomainWarning,
+    WarnOnce,
+)
 from adaptmix.noise import NoiseTerms
 from adaptmix.statistics.coverage import Coverage
 from adaptmix.statistics.lengths import RowLengths
@@ -21,6 +29,7 @@ from adaptmix.statistics.sums import DomainSums
 from adaptmix.statistics.window import Window
 from adaptmix.types import Domains, DomainStats
 
+_COVERAGE_EXPECTED = 0.9
 _FROM_DRAWS = frozenset({"count", "seen", "age"})
 _FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
 _FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_mean_sq", "grad_mean_pairs", "grad_gram"})
@@ -85,7 +94,9 @@ class Measurements:
     @property
     def coverage(self) -> Coverage | None:
         """What the probe sees of the model; None without one."""
-        return None if self.probe is None else self.probe.coverage
+        if self.probe is None:
+            return None
+        return replace(self.probe.coverage, mass=self._running.mass)
 
     @property
     def lengths(self) -> FloatArray:
@@ -128,15 +139,15 @@ class Measurements:
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
         """
-        gradients = None
-        if self.probe is not None and observed:
-            gradients = self.probe.collect()
-            if gradients is None:
-                raise ValueError(
-                    "loss() must be followed by backward() through the watched model; its probe "
-                    "saw no gradient in an observed step. Watch the model that is trained, and "
-                    "compile the model, not a whole step of training."
-                )
+        gradients = None if self.probe is None else self.probe.collect()
+        if not observed:
+            gradients = None
+        elif self.probe is not None and gradients is None:
+            raise ValueError(
+                "loss() must be followed by backward() through the watched model; its probe saw "
+                "no gradient in an observed step. Watch the model that is trained, and compile "
+                "the model, not a whole step of training."
+            )
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:
             self._window = Window(step, sums=sums, gradients=gradients, gram=self._running.gram)
@@ -160,6 +171,27 @@ class Measurements:
     def snapshot(self, step: int) -> DomainStats:
         """Return the running estimates at the number of steps completed."""
         return self._running.snapshot(step, lengths=self.lengths)
+
+    def trusts(self, coverage: float) -> bool:
+        """Return whether gradient statistics are of so much of the gradient.
+
+        Warns:
+            CoverageWarning: once, when they are not, or of less than 0.9 of it.
+        """
+        found = self.coverage
+        if found is None:
+            return True
+        trusted = found.least >= coverage
+        if not trusted or found.least < _COVERAGE_EXPECTED:
+            enough = math.floor(100.0 * found.least) / 100.0
+            stay = f"stay as they are; min_coverage={enough:g} would move them on what is seen"
+            follows = f"Weights {'move all the same, as min_coverage allows' if trusted else stay}"
+            self._warn(
+                CoverageWarning,
+                f"{found.describe()} Gradient variances come out too small. {follows}. A type of "
+                "layer that hides its operations gets a rule by adaptmix.register_rule.",
+            )
+        return trusted
 
     @property
     def measured(self) -> frozenset[str]:

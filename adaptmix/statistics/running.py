@@ -47,6 +47,7 @@ class RunningStatistics:
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._held_out = np.zeros(K, dtype=bool)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
+        self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
         self._own = DiscountedSums(products, (K,), half_life=half_life)
         self._gram = DiscountedSums(products, (K, K) if gram else (0, 0), half_life=half_life)
 
@@ -115,6 +116,17 @@ class RunningStatistics:
             pairs = np.outer(count, count) - np.diag(count)
             self._gram.add(step, pairs > 0, products=products - np.diag(square), pairs=pairs)
 
+    def add_mass(self, step: int, seen: float, other: float) -> None:
+        """Add squared norms of gradients that the probe saw in a step, and did not see."""
+        present = np.array([seen + other > 0.0])
+        self._mass.add(step, present, seen=np.array([seen]), other=np.array([other]))
+
+    @property
+    def mass(self) -> float | None:
+        """Share of the gradient's squared norm that statistics are of; None before any."""
+        seen, other = float(self._mass["seen"][0]), float(self._mass["other"][0])
+        return seen / (seen + other) if seen + other > 0.0 else None
+
     def snapshot(self, step: int, *, lengths: FloatArray) -> DomainStats:
         """Return the estimates at a step.
 
@@ -177,6 +189,7 @@ class RunningStatistics:
             "noise_squares": self._noise_squares.state_dict(),
             "held_out": self._held_out,
             "gradients": self._gradients.state_dict(),
+            "mass": self._mass.state_dict(),
             "own": self._own.state_dict(),
             "gram": self._gram.state_dict(),
         }
@@ -195,5 +208,6 @@ class RunningStatistics:
         held_out = vector("held_out", state["held_out"], size=self.seen.size)
         self._held_out = held_out.astype(bool)
         self._gradients.load_state_dict(state["gradients"])
+        self._mass.load_state_dict(state["mass"])
         self._own.load_state_dict(state["own"])
         self._gram.load_state_dict(state["gram"])

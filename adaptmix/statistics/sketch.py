@@ -44,13 +44,13 @@ class Projections:
         self._sides: dict[tuple[int, int], CountSketch] = {}
         self._widths: dict[int, int] = {}
         self._groups: dict[int, int] = {}
+        self._matrices: set[int] = set()
         for layer in parameters.layers:
             if factors(layer) is not None:
                 self._place_factored(layer)
-        for layer in parameters.layers:
-            for index in layer.indices.values():
-                if index not in self._widths:
-                    self._place(index)
+        for index in parameters.candidates:
+            if index not in self._widths:
+                self._place(index)
 
     @property
     def widths(self) -> list[int]:
@@ -74,6 +74,8 @@ class Projections:
     def sketch(self, index: int, gradients: Tensor) -> Tensor:
         """Return (B, n) sketches of the whole (B, *shape) gradients of one parameter."""
         size, groups = len(gradients), self._groups.get(index, 1)
+        if index in self._matrices:
+            gradients = gradients.flatten(1, -2)
         if groups > 1:
             gradients = gradients.unflatten(1, (groups, -1)).flatten(0, 1)
         for dim in range(min(2, gradients.ndim - 1)):
@@ -110,7 +112,10 @@ class Projections:
 
     def _place(self, index: int) -> None:
         shape = self._parameters.shapes[index]
-        width = shape[2:].numel()
+        if len(shape) > 2:  # a matrix with the columns of its last dim, as stacked experts are
+            self._matrices.add(index)
+            shape = torch.Size([shape[:-1].numel(), shape[-1]])
+        width = 1
         for dim, size in enumerate(shape[:2]):
             side = self._sides.get((index, dim))
             if side is None:
@@ -178,6 +183,9 @@ class SketchBatch(MicroBatch):
         if "bias" in layer.indices:
             self._deliver(layer.indices["bias"], rule.total(outputs), samples)
 
+    def _add_whole(self, index: int, gradients: Tensor, samples: Tensor | None) -> None:
+        self._deliver(index, self._projections.sketch(index, gradients), samples)
+
     def _deliver_whole(
         self, layer: Layer, inputs: Tensor, gradient: Tensor, samples: Tensor | None
     ) -> None:
@@ -218,6 +226,11 @@ class SketchBatch(MicroBatch):
         size = len(self._domains if samples is None else samples)
         rows = self._summed(sketch.reshape(size, -1), samples)
         self._rows[index] = self._rows[index] + rows if index in self._rows else rows
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._rows.clear()
+        self._pairs.clear()
 
     def _vectors(self) -> list[Tensor] | None:
         if not self._rows and not self._pairs:

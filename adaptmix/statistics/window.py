@@ -50,7 +50,10 @@ class Window:
                 gradients.count.unsqueeze(0),
                 gradients.square.unsqueeze(0),
                 gradients.gram() if gram else gradients.norms().unsqueeze(0),
-                gradients.skipped.double().expand(1, len(gradients.count)),
+                *(
+                    value.double().expand(1, len(gradients.count))
+                    for value in (*gradients.mass, gradients.skipped)
+                ),
             ]
         device = parts[0].device
         self._copy = HostCopy(torch.cat([part.to(device) for part in parts]))
@@ -64,7 +67,8 @@ class Window:
             lengths.add(named["tokens"], named["rows"])
             running.add_losses(self.step, sums)
         if self.observed:
-            products = table[2:-1] if running.gram else table[2]
+            products = table[2:-3] if running.gram else table[2]
+            running.add_mass(self.step, *table[-3:-1, 0].tolist())
             running.add_gradients(self.step, count=table[0], square=table[1], products=products)
             running.skipped += float(table[-1, 0])
 

@@ -16,7 +16,7 @@ from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
 from adaptmix.tensorboard import PREFIX, lay_out
-from adaptmix_transformers import internals
+from adaptmix_transformers import heads, internals  # noqa: F401 (registers the heads that TRL fuses)
 from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
 from adaptmix_transformers.reading import UserLoss

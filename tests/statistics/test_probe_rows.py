@@ -107,7 +107,9 @@ def by_sample(probe: GradientProbe, model: nn.Module, loss: Loss, inputs: Tensor
     members = functional.one_hot(DOMAINS, K).double()
     columns = [torch.cat(column) for column in zip(*rows, strict=True)]
     sums = [torch.tensordot(members.T, column, 1) for column in columns]
-    return GradientSums(members.sum(0), square, sums, torch.zeros((), dtype=torch.float64))
+    return GradientSums(
+        members.sum(0), square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2)
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -42,6 +42,7 @@ def gradients(skipped: float = 0.0) -> GradientSums:
         square=squares,
         vectors=[vectors[:, :2], vectors[:, 2:].float()],
         skipped=torch.tensor(skipped, dtype=torch.float64),
+        mass=torch.tensor([3.0, 1.0], dtype=torch.float64),
     )
 
 
