@@ -146,8 +146,9 @@ class Dangerous:
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save(Dangerous(), path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(StateError, match="must be a file that adaptmix") as caught:
         checkpoint.load(path)
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
 
 
 def test_expect_takes_the_same_values() -> None:
@@ -155,7 +156,7 @@ def test_expect_takes_the_same_values() -> None:
 
 
 def test_expect_names_what_is_missing() -> None:
-    with pytest.raises(StateError, match=r"^state must hold 'seed'; it has lag, unit\.$"):
+    with pytest.raises(StateError, match=r"^seed must be in the state; it is missing\.$"):
         checkpoint.expect({"lag": 1, "unit": "token"}, seed=1)
 
 
