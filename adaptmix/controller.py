@@ -586,16 +586,13 @@ class Controller:
 
     def _agree_on_run(self) -> None:
         """Let processes go on if they are of one mind about the whole run."""
-        layout = self._layout
-        self._agree(
-            {
-                **self._identity(),
-                "batch_size": layout.batch_size,
-                "accumulation": layout.accumulation,
-                "loader": None if self._sampler is None else self._sampler.settings,
-                **self._position(),
-            }
-        )
+
+        def common() -> dict[str, Any]:
+            sampler = self._sampler
+            loader = {} if sampler is None else sampler.settings
+            return {**self._identity(), **loader, **self._position()}
+
+        self._agree(common)
 
     def _agree_on_step(self, *, problem: str | None, summed: list[list[int]]) -> None:
         """Let processes go on if they are of one mind about where they are.
@@ -604,13 +601,13 @@ class Controller:
             problem: why this process cannot go on.
             summed: the shapes of what they are going to add up.
         """
-        self._agree({**self._position(), "summed": summed}, problem=problem)
+        self._agree(lambda: {**self._position(), "summed": summed}, problem=problem)
 
-    def _agree(self, fields: dict[str, Any], *, problem: str | None = None) -> None:
+    def _agree(self, common: Callable[[], dict[str, Any]], *, problem: str | None = None) -> None:
         """Let processes go on if they are of one mind; all of them call this in the same places.
 
         Args:
-            fields: what they must have in common.
+            common: returns what they must have in common.
             problem: why this process cannot go on.
 
         Raises:
@@ -625,7 +622,7 @@ class Controller:
                 "torch.distributed.init_process_group(), and anew when processes change."
             )
         told = distributed.agree(
-            fields,
+            common,
             facts=self._measurements.told,
             problem=problem,
             names=self.mixture.domains,

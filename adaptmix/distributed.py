@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,14 +32,15 @@ def group_of(process_group: Any) -> ProcessGroup | None:
     """
     if process_group is None:
         return None
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group gives the others
+        raise ValueError(
+            f"process_group must hold this process, rank {dist.get_rank()}; it does not. Make a "
+            "group for each set of data-parallel processes, and pass each process its own."
+        )
     if not isinstance(process_group, dist.ProcessGroup):
         raise TypeError(
             "process_group must be a torch.distributed.ProcessGroup; got "
             f'{type(process_group).__name__}. Of a device mesh take mesh["dp"].get_group().'
-        )
-    if dist.get_rank(process_group) < 0:
-        raise ValueError(
-            f"process_group must hold this process, rank {dist.get_rank()}; it does not."
         )
     return process_group
 
@@ -83,7 +84,7 @@ def gather(value: Any, group: ProcessGroup | None = None) -> list[Any]:
 
 
 def agree(
-    fields: Mapping[str, Any],
+    common: Callable[[], Mapping[str, Any]],
     *,
     facts: frozenset[str] = frozenset(),
     problem: str | None = None,
@@ -96,7 +97,7 @@ def agree(
     process that has found a problem brings it here rather than raise it alone.
 
     Args:
-        fields: what must be the same on every process, in plain values and arrays.
+        common: returns what must be the same on every process, in plain values and arrays.
         facts: what this process has seen, which the others need not have.
         problem: why this process cannot go on; None when it can.
         names: of the domains, for the message.
@@ -113,6 +114,7 @@ def agree(
         if problem is not None:
             raise ValueError(problem)
         return facts
+    fields = common()
     told = gather((digest(fields), sorted(facts), problem), group)
     for rank, (_, _, trouble) in enumerate(told):
         if trouble is not None:

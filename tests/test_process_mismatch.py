@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,13 +104,13 @@ BUILT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "batch": ({}, {"batch_size": 4}, "batch_size"),
     "accumulation": ({}, {"accumulation": 2, "batch_size": 3}, "batch_size"),
-    "steps": ({}, {"steps": 8}, "loader.steps"),
+    "steps": ({}, {"steps": 8}, "steps"),
     "watched": ({}, {"watch": False}, "watched"),
 }
 
 
 def built(name: str, rank: int) -> None:
-    options = dict(BUILT[name][rank])
+    options = dict(BUILT[name][:2][rank])
     if "mixture" in options:
         options["mixture"] = options["mixture"]()
     run(**options).train()
@@ -208,7 +208,7 @@ def without_backward(rank: int) -> None:
 
 # What a process does, and what the error of both says.
 DONE: dict[str, tuple[Callable[[int], None], str]] = {
-    "rows grouped by length by one": (grouped, "loader.row_lengths differs"),
+    "rows grouped by length by one": (grouped, "grouped_by_length differs"),
     "a pin before the first step": (pinned_first, "pins.loss[0]['a'] differs"),
     "a pin on the way": (pinned_on_the_way, "pins.loss[0]['a'] differs"),
     "a pin before saving": (pinned_before_saving, "pins.loss[0]['a'] differs"),
@@ -247,7 +247,7 @@ def losses_by_one(rank: int) -> Any:
     return controller.weights.sampling.tolist(), controller.statistics.loss_mean.tolist()
 
 
-def pinned_by_all(rank: int) -> Any:
+def pinned_by_all(_rank: int) -> Any:
     mine = run(policy="static")
     after(4, mine, lambda: mine.controller.pin("a", loss=0.5))
     mine.train()
@@ -264,6 +264,12 @@ def tensor_parallel(rank: int) -> Any:
     controller = Controller(
         runs.mixture(), policy="static", process_group=mesh["dp"].get_group(), update_every=2
     )
+    others = dist.new_group([0])
+    if rank == 1:
+        with pytest.raises(ValueError, match=r"^process_group must hold this process, rank 1;"):
+            Controller(runs.mixture(), process_group=others)
+    with pytest.raises(TypeError, match=r'got DeviceMesh\. Of a device mesh take mesh\["dp"\]'):
+        Controller(runs.mixture(), process_group=mesh)  # type: ignore[arg-type]
     rows = []
     for _, draw in controller.loader(6, steps=STEPS):
         controller.loss(torch.ones(6, requires_grad=True), draw).backward()
@@ -297,7 +303,7 @@ def worker(rank: int, folder: str) -> None:
     tasks: dict[str, Callable[[int], Any]] = {
         "a loader made early by one": lambda rank: made_early(rank, 1),
         "a loader made early by all": lambda rank: made_early(rank, 0),
-        **{name: lambda rank, name=name: built(name, rank) for name in BUILT},
+        **{name: partial(built, name) for name in BUILT},
         **{name: work for name, (work, _) in DONE.items()},
         **WELL,
     }
@@ -382,7 +388,7 @@ def test_no_process_was_left_waiting(outcomes: Outcomes) -> None:
     assert all(len(outcome) == 2 + len(BUILT) + len(DONE) + len(WELL) for outcome in outcomes)
 
 
-def test_one_process_agrees_with_itself(tmp_path: Path) -> None:
+def test_one_process_agrees_with_itself() -> None:
     controller = Controller(runs.mixture(), policy="static")
     runs.Run(controller, runs.model(), steps=3).train()
     assert controller.completed == 3

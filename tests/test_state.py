@@ -73,10 +73,25 @@ def damaged_value(value: Any, rng: random.Random) -> Any:
             lambda t: torch.full_like(t.double(), 1e300),
             lambda t: t.tolist(),
             lambda t: t.flip(0) if t.ndim else t + 1,
-            lambda t: None,
+            lambda _: None,
         ]
         return rng.choice(changes)(value)
-    odd = [None, -1, 0, 1, 2**62, -0.5, float("nan"), float("inf"), 1e300, "", "x", [], {}, True]
+    odd: list[Any] = [
+        None,
+        -1,
+        0,
+        1,
+        2**62,
+        -0.5,
+        float("nan"),
+        float("inf"),
+        1e300,
+        "",
+        "x",
+        [],
+        {},
+        True,
+    ]
     if isinstance(value, str):
         odd += [value.upper(), value + " ", value[:-1]]
     if isinstance(value, (int, float)):
@@ -139,7 +154,7 @@ def test_no_damage_is_trained_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", STATES)
 def test_no_damage_with_right_checksums_is_trained_on(name: str) -> None:
-    """What the fields' own checks find: a state that somebody wrote, with checksums of their own."""
+    """What the fields' own checks find, in a state that somebody else wrote and sealed."""
     state = STATES[name]().state_dict()
     target = STATES[name]()
     before = target.state_dict()

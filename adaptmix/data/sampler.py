@@ -125,9 +125,11 @@ class PlanSampler(Sampler[list[int]]):
         """What must be the same on every process, in plain values."""
         lengths = self._row_lengths
         return {
+            "batch_size": self.layout.batch_size,
+            "accumulation": self.layout.accumulation,
             "steps": self.steps,
             "epoch_steps": self.epoch_steps,
-            "row_lengths": None if lengths is None else digest(lengths),
+            "grouped_by_length": None if lengths is None else digest(lengths),
         }
 
     def expect_skip(self, steps: int) -> None:
