@@ -129,6 +129,7 @@ class Controller:
         self._layout = Layout(1)
         self._sampler: PlanSampler | None = None
         self._agreed_starts = 0
+        self._device: torch.device | None = None
         self._step_rows = 0
 
     # What the user calls.
@@ -213,6 +214,7 @@ class Controller:
         if self._group is None and distributed.world()[1] > 1:
             refuse_tensor_parallel(model)
         self._measurements.watch(model)
+        self._device = next(model.parameters()).device
         self._arm()
         return Watch(self._measurements)
 
@@ -244,6 +246,7 @@ class Controller:
                 of another step, segments of other rows.
             ProcessMismatchError: the first time in a run, processes that do not agree.
         """
+        self._device = losses.device if isinstance(losses, Tensor) else None
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
@@ -305,6 +308,7 @@ class Controller:
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
+        self._device = loss.device
         self._check_draw(draw)
         values, tokens = None, torch.ones(len(draw), device=loss.device)
         if losses is not None:
@@ -627,17 +631,17 @@ class Controller:
             problem=problem,
             names=self.mixture.domains,
             group=self._group,
+            device=self._device,
         )
         self._measurements.agree_on(told)
         self._take_pins()
 
     def _position(self) -> dict[str, Any]:
         """Return where a run is: what processes must have in common at any time."""
-        bounds = self._steering.wanted_pins
         return {
             "completed": self.completed,
             "watched": self._measurements.probe is not None,
-            "pins": {kind: bounds[kind].tolist() for kind in bounds},
+            "pins": self._steering.wanted_pins,
             "sampling_weights": self._weights.sampling,
             "loss_weights": self._weights.loss,
             "row_lengths": self._measurements.lengths,

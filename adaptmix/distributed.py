@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -52,14 +53,38 @@ def sum_over_ranks(tensors: Sequence[Tensor], group: ProcessGroup | None = None)
             dist.all_reduce(tensor, group=group)
 
 
-def stack_over_ranks(tensor: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Return (world size, *shape): every process's tensor, on each process."""
+def gather(
+    value: Any, group: ProcessGroup | None = None, *, device: torch.device | None = None
+) -> list[Any]:
+    """Return every process's value, a small one that can be pickled; all of them call this.
+
+    Args:
+        value: of this process.
+        group: the processes; all of them when None.
+        device: that this process computes on; the current one when None.
+    """
     size = world(group)[1]
     if size == 1:
-        return tensor.unsqueeze(0).clone()
-    parts = [torch.empty_like(tensor) for _ in range(size)]
-    dist.all_gather(parts, tensor.contiguous(), group=group)
-    return torch.stack(parts)
+        return [value]
+    values: list[Any] = [None] * size
+    # NCCL sends from the current device, which not every script sets.
+    on_cuda = device is not None and device.type == "cuda"
+    with torch.cuda.device(device) if on_cuda else nullcontext():
+        dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def stack_over_ranks(tensor: Tensor | None, group: ProcessGroup | None = None) -> Tensor | None:
+    """Return (world size, *shape): every process's tensor on the host, on each process.
+
+    A process that has none counts as zeros; None where no process has any.
+    """
+    device = None if tensor is None else tensor.device
+    told = gather(None if tensor is None else tensor.cpu(), group, device=device)
+    parts = [part for part in told if part is not None]
+    if not parts:
+        return None
+    return torch.stack([torch.zeros_like(parts[0]) if part is None else part for part in told])
 
 
 def part_of_rank(stacked: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -73,16 +98,6 @@ def part_of_rank(stacked: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
 
 
-def gather(value: Any, group: ProcessGroup | None = None) -> list[Any]:
-    """Return every process's value, a small one that can be pickled; all of them call this."""
-    size = world(group)[1]
-    if size == 1:
-        return [value]
-    values: list[Any] = [None] * size
-    dist.all_gather_object(values, value, group=group)
-    return values
-
-
 def agree(
     common: Callable[[], Mapping[str, Any]],
     *,
@@ -90,6 +105,7 @@ def agree(
     problem: str | None = None,
     names: Sequence[str] = (),
     group: ProcessGroup | None = None,
+    device: torch.device | None = None,
 ) -> frozenset[str]:
     """Let all processes go on only if they are of one mind; all of them call this.
 
@@ -102,6 +118,7 @@ def agree(
         problem: why this process cannot go on; None when it can.
         names: of the domains, for the message.
         group: the processes; all of them when None.
+        device: as for ``gather``.
 
     Returns:
         What any of them has seen.
@@ -115,16 +132,16 @@ def agree(
             raise ValueError(problem)
         return facts
     fields = common()
-    told = gather((digest(fields), sorted(facts), problem), group)
+    told = gather((digest(fields), sorted(facts), problem), group, device=device)
     for rank, (_, _, trouble) in enumerate(told):
         if trouble is not None:
             raise ProcessMismatchError(f"Rank {rank} cannot go on: {trouble}")
     if any(hash_ != told[0][0] for hash_, _, _ in told):
-        _refuse(gather(fields, group), names)
+        _refuse(gather(fields, group, device=device), names)
     return frozenset(fact for _, seen, _ in told for fact in seen)
 
 
-def _refuse(fields: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _refuse(fields: Sequence[Mapping[str, Any]], names: Sequence[str]) -> NoReturn:
     for rank, theirs in enumerate(fields):
         for path, first, other in differences(fields[0], theirs, names=names):
             raise ProcessMismatchError(
@@ -132,6 +149,7 @@ def _refuse(fields: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
                 f"{rank} has {brief(other)}. Build the controller, its loader and its pins with "
                 "the same arguments on every process, and load the same checkpoint."
             )
+    raise ProcessMismatchError(f"Types differ between data-parallel ranks: {brief(str(fields))}.")
 
 
 class HostCopy:

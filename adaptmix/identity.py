@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -15,6 +17,7 @@ from torch import Tensor
 
 _LONGEST = 60  # characters of a value in a message
 _DIGEST_BYTES = 8
+_DEEPEST = 12  # settings of settings, beyond which only classes are told
 
 Difference = tuple[str, Any, Any]
 """Where two descriptions differ, and what stands there in each."""
@@ -45,8 +48,8 @@ def describe(value: Any, _around: tuple[int, ...] = ()) -> Any:
         return value
     if isinstance(value, (np.ndarray, Tensor)):
         return f"{value.dtype}{tuple(value.shape)} {digest(value)}"
-    if id(value) in _around:
-        return "itself"
+    if id(value) in _around or len(_around) == _DEEPEST:
+        return _name(value)
     inner = partial(describe, _around=(*_around, id(value)))
     if isinstance(value, Mapping):
         return {str(key): inner(item) for key, item in value.items()}
@@ -66,7 +69,7 @@ def _settings(value: Any) -> dict[str, Any]:
     if isinstance(value, type):
         return {}
     if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = inspect.getclosurevars(value).nonlocals
         return {"defaults": [value.__defaults__, value.__kwdefaults__], "closure": cells}
     if isinstance(value, MethodType):
         return {"function": value.__func__, "of": value.__self__}
@@ -74,7 +77,7 @@ def _settings(value: Any) -> dict[str, Any]:
         return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
-    slots = [slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())]
+    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]
     slotted = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
     return slotted | dict(getattr(value, "__dict__", {}))
 

@@ -177,7 +177,11 @@ class Measurements:
     @property
     def told(self) -> frozenset[str]:
         """What this process was given; other processes may have been given other things."""
-        given = {"noise": self._noise_given, "losses": self._losses_given}
+        given = {
+            "noise": self._noise_given,
+            "losses": self._losses_given,
+            "gradients": self.probe is not None,
+        }
         return frozenset(name for name, is_given in given.items() if is_given)
 
     def agree_on(self, told: frozenset[str]) -> None:
@@ -207,7 +211,7 @@ class Measurements:
     @property
     def measured(self) -> frozenset[str]:
         """The DomainStats fields that this run measures."""
-        probe = _FROM_PROBE if self.probe is not None else frozenset()
+        probe = _FROM_PROBE if "gradients" in self._agreed else frozenset()
         noise = frozenset({"noise"}) if "noise" in self._agreed else frozenset()
         losses = _FROM_LOSSES if "losses" in self._agreed else frozenset()
         return _FROM_DRAWS | losses | probe | noise
@@ -240,14 +244,13 @@ class Measurements:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it; sums of all processes, so every process must call."""
-        sums = None if self._sums is None else self._sums.tensor
+        mine = None if self._sums is None else self._sums.tensor
+        sums = distributed.stack_over_ranks(mine, self._group)
         return {
             "running": self._running.state_dict(),
             "lengths": self._lengths.state_dict(),
             "window": None if self._window is None else self._window.state_dict(),
-            "sums": None
-            if sums is None
-            else distributed.stack_over_ranks(sums, self._group).cpu().numpy(),
+            "sums": None if sums is None else sums.numpy(),
             "noise_given": "noise" in self._agreed,
             "losses_given": "losses" in self._agreed,
             "held_out": self._held_out,
