@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import checkpoint, distributed
+from adaptmix import checkpoint, distributed, schema
 from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
 from adaptmix.efficiency import predicted_gain, sampling_gain
@@ -26,8 +27,12 @@ from adaptmix.segments import Segments, sample_numbers
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
+from adaptmix.tensor_parallel import refuse_tensor_parallel
 from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _MODES = ("adapt", "observe")
 # Up to so many, inner products between domains cost less than anything else in an update.
@@ -63,6 +68,9 @@ class Controller:
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
+        process_group: the data-parallel processes, which train on different rows; all processes
+            when None. Ranks that share a model's layers (tensor parallelism) have to see the same
+            rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -88,6 +96,7 @@ class Controller:
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | None = None,
         min_coverage: float = 0.9,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(mixture, Mixture):
             raise TypeError(
@@ -99,22 +108,26 @@ class Controller:
         self._estimator = choice("estimator", estimator, ESTIMATORS)
         every = update_every if observe_every is None else observe_every
         self._observe_every = integer("observe_every", every, minimum=1)
-        self._adapting = choice("mode", mode, _MODES) == "adapt"
+        self._mode = choice("mode", mode, _MODES)
+        self._adapting = mode == "adapt"
+        self._group = distributed.group_of(process_group)
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
         self._min_coverage = number("min_coverage", min_coverage, minimum=0.0, maximum=1.0)
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
         self._guards = Guards(mixture.info, self._warn)
+        self._tokens_per_row = known_lengths(mixture.domains, unit, tokens_per_row)
         self._measurements = Measurements(
             mixture.info,
             estimator=estimator,
             seed=seed,
             half_life=self._half_life,
             per_token=unit == "token",
-            tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
+            tokens_per_row=self._tokens_per_row,
             gram=self._keeps_gram(),
             warn=self._warn,
+            group=process_group,
         )
         self._weights = Weights.proportional(mixture.importance)
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
@@ -122,6 +135,9 @@ class Controller:
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
         self._layout = Layout(1)
+        self._sampler: PlanSampler | None = None
+        self._agreed_starts = 0
+        self._device: torch.device | None = None
         self._step_rows = 0
 
     # What the user calls.
@@ -176,7 +192,7 @@ class Controller:
             ValueError: an option out of its range.
             StateError: another global batch than the restored run's.
         """
-        rank, world_size = distributed.world()
+        rank, world_size = distributed.world(self._group)
         layout = Layout(batch_size, accumulation, rank, world_size)
         step_rows = layout.step_rows
         if self.completed and self._step_rows != step_rows:
@@ -188,7 +204,7 @@ class Controller:
         if steps is None:
             steps = max(1, len(self.mixture) // step_rows)
         sampler = PlanSampler(self._plan, layout, steps=steps, epoch_steps=epoch_steps)
-        self._layout, self._step_rows = layout, step_rows
+        self._layout, self._sampler, self._step_rows = layout, sampler, step_rows
         self._steering.prepare(batch_size=step_rows, horizon=steps)
         return sampler
 
@@ -200,9 +216,13 @@ class Controller:
         runs uncompiled, if the model or a part of it is compiled.
 
         Raises:
-            ValueError: a probe is installed already, or the model has no parameters to watch.
+            ValueError: a probe is installed already, or the model has no parameters to watch; or
+                its parameters are spread by tensor parallelism, and no ``process_group`` was given.
         """
+        if self._group is None and distributed.world()[1] > 1:
+            refuse_tensor_parallel(model)
         self._measurements.watch(model)
+        self._device = next(model.parameters()).device
         self._arm()
         return Watch(self._measurements)
 
@@ -239,7 +259,9 @@ class Controller:
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
                 of another step, segments of other rows.
+            ProcessMismatchError: the first time in a run, processes that do not agree.
         """
+        self._device = losses.device if isinstance(losses, Tensor) else None
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
@@ -302,13 +324,14 @@ class Controller:
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
+        self._device = loss.device
         self._check_draw(draw)
         values, tokens = None, torch.ones(len(draw), device=loss.device)
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
-            domains = draw.domains.to(values.device, non_blocking=True)
-            self._measurements.start_lengths(domains, tokens)
+        domains = draw.domains.to(tokens.device, non_blocking=True)
+        self._measurements.start_lengths(domains, tokens, known=losses is not None)
         factors = factors.to(loss.device, non_blocking=True)
         self._record(loss, draw, factors, values, tokens, noise, samples=samples)
 
@@ -358,6 +381,7 @@ class Controller:
             ValueError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
             SeamError: in the first step, losses that were divided by the accumulation once more.
+            ProcessMismatchError: when an update is due, processes that do not agree.
         """
         accumulation = self._layout.accumulation
         if self._micro != accumulation:
@@ -374,14 +398,18 @@ class Controller:
         if self._measurements.read():
             self._update()
         due = self.completed % self._update_every == 0
-        self._measurements.close_step(self.completed, due=due, observed=observed)
+        self._measurements.close_step(
+            self.completed, due=due, observed=observed, agree=self._agree_on_step
+        )
         self._arm()
 
     def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
         """Hold or bound one domain's weights, whatever the policy says; the others keep proportion.
 
         New loss weights count at once, new shares ``lag`` + 1 steps later. Each call replaces the
-        domain's bounds, so that ``pin(domain)`` takes them off.
+        domain's bounds, so that ``pin(domain)`` takes them off. With several processes all of them
+        call it, and it counts from the next step on in which an update is due, when they are
+        known to have asked for the same.
 
         Args:
             domain: its name.
@@ -393,7 +421,8 @@ class Controller:
         """
         index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
         self._steering.pin(index, sampling=sampling, loss=loss)
-        self._publish(between_steps=False)
+        if distributed.world(self._group)[1] == 1:
+            self._take_pins()
 
     def record_evaluation(self, losses: Mapping[str, float]) -> None:
         """Log held-out losses, and be warned when a domain gets worse.
@@ -412,6 +441,8 @@ class Controller:
 
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
+
+        What cannot be written is a LoggingWarning, and training goes on without a log.
 
         Args:
             target: a directory, or a SummaryWriter.
@@ -505,12 +536,14 @@ class Controller:
 
         Raises:
             ValueError: called between the micro-batches of a step.
+            ProcessMismatchError: processes that do not agree.
         """
         if self._micro:
             raise ValueError(
                 f"state_dict() must be called between optimizer steps; got {self._micro} "
                 "micro-batches of an unfinished one. Call step() first."
             )
+        self._agree_on_run()
         state = {
             **self._identity(),
             "step_rows": self._step_rows,
@@ -520,37 +553,64 @@ class Controller:
             "guards": self._guards.state_dict(),
             "warned": sorted(self._warn.given),
         }
-        return dict(checkpoint.encode(state))
+        return checkpoint.seal(checkpoint.encode(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved controller stopped.
 
         Raises:
-            StateError: the state is damaged, or of another mixture, seed or configuration.
+            StateError: the state is damaged, or of another mixture, seed or configuration. The
+                controller is then as it was.
         """
-        saved = checkpoint.decode(state)
-        checkpoint.expect(saved, **self._identity())
+        saved = checkpoint.unseal(state)
+        identity = self._identity()
+        checkpoint.expect(saved, names=self.mixture.domains, **identity)
+        parts: dict[str, Any] = {
+            "plan": self._plan,
+            "measurements": self._measurements,
+            "steering": self._steering,
+            "guards": self._guards,
+        }
+        fields = {
+            **dict.fromkeys(identity, schema.anything),
+            **dict.fromkeys(parts, schema.mapping),
+            "step_rows": schema.integer(),
+            "warned": schema.several(schema.text),
+        }
+        saved = schema.read(saved, fields)
         if self._step_rows and saved["step_rows"] != self._step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {saved['step_rows']}, as in the "
                 f"saved run; got {self._step_rows}. Make the loader with that product."
             )
         with checkpoint.damage():
-            self._plan.load_state_dict(saved["plan"])
-            self._measurements.load_state_dict(saved["measurements"])
-            self._steering.load_state_dict(saved["steering"])
-            self._guards.load_state_dict(saved["guards"])
-            self._warn.given = set(saved["warned"])
-            self._step_rows = int(saved["step_rows"])
+            # Whatever is refused is refused by a copy first, so that all of it is taken or nothing.
+            for name, part in parts.items():
+                copy(part).load_state_dict(saved[name])
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+        self._warn.given = set(saved["warned"])
+        self._step_rows = saved["step_rows"]
         self._weights = self.proposed if self._adapting else self._weights
         self._arm()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A Controller must not be copied or pickled: it is part of a run, with its model, its "
+            "loader and its logs. Build another one with the same arguments, and call its "
+            "load_state_dict(controller.state_dict())."
+        )
+
     def _identity(self) -> dict[str, Any]:
+        """Return what a run is, in plain values: the same in every process and when it goes on."""
         return {
-            "schema": checkpoint.SCHEMA,
             "domains": list(self.mixture.domains),
             "sizes": self.mixture.sizes.tolist(),
             "importance": self.mixture.importance.tolist(),
+            "labels": self.mixture.labels_digest,
+            "policy": self._steering.description,
+            "mode": self._mode,
+            "tokens_per_row": self._tokens_per_row,
             "seed": self._plan.seed,
             "lag": self._plan.lag,
             "sampler": self._plan.sampler,
@@ -559,9 +619,73 @@ class Controller:
             "observe_every": self._observe_every,
             "estimator": self._estimator,
             "half_life": self._half_life,
+            "min_coverage": self._min_coverage,
         }
 
     # How it works.
+
+    def _agree_on_run(self) -> None:
+        """Let processes go on if they are of one mind about the whole run."""
+
+        def common() -> dict[str, Any]:
+            sampler = self._sampler
+            loader = {} if sampler is None else sampler.settings
+            return {**self._identity(), **loader, **self._position()}
+
+        self._agree(common)
+
+    def _agree_on_step(self, *, problem: str | None, summed: list[list[int]]) -> None:
+        """Let processes go on if they are of one mind about where they are.
+
+        Args:
+            problem: why this process cannot go on.
+            summed: the shapes of what they are going to add up.
+        """
+        self._agree(lambda: {**self._position(), "summed": summed}, problem=problem)
+
+    def _agree(self, common: Callable[[], dict[str, Any]], *, problem: str | None = None) -> None:
+        """Let processes go on if they are of one mind; all of them call this in the same places.
+
+        Args:
+            common: returns what they must have in common.
+            problem: why this process cannot go on.
+
+        Raises:
+            ProcessMismatchError: they are not.
+            ValueError: a problem, where there is one process only.
+        """
+        here, layout = distributed.world(self._group), self._layout
+        if self._sampler is not None and here != (layout.rank, layout.world_size):
+            problem = (
+                f"the loader was made as rank {layout.rank} of {layout.world_size} processes, and "
+                f"this is rank {here[0]} of {here[1]}. Make the loader after "
+                "torch.distributed.init_process_group(), and anew when processes change."
+            )
+        told = distributed.agree(
+            common,
+            facts=self._measurements.told,
+            problem=problem,
+            names=self.mixture.domains,
+            group=self._group,
+            device=self._device,
+        )
+        self._measurements.agree_on(told)
+        self._take_pins()
+
+    def _position(self) -> dict[str, Any]:
+        """Return where a run is: what processes must have in common at any time."""
+        return {
+            "completed": self.completed,
+            "watched": self._measurements.probe is not None,
+            "pins": self._steering.wanted_pins,
+            "sampling_weights": self._weights.sampling,
+            "loss_weights": self._weights.loss,
+            "row_lengths": self._measurements.lengths,
+        }
+
+    def _take_pins(self) -> None:
+        if self._steering.take_pins():
+            self._publish(between_steps=False)
 
     def _arm(self) -> None:
         probe = self._measurements.probe
@@ -582,6 +706,9 @@ class Controller:
                 "draw must be one of this controller's; got another controller's. Use the loader "
                 "and the loss of the same controller."
             )
+        if self._agreed_starts != self._plan.starts:
+            self._agree_on_run()
+            self._agreed_starts = self._plan.starts
         expected = self.completed * self._layout.accumulation + self._micro
         if draw.ordinal != expected:
             raise ValueError(

@@ -13,6 +13,10 @@ class StateError(ValueError):
     """A saved state does not fit the controller that should load it."""
 
 
+class ProcessMismatchError(ValueError):
+    """Processes that train together do not agree; raised on every one of them."""
+
+
 class MissingStatisticError(ValueError):
     """A policy needs a statistic that the run does not supply."""
 
@@ -59,6 +63,10 @@ class TooFewRowsWarning(AdaptmixWarning):
 
 class LengthGroupingWarning(AdaptmixWarning):
     """Rows are to be grouped by length, but a step has one micro-batch, so all are padded alike."""
+
+
+class LoggingWarning(AdaptmixWarning):
+    """Something could not be logged; training goes on without it."""
 
 
 class FreshStartWarning(AdaptmixWarning):

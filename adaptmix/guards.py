@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptmix import schema
 from adaptmix.checks import FloatArray, number
 from adaptmix.errors import (
     CollapseWarning,
@@ -169,10 +170,30 @@ class Guards:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best losses and how long each domain has been above."""
-        return {"best": dict(self._best), "above": dict(self._above)}
+        """Return (K,) best losses, NaN where none is known, and how long each was above."""
+        return {
+            "best": np.array([self._best.get(name, np.nan) for name in self._names]),
+            "above": np.array([self._above.get(name, 0) for name in self._names], dtype=np.int64),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved ones."""
-        self._best = {str(name): float(loss) for name, loss in state["best"].items()}
-        self._above = {str(name): int(times) for name, times in state["above"].items()}
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "guards") -> None:
+        """Take over saved ones.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        K = len(self._names)
+        fields = {
+            "best": schema.array(K, unknown=np.nan),
+            "above": schema.array(K, dtype=np.int64, minimum=0),
+        }
+        saved = schema.read(state, fields, name=name)
+        known = {
+            domain: (best, above)
+            for domain, best, above in zip(
+                self._names, saved["best"].tolist(), saved["above"].tolist(), strict=True
+            )
+            if best == best
+        }
+        self._best = {domain: best for domain, (best, _) in known.items()}
+        self._above = {domain: above for domain, (_, above) in known.items()}

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import FloatArray, number, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray, number
+from adaptmix.errors import StateError
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import Domains, Weights
 
@@ -121,12 +123,18 @@ class Pins:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the bounds as arrays."""
-        return {kind: list(bounds) for kind, bounds in self._bounds.items()}
+        """Return (2, K) bounds of each kind, the lower ones first."""
+        return {kind: np.stack(bounds) for kind, bounds in self._bounds.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved bounds."""
-        K = len(self._domains)
-        for kind in self._bounds:
-            lower, upper = (vector(kind, bound, size=K, minimum=0.0) for bound in state[kind])
-            self._bounds[kind] = (lower, upper)
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "pins") -> None:
+        """Take over saved bounds.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        fields = dict.fromkeys(self._bounds, schema.array(2, len(self._domains), minimum=0.0))
+        saved = schema.read(state, fields, name=name)
+        for kind, (lower, upper) in saved.items():
+            if (lower > upper).any():
+                raise StateError(f"{name}.{kind} must have lower bounds below the upper ones.")
+        self._bounds = {kind: (lower, upper) for kind, (lower, upper) in saved.items()}

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checkpoint import expect
-from adaptmix.errors import MissingStatisticError
+from adaptmix import schema
+from adaptmix.errors import MissingStatisticError, StateError
+from adaptmix.identity import describe
 from adaptmix.pins import Bound, Pins
 from adaptmix.policies import Policy, bind, cautions, named
 from adaptmix.types import Domains, DomainStats, Weights
@@ -40,20 +41,17 @@ class Steering:
     def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
         self._declared = named(policy) if isinstance(policy, str) else policy
-        self._given = _description(policy)
         _check(self._declared)
+        self._given = _written(policy)
+        # As it is now: a policy that remembers something in itself is the same one later on.
+        self.description = describe(self._declared)
         for caution in cautions(self._declared):
             _log.warning("policy=%s: %s", self._given, caution)
         self._bound: Policy | None = None
         self._state: Any = None
         self._run: dict[str, Any] = {"sampler": sampler}
-        self._pins = Pins(domains)
+        self._pins = self._wanted = Pins(domains)
         self._free = self.proposed = Weights.proportional(domains.importance)
-
-    @property
-    def description(self) -> str:
-        """What the user asked for, comparable between runs."""
-        return _description(self._declared)
 
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
@@ -101,14 +99,29 @@ class Steering:
             )
 
     def pin(self, domain: int, **bounds: Bound | None) -> None:
-        """Bound one domain's weights from now on; None takes a bound off.
+        """Ask for bounds on one domain's weights; None takes a bound off.
+
+        They count from ``take_pins`` on, once all processes are known to have asked for the same.
 
         Raises:
             ValueError: bounds that no weights meet; nothing is changed then.
         """
-        pins = self._pins.with_bounds(domain, **bounds)
-        self.proposed = self._pinned(pins)
-        self._pins = pins
+        pins = self._wanted.with_bounds(domain, **bounds)
+        self._pinned(pins)
+        self._wanted = pins
+
+    @property
+    def wanted_pins(self) -> dict[str, Any]:
+        """The bounds that were asked for last."""
+        return self._wanted.state_dict()
+
+    def take_pins(self) -> bool:
+        """Let the bounds count that were asked for; returns whether there are new ones."""
+        new = self._pins is not self._wanted
+        if new:
+            self.proposed = self._pinned(self._wanted)
+            self._pins = self._wanted
+        return new
 
     def _pinned(self, pins: Pins) -> Weights:
         return pins.apply(self._free) if pins.any else self._free
@@ -127,32 +140,42 @@ class Steering:
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""
         return {
-            "policy": self.description,
             "state": self._state,
             "sampling": self._free.sampling,
             "loss": self._free.loss,
             "pins": self._pins.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved policy's state.
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "steering") -> None:
+        """Take over a saved policy's state; the policy must be the saved one.
 
         Raises:
-            StateError: it is of another policy.
+            StateError: a damaged state.
         """
-        expect(state, policy=self.description)
-        self._state = state["state"]
-        importance = self._domains.importance
-        self._free = Weights(state["sampling"], state["loss"], importance)
-        self._pins.load_state_dict(state["pins"])
-        self.proposed = self._pinned(self._pins)
+        weights = schema.array(len(self._domains), minimum=0.0)
+        fields = {
+            "state": schema.anything,
+            "sampling": weights,
+            "loss": weights,
+            "pins": schema.mapping,
+        }
+        saved = schema.read(state, fields, name=name)
+        pins = Pins(self._domains)
+        pins.load_state_dict(saved["pins"], name=f"{name}.pins")
+        try:
+            free = Weights(saved["sampling"], saved["loss"], self._domains.importance)
+        except ValueError as error:
+            raise StateError(f"{name}.sampling and {name}.loss must be weights: {error}") from error
+        self._free, self._pins, self._wanted = free, pins, pins
+        self.proposed = self._pinned(pins)
+        self._state = saved["state"]
         if "horizon" in self._run:
             self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
 
 
-def _description(policy: object) -> str:
-    is_written = isinstance(policy, str) or is_dataclass(policy)
-    return repr(policy) if is_written else type(policy).__qualname__
+def _written(policy: object) -> str:
+    is_short = isinstance(policy, str) or is_dataclass(policy)
+    return repr(policy) if is_short else type(policy).__qualname__
 
 
 def _check(policy: object) -> None:

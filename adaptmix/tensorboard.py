@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix.checks import FloatArray
 from adaptmix.efficiency import predicted_gain, variance_ratio
+from adaptmix.errors import LoggingWarning, WarnOnce
 from adaptmix.simplex import effective_domains
 from adaptmix.statistics.coverage import Coverage
 from adaptmix.types import DomainStats, Weights
@@ -112,6 +114,26 @@ def _unseen_table(coverage: Coverage) -> str:
     )
 
 
+@contextmanager
+def tolerant(warn: WarnOnce) -> Iterator[None]:
+    """Let training go on when something in here cannot be logged.
+
+    Args:
+        warn: of the run's logs.
+
+    Warns:
+        LoggingWarning: the first time.
+    """
+    try:
+        yield
+    except Exception as error:  # writers of all kinds raise all kinds
+        warn(
+            LoggingWarning,
+            f"adaptmix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
+            "disk, or choose another directory.",
+        )
+
+
 class TensorBoardLog:
     """Writes ``adaptmix/<quantity>/<domain>`` scalars at every update.
 
@@ -123,7 +145,8 @@ class TensorBoardLog:
 
     A custom-scalars layout puts all domains of a quantity on one chart. A directory that already
     holds events of later steps (of a run that was stopped after its last checkpoint) is cut off
-    at ``step``, so that nothing appears twice.
+    at ``step``, so that nothing appears twice. After something could not be written, nothing more
+    is: a writer's thread ends with its first error.
 
     Args:
         target: a directory, or a SummaryWriter of the caller's.
@@ -138,14 +161,16 @@ class TensorBoardLog:
         *,
         step: int,
     ) -> None:
-        self._writer: SummaryWriter = (
-            target
-            if isinstance(target, SummaryWriter)
-            else SummaryWriter(str(target), purge_step=step or None)
-        )
+        self._warn = WarnOnce()
         self._unseen: Mapping[str, str] = {}
-        lay_out(self._writer, names, heldout=f"{PREFIX}{_HELDOUT}")
-        self._writer.flush()
+        self._writer: SummaryWriter | None = None
+        with tolerant(self._warn):
+            self._writer = (
+                target
+                if isinstance(target, SummaryWriter)
+                else SummaryWriter(str(target), purge_step=step or None)
+            )
+        self._write(lambda writer: lay_out(writer, names, heldout=f"{PREFIX}{_HELDOUT}"))
 
     def write(
         self, step: int, values: Mapping[str, float], *, coverage: Coverage | None = None
@@ -156,16 +181,27 @@ class TensorBoardLog:
         """
         if coverage is not None and coverage.unseen != self._unseen:
             self._unseen = dict(coverage.unseen)
-            self._writer.add_text(f"{PREFIX}not_measured", _unseen_table(coverage), step)
-        for tag, value in values.items():
-            self._scalar(tag, value, step)
-        self._writer.flush()
+            table = _unseen_table(coverage)
+            self._write(lambda writer: writer.add_text(f"{PREFIX}not_measured", table, step))
+        self._write_scalars(step, values)
 
     def write_evaluation(self, step: int, losses: Mapping[str, float]) -> None:
         """Write held-out losses by domain."""
-        for name, value in losses.items():
-            self._scalar(f"{_HELDOUT}{name}", value, step)
-        self._writer.flush()
+        self._write_scalars(step, {f"{_HELDOUT}{name}": loss for name, loss in losses.items()})
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(f"{PREFIX}{tag}", float(value), step)
+    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        def write(writer: SummaryWriter) -> None:
+            for tag, value in values.items():
+                writer.add_scalar(f"{PREFIX}{tag}", float(value), step)
+
+        self._write(write)
+
+    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Write and flush; let go of the writer when that fails."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with tolerant(self._warn):
+            write(writer)
+            writer.flush()
+            self._writer = writer

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import Controller
+from adaptmix import Controller, LoggingWarning
 from tests import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
@@ -132,3 +138,67 @@ def test_evaluations_are_logged(tmp_path: Path) -> None:
     for domain, value in (("a", 1.5), ("c", 0.25)):
         scalars = events.Scalars(f"adaptmix/heldout_loss/{domain}")
         assert [(event.step, event.value) for event in scalars] == [(3, value)]
+
+
+GONE = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def warned_of_logs(run: Callable[[], Any]) -> list[str]:
+    """The warnings of a run about its logs."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(w.message) for w in caught if w.category is LoggingWarning]
+
+
+@GONE
+def test_a_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    run = logged_run(folder).train(6)
+    shutil.rmtree(folder)
+    messages = warned_of_logs(run.train)
+    assert len(messages) == 1
+    assert "adaptmix could not log (FileNotFoundError" in messages[0]
+    same = logged_run(tmp_path / "others").train()
+    assert run.controller.completed == 30
+    assert run.weights == same.weights
+    run.controller.record_evaluation({"a": 1.0})
+
+
+@GONE
+def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = logged_run(tmp_path).train(6)
+
+    def full(_writer: RecordWriter, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    messages = warned_of_logs(run.train)
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
+    assert run.controller.completed == 30
+
+
+def test_a_directory_that_cannot_be_made_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    messages = warned_of_logs(lambda: logged_run(tmp_path / "file" / "logs").train())
+    assert len(messages) == 1
+    assert "(NotADirectoryError" in messages[0] or "(FileExistsError" in messages[0]
+
+
+@GONE
+def test_a_writer_of_the_users_that_fails_is_a_warning() -> None:
+    class Broken(SummaryWriter):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def add_custom_scalars(self, *args: Any) -> None:
+            self.calls += 1
+            raise RuntimeError("closed")
+
+    writer = Broken()
+    controller = Controller(runs.mixture(), policy="static", update_every=4, lag=2)
+    messages = warned_of_logs(lambda: controller.log_to(writer))
+    assert len(messages) == 1
+    runs.Run(controller, runs.model(), steps=10).train()
+    assert writer.calls == 1

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptmix.checks import FloatArray, choice, integer, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray, choice, integer
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.permutation import Feistel, Table, permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
-from adaptmix.errors import LagError
+from adaptmix.errors import LagError, StateError
 from adaptmix.types import SAMPLERS
 
 # Steps that are drawn at once.
 _TOGETHER = 8
+# Shares add up to 1 but for rounding.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,7 @@ class Plan:
         self.lag = integer("lag", lag, minimum=0)
         self.seed = integer("seed", seed, minimum=0)
         self.completed = 0
+        self.starts = 0  # how often drawing has begun
         self._history: dict[int, FloatArray] = {0: shares}
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -133,6 +137,7 @@ class Plan:
         training steps that leave nothing of the drawing in the caches, each takes several times as
         long.
         """
+        self.starts += 1
         drawing = self._draw(start, stop, size)
         ahead: deque[StepRows] = deque()
         for step in range(start, stop):
@@ -192,23 +197,41 @@ class Plan:
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
         return {
-            "seed": self.seed,
-            "lag": self.lag,
             "completed": self.completed,
             "drawn": self._drawn[self.completed],
             "history_steps": np.array(sorted(self._history), dtype=np.int64),
             "history_shares": np.stack([self._history[step] for step in sorted(self._history)]),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved position; the mixture must be the saved one."""
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "plan") -> None:
+        """Go back to a saved position; the mixture must be the saved one.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
         K = len(self.mixture.domains)
-        completed = integer("completed", state["completed"], minimum=0)
-        drawn = vector("drawn", state["drawn"], size=K, minimum=0.0).astype(np.int64)
-        steps = np.asarray(state["history_steps"], dtype=np.int64)
-        shares = [vector("history_shares", row, size=K) for row in state["history_shares"]]
+        fields = {
+            "completed": schema.integer(),
+            "drawn": schema.array(K, dtype=np.int64, minimum=0),
+            "history_steps": schema.array(None, dtype=np.int64, minimum=0),
+            "history_shares": schema.array(None, K, minimum=0.0, maximum=1.0),
+        }
+        saved = schema.read(state, fields, name=name)
+        completed, steps = saved["completed"], saved["history_steps"]
+        shares = saved["history_shares"]
+        known = steps.size > 0 and steps[0] <= completed and (np.diff(steps) > 0).all()
+        if not known or steps[-1] > completed + self.lag + 1:
+            raise StateError(
+                f"{name}.history_steps must increase from at most {completed} to at most "
+                f"{completed + self.lag + 1}; got {steps[:8].tolist()}."
+            )
+        if len(shares) != len(steps) or (np.abs(shares.sum(1) - 1.0) > _ROUNDING).any():
+            raise StateError(
+                f"{name}.history_shares must have {len(steps)} rows that sum to 1; got "
+                f"{len(shares)} with sums {shares.sum(1)[:8].tolist()}."
+            )
         self._history = dict(zip(steps.tolist(), shares, strict=True))
-        self._drawn = {completed: drawn}
+        self._drawn = {completed: saved["drawn"]}
         self.completed = completed
 
 

@@ -16,6 +16,7 @@ from adaptmix.data.draw import Draw
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan, StepRows
 from adaptmix.errors import LagError, LengthGroupingWarning
+from adaptmix.identity import digest
 
 # Enough for eight workers with two batches each.
 DEFAULT_LAG = 16
@@ -118,6 +119,18 @@ class PlanSampler(Sampler[list[int]]):
         left = self.steps - self.plan.completed
         steps = left if self.epoch_steps is None else self.epoch_steps
         return max(0, steps) * self.layout.accumulation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same on every process, in plain values."""
+        lengths = self._row_lengths
+        return {
+            "batch_size": self.layout.batch_size,
+            "accumulation": self.layout.accumulation,
+            "steps": self.steps,
+            "epoch_steps": self.epoch_steps,
+            "grouped_by_length": None if lengths is None else digest(lengths),
+        }
 
     def expect_skip(self, steps: int) -> None:
         """Let the next iteration begin with empty batches, for a trainer that skips trained ones.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from adaptmix import schema
 from adaptmix.checks import FloatArray, vector
 from adaptmix.errors import RowLengthWarning
 
@@ -66,11 +67,9 @@ class RowLengths:
         """(K,) tokens per row; a domain not seen yet gets the mean over all rows."""
         if self._known is not None:
             return self._known
-        if self._start is None:
-            return np.ones_like(self._tokens)
-        if not self._rows.any():
-            return self._start
-        return _per_row(self._tokens, self._rows)
+        if self._rows.any():
+            return _per_row(self._tokens, self._rows)
+        return np.ones_like(self._tokens) if self._start is None else self._start
 
     def start(self, tokens: FloatArray, rows: FloatArray) -> None:
         """Go by the (K,) tokens and rows of the very first micro-batch until ``add``."""
@@ -100,14 +99,22 @@ class RowLengths:
             "warned": self._warned,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved sums."""
-        size = self._tokens.size
-        self._tokens = vector("tokens", state["tokens"], size=size, minimum=0.0)
-        self._rows = vector("rows", state["rows"], size=size, minimum=0.0)
-        start = state["start"]
-        self._start = None if start is None else vector("start", start, size=size, minimum=0.0)
-        self._warned = bool(state["warned"])
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "lengths") -> None:
+        """Take over saved sums.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        sums = schema.array(self._tokens.size, minimum=0.0)
+        fields = {
+            "tokens": sums,
+            "rows": sums,
+            "start": schema.maybe(sums),
+            "warned": schema.flag,
+        }
+        saved = schema.read(state, fields, name=name)
+        self._tokens, self._rows = saved["tokens"], saved["rows"]
+        self._start, self._warned = saved["start"], saved["warned"]
 
 
 def _per_row(tokens: FloatArray, rows: FloatArray) -> FloatArray:

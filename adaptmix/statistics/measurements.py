@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptmix import distributed
+from adaptmix import distributed, schema
 from adaptmix.checks import FloatArray
 from adaptmix.errors import (
     CoverageWarning,
@@ -25,14 +25,29 @@ from adaptmix.statistics.coverage import Coverage
 from adaptmix.statistics.lengths import RowLengths
 from adaptmix.statistics.probe import GradientProbe
 from adaptmix.statistics.running import RunningStatistics
-from adaptmix.statistics.sums import DomainSums
+from adaptmix.statistics.sums import FIELDS, DomainSums
 from adaptmix.statistics.window import Window
 from adaptmix.types import Domains, DomainStats
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _COVERAGE_EXPECTED = 0.9
 _FROM_DRAWS = frozenset({"count", "seen", "age"})
 _FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
 _FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_mean_sq", "grad_mean_pairs", "grad_gram"})
+_NO_GRADIENT = (
+    "loss() must be followed by backward() through the watched model; its probe saw no gradient in "
+    "an observed step. Watch the model that is trained, and compile the model, not a whole step of "
+    "training."
+)
+
+
+class Agree(Protocol):
+    """Lets all processes go on if they are of one mind."""
+
+    def __call__(self, *, problem: str | None, summed: list[list[int]]) -> None:
+        """Take what is wrong here, and the shapes of what is to be summed."""
 
 
 class Measurements:
@@ -47,6 +62,7 @@ class Measurements:
         tokens_per_row: (K,) known mean tokens per row, or None.
         gram: whether inner products between domains' mean gradients are kept.
         warn: of the run.
+        group: the processes; all of them when None.
     """
 
     def __init__(
@@ -60,6 +76,7 @@ class Measurements:
         tokens_per_row: list[float] | None,
         gram: bool = False,
         warn: WarnOnce,
+        group: ProcessGroup | None = None,
     ) -> None:
         K = len(domains)
         self.probe: GradientProbe | None = None
@@ -68,12 +85,17 @@ class Measurements:
         self._seed = seed
         self._per_token = per_token
         self._lengths = RowLengths(K, tokens_per_row)
+        self._half_life = half_life
+        self._tokens_per_row = tokens_per_row
         self._running = RunningStatistics(K, half_life=half_life, gram=gram)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
         self._noise_given = False
         self._losses_given = True
         self._held_out = False
+        self._agreed = frozenset[str]()
+        self._asked = False
+        self._group = group
         self._warn = warn
 
     def watch(self, model: nn.Module) -> None:
@@ -104,15 +126,23 @@ class Measurements:
         values = self._lengths.values
         return values if self._per_token else np.ones_like(values)
 
-    def start_lengths(self, domains: Tensor, tokens: Tensor) -> None:
-        """Before anything is known of row lengths, go by the first micro-batch, (B,) each."""
-        if not self._per_token or self._lengths.started:
+    def start_lengths(self, domains: Tensor, tokens: Tensor, *, known: bool = True) -> None:
+        """Before anything is known of row lengths, go by the first micro-batch, (B,) each.
+
+        Args:
+            domains: (B,) int64.
+            tokens: (B,) supervised tokens.
+            known: whether they are; every process calls this, whether or not.
+        """
+        if not self._per_token or self._lengths.started or self._asked:
             return
+        self._asked = True
         table = torch.zeros(2, len(self._domains), dtype=torch.float64, device=tokens.device)
         columns = torch.stack([tokens.double(), torch.ones_like(tokens, dtype=torch.float64)])
-        table.index_add_(1, domains, columns)
-        distributed.sum_over_ranks([table])
-        self._lengths.start(*table.cpu().numpy())
+        table.index_add_(1, domains, columns * known)
+        distributed.sum_over_ranks([table], self._group)
+        if table.any():
+            self._lengths.start(*table.cpu().numpy())
 
     def record(
         self,
@@ -133,8 +163,14 @@ class Measurements:
         self._on(noise.residual.device).add_held_out(domain, noise)
         self._noise_given = self._held_out = True
 
-    def close_step(self, step: int, *, due: bool, observed: bool) -> None:
+    def close_step(self, step: int, *, due: bool, observed: bool, agree: Agree) -> None:
         """Send off what an update needs, at the number of steps completed.
+
+        Args:
+            step: optimizer steps completed.
+            due: whether an update is, on every process.
+            observed: whether the step was to be observed, on every process.
+            agree: called before anything is summed.
 
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
@@ -142,15 +178,34 @@ class Measurements:
         gradients = None if self.probe is None else self.probe.collect()
         if not observed:
             gradients = None
-        elif self.probe is not None and gradients is None:
-            raise ValueError(
-                "loss() must be followed by backward() through the watched model; its probe saw "
-                "no gradient in an observed step. Watch the model that is trained, and compile "
-                "the model, not a whole step of training."
-            )
+        if not (due or observed):
+            return
+        missing = observed and self.probe is not None and gradients is None
+        sent = [] if gradients is None else gradients.tensors()
+        agree(
+            problem=_NO_GRADIENT if missing else None,
+            summed=[list(tensor.shape) for tensor in sent],
+        )
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:
-            self._window = Window(step, sums=sums, gradients=gradients, gram=self._running.gram)
+            gram = self._running.gram
+            self._window = Window(
+                step, sums=sums, gradients=gradients, gram=gram, group=self._group
+            )
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What this process was given; other processes may have been given other things."""
+        given = {
+            "noise": self._noise_given,
+            "losses": self._losses_given,
+            "gradients": self.probe is not None,
+        }
+        return frozenset(name for name, is_given in given.items() if is_given)
+
+    def agree_on(self, told: frozenset[str]) -> None:
+        """Go by what any of the processes was given."""
+        self._agreed = told
 
     def read(self) -> bool:
         """Take in what an earlier step sent off; returns whether an update is due on it."""
@@ -196,10 +251,10 @@ class Measurements:
     @property
     def measured(self) -> frozenset[str]:
         """The DomainStats fields that this run measures."""
-        probe = _FROM_PROBE if self.probe is not None else frozenset()
+        probe = _FROM_PROBE if "gradients" in self._agreed else frozenset()
         probe = probe if self._running.gram else probe - {"grad_gram"}
-        noise = frozenset({"noise"}) if self._noise_given else frozenset()
-        losses = _FROM_LOSSES if self._losses_given else frozenset()
+        noise = frozenset({"noise"}) if "noise" in self._agreed else frozenset()
+        losses = _FROM_LOSSES if "losses" in self._agreed else frozenset()
         return _FROM_DRAWS | losses | probe | noise
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
@@ -230,25 +285,45 @@ class Measurements:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it; sums of all processes, so every process must call."""
-        sums = None if self._sums is None else self._sums.tensor
+        mine = None if self._sums is None else self._sums.tensor
+        sums = distributed.stack_over_ranks(mine, self._group)
         return {
             "running": self._running.state_dict(),
             "lengths": self._lengths.state_dict(),
             "window": None if self._window is None else self._window.state_dict(),
-            "sums": None if sums is None else distributed.stack_over_ranks(sums).cpu(),
-            "noise_given": self._noise_given,
+            "sums": None if sums is None else sums.numpy(),
+            "noise_given": "noise" in self._agreed,
+            "losses_given": "losses" in self._agreed,
             "held_out": self._held_out,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved measurements; the probe stays as it is."""
-        self._running.load_state_dict(state["running"])
-        self._lengths.load_state_dict(state["lengths"])
-        window, sums = state["window"], state["sums"]
-        self._window = None if window is None else Window.from_state(window)
-        self._sums = None
-        if sums is not None:
-            self._sums = DomainSums(len(self._domains), torch.device("cpu"))
-            self._sums.tensor += distributed.part_of_rank(sums)
-        self._noise_given = bool(state["noise_given"])
-        self._held_out = bool(state["held_out"])
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "measurements") -> None:
+        """Take over saved measurements; the probe stays as it is.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        K = len(self._domains)
+        fields = {
+            "running": schema.mapping,
+            "lengths": schema.mapping,
+            "window": schema.maybe(schema.mapping),
+            "sums": schema.maybe(schema.array(None, len(FIELDS), K)),
+            **dict.fromkeys(("noise_given", "losses_given", "held_out"), schema.flag),
+        }
+        saved = schema.read(state, fields, name=name)
+        gram = self._running.gram
+        running = RunningStatistics(K, half_life=self._half_life, gram=gram)
+        running.load_state_dict(saved["running"], name=f"{name}.running")
+        lengths = RowLengths(K, self._tokens_per_row)
+        lengths.load_state_dict(saved["lengths"], name=f"{name}.lengths")
+        window, sums = saved["window"], None
+        if window is not None:
+            window = Window.from_state(window, num_domains=K, gram=gram, name=f"{name}.window")
+        if saved["sums"] is not None:
+            sums = DomainSums(K, torch.device("cpu"))
+            sums.tensor += distributed.part_of_rank(torch.from_numpy(saved["sums"]), self._group)
+        self._running, self._lengths, self._window, self._sums = running, lengths, window, sums
+        self._noise_given, self._losses_given = saved["noise_given"], saved["losses_given"]
+        self._held_out, self._agreed = saved["held_out"], self.told
+        self._asked = False

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import FloatArray, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray
 from adaptmix.statistics.discounted import DiscountedSums, ratio
 from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE
 from adaptmix.types import DomainStats
@@ -194,20 +195,31 @@ class RunningStatistics:
             "gram": self._gram.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved sums."""
-        self.seen = vector("seen", state["seen"], size=self.seen.size)
-        self.skipped = float(state["skipped"])
-        age = vector(
-            "last_seen", -np.asarray(state["last_seen"]), size=self.seen.size, infinite=True
-        )
-        self._last_seen = -age
-        self._losses.load_state_dict(state["losses"])
-        self._noise.load_state_dict(state["noise"])
-        self._noise_squares.load_state_dict(state["noise_squares"])
-        held_out = vector("held_out", state["held_out"], size=self.seen.size)
-        self._held_out = held_out.astype(bool)
-        self._gradients.load_state_dict(state["gradients"])
-        self._mass.load_state_dict(state["mass"])
-        self._own.load_state_dict(state["own"])
-        self._gram.load_state_dict(state["gram"])
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "running") -> None:
+        """Take over saved sums.
+
+        Raises:
+            StateError: a damaged state.
+        """
+        K = self.seen.size
+        sums = {
+            "losses": self._losses,
+            "noise": self._noise,
+            "noise_squares": self._noise_squares,
+            "gradients": self._gradients,
+            "mass": self._mass,
+            "own": self._own,
+            "gram": self._gram,
+        }
+        fields = {
+            "seen": schema.array(K, minimum=0.0),
+            "skipped": schema.number(minimum=0.0),
+            "last_seen": schema.array(K, minimum=0.0, unknown=-np.inf),
+            "held_out": schema.array(K, dtype=np.bool_),
+            **dict.fromkeys(sums, schema.mapping),
+        }
+        saved = schema.read(state, fields, name=name)
+        for part, target in sums.items():
+            target.load_state_dict(saved[part], name=f"{name}.{part}")
+        self.seen, self.skipped = saved["seen"], saved["skipped"]
+        self._last_seen, self._held_out = saved["last_seen"], saved["held_out"]

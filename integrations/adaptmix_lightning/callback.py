@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix import Controller
 from adaptmix.data import Layout
-from adaptmix.errors import SeamError
+from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
@@ -90,6 +90,7 @@ class AdaptMixCallback(Callback):
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
         self._steps = 0
+        self._warn_of_logs = WarnOnce()
 
     @property
     def controller(self) -> Controller:
@@ -226,7 +227,8 @@ class AdaptMixCallback(Callback):
         )
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
-        logs.begin(trainer, controller, None if self._watch is None else self._watch.coverage)
+        coverage = None if self._watch is None else self._watch.coverage
+        logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -255,7 +257,7 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
-            logs.write(trainer, self.controller)
+            logs.write(trainer, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""

@@ -7,22 +7,27 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from adaptmix import Controller, Coverage
-from adaptmix.tensorboard import PREFIX, lay_out
+from adaptmix.errors import WarnOnce
+from adaptmix.tensorboard import PREFIX, lay_out, tolerant
 
 
-def begin(trainer: Trainer, controller: Controller, coverage: Coverage | None) -> None:
-    """Lay out the charts in loggers that write for TensorBoard."""
+def begin(
+    trainer: Trainer, controller: Controller, coverage: Coverage | None, warn: WarnOnce
+) -> None:
+    """Lay out the charts in loggers that write for TensorBoard; warn when that fails."""
     for logger in trainer.loggers:
-        writer: Any = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_custom_scalars"):
-            lay_out(writer, controller.mixture.domains, coverage=coverage)
+        with tolerant(warn):
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_custom_scalars"):
+                lay_out(writer, controller.mixture.domains, coverage=coverage)
 
 
-def write(trainer: Trainer, controller: Controller) -> None:
-    """Log every ``log_every_n_steps``, at the number of optimizer steps taken."""
+def write(trainer: Trainer, controller: Controller, warn: WarnOnce) -> None:
+    """Log every ``log_every_n_steps``, at the number of optimizer steps taken; warn on failure."""
     every = int(getattr(trainer, "log_every_n_steps", 0))
     if not trainer.loggers or not every or trainer.global_step % every:
         return
     values = {f"{PREFIX}{tag}": value for tag, value in controller.scalars().items()}
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
+        with tolerant(warn):
+            logger.log_metrics(values, step=trainer.global_step)

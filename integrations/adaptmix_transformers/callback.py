@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller, FreshStartWarning, checkpoint
 from adaptmix.data import PlanSampler, numbered_loader
-from adaptmix.errors import SeamError
+from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix.tensorboard import PREFIX, lay_out
+from adaptmix.tensorboard import PREFIX, lay_out, tolerant
 from adaptmix_transformers import heads, internals  # noqa: F401 (registers the heads that TRL fuses)
 from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
@@ -229,13 +229,14 @@ class AdaptMixCallback(TrainerCallback):
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
         writer = internals.tensorboard_writer(trainer)
         if writer is not None:
-            lay_out(
-                writer,
-                self.controller.mixture.domains,
-                prefix="train/",
-                heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
-                coverage=None if self._watch is None else self._watch.coverage,
-            )
+            with tolerant(WarnOnce()):
+                lay_out(
+                    writer,
+                    self.controller.mixture.domains,
+                    prefix="train/",
+                    heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                    coverage=None if self._watch is None else self._watch.coverage,
+                )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.

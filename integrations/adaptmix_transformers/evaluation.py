@@ -127,9 +127,18 @@ class DomainLosses:
                 controller.record_noise(terms, name)
 
     def means(self) -> dict[str, float]:
-        """Return each domain's mean loss, over all processes, which all call this."""
-        if self._sums is None:
+        """Return each domain's mean loss, over all processes, which all call this.
+
+        Nothing where the losses of any process could not be read, or none has had a row.
+        """
+        device = None if self._sums is None else self._sums.device.type
+        told = distributed.gather((device, self._unreadable))
+        devices = [device for device, _ in told if device is not None]
+        if not devices or any(unreadable for _, unreadable in told):
             return {}
+        if self._sums is None:  # this process had no row
+            shape = (3, len(self.mixture))
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=devices[0])
         distributed.sum_over_ranks([self._sums])
         totals, tokens, times = self._sums.cpu()
         times = times.clamp(min=1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adaptmix import checkpoint
 from adaptmix.checks import FloatArray
 from adaptmix.data.plan import Plan, StepRows
-from adaptmix.errors import LagError
+from adaptmix.errors import LagError, StateError
 from tests import helpers_data as helpers
 from tests.helpers_data import SIGMAS, same_step, simplex
 
@@ -219,14 +219,17 @@ def test_the_history_stays_short() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"completed": -1}, r"completed must be an integer >= 0"),
-        ({"drawn": [1.0]}, r"drawn must have one value per domain"),
-        ({"history_shares": [[1.0]]}, r"history_shares must have one value per domain"),
+        ({"completed": -1}, r"completed must be an integer in \[0, inf\]; got -1"),
+        ({"drawn": [1.0]}, r"drawn must be an array of int64; got list"),
+        ({"drawn": np.zeros(1, np.int64)}, r"drawn must have shape \(.*\); got \(1,\)"),
+        ({"history_steps": np.array([9])}, r"history_steps must increase from at most 0"),
+        ({"history_shares": np.full((1, len(SIZES)), 0.9)}, r"history_shares must have 1 rows"),
+        ({"shares": 1}, r"'shares' must not be in the state of plan"),
     ],
 )
 def test_a_damaged_state_is_refused(change: dict[str, Any], message: str) -> None:
     plan = helpers.plan(SIZES)
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises(StateError, match=f"^(plan.)?{message}"):
         plan.load_state_dict({**plan.state_dict(), **change})
 
 

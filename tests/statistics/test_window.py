@@ -79,7 +79,8 @@ def test_what_is_sent_arrives(due: bool, observed: bool, saved: bool) -> None:
         STEP, sums=sums() if due else None, gradients=gradients() if observed else None, gram=True
     )
     if saved:
-        window = Window.from_state(checkpoint.decode(checkpoint.encode(window.state_dict())))
+        state = checkpoint.decode(checkpoint.encode(window.state_dict()))
+        window = Window.from_state(state, num_domains=K, gram=True)
     assert (window.step, window.due, window.observed) == (STEP, due, observed)
     stats = read(window)[0].snapshot(STEP + 1, lengths=np.ones(K))
     check_same(stats, by_hand(due=due, observed=observed))
