@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adaptmix.statistics.coverage import Layer
-from adaptmix.statistics.functions import UNKNOWN, Functions, Listener
+from adaptmix.statistics.functions import Functions
+from adaptmix.statistics.tracked import UNKNOWN, Listener
 
 
 class ModelHooks:
