@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from adaptmix import checkpoint, distributed
 from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
-from adaptmix.efficiency import predicted_gain
+from adaptmix.efficiency import predicted_gain, sampling_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
@@ -39,9 +39,9 @@ class Controller:
 
     Args:
         mixture: the domains and their rows.
-        policy: a policy, its name, or None: "joint" when the run supplies noise terms,
-            "variance_aware" otherwise, which leaves the objective as it is. Policies by name
-            shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
+        policy: a policy or its name. The default adapts sampling alone and leaves the objective as
+            it is, whatever is measured. Policies by name shrink noisy statistics first
+            (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
         observe_every: optimizer steps between observations of per-sample gradients;
             ``update_every`` when None.
@@ -55,8 +55,9 @@ class Controller:
         seed: of everything that is drawn.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
             supervised token).
-        mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
-            are drawn by importance and the loss is their plain mean.
+        mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
+            "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
+            drawn by importance: what an adapting run starts from, and is compared with.
         half_life: optimizer steps after which statistics count half.
         tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
             estimated while training when None.
@@ -75,7 +76,7 @@ class Controller:
         self,
         mixture: Mixture,
         *,
-        policy: Policy | str | None = None,
+        policy: Policy | str = "variance_aware",
         update_every: int = 10,
         observe_every: int | None = None,
         estimator: str = "sketch",
@@ -104,7 +105,7 @@ class Controller:
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
-        self._guards = Guards(mixture.domains, self._warn)
+        self._guards = Guards(mixture.info, self._warn)
         self._measurements = Measurements(
             mixture.info,
             estimator=estimator,
@@ -112,7 +113,7 @@ class Controller:
             half_life=self._half_life,
             per_token=unit == "token",
             tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
-            gram=self._reads_gram(sampler),
+            gram=self._keeps_gram(),
             warn=self._warn,
         )
         self._weights = Weights.proportional(mixture.importance)
@@ -244,17 +245,15 @@ class Controller:
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         measurements = self._measurements
         measurements.start_lengths(domains, rows.tokens)
-        if self._adapting:
-            total, factors = self._scaler.weighted(
-                rows,
-                domains,
-                draw,
-                self._weights,
-                lengths=measurements.lengths,
-                micro_rows=self._layout.process_rows,
-            )
-        else:
-            total, factors = self._scaler.plain(rows, self._layout.accumulation)
+        # An observed run has weights, too: importance and loss weights of 1.
+        total, factors = self._scaler.weighted(
+            rows,
+            domains,
+            draw,
+            self._weights,
+            lengths=measurements.lengths,
+            micro_rows=self._layout.process_rows,
+        )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
@@ -449,7 +448,7 @@ class Controller:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics that the policy reads; with policy None those of either choice."""
+        """The statistics that the policy reads."""
         return self._steering.requires
 
     @property
@@ -461,7 +460,17 @@ class Controller:
     @property
     def predicted_gain(self) -> float:
         """How many times quieter the gradient is with the best shares than by importance."""
-        return predicted_gain(self.proposed, self.statistics, sampler=self._plan.sampler)
+        return predicted_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def sampling_gain(self) -> float:
+        """How many times quieter the gradient is with the proposed shares than by importance."""
+        return sampling_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """What the variance of a step depends on beside weights and statistics."""
+        return {"rows": self._step_rows or None, "sampler": self._plan.sampler}
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
@@ -471,14 +480,19 @@ class Controller:
             weights=self.proposed,
             stats=self.statistics,
             in_force=normalise(in_force),
-            sampler=self._plan.sampler,
+            **self._drawing,
             coverage=self._measurements.coverage,
         )
 
     def report(self) -> str:
-        """Return a table of the proposed weights, the statistics and the predicted gain."""
+        """Return a table of the proposed weights and the statistics, and what they predict."""
         return report(
-            self.mixture.domains, self.proposed, self.statistics, sampler=self._plan.sampler
+            self.mixture.domains,
+            self.proposed,
+            self.statistics,
+            unit=self.unit,
+            observing=not self._adapting,
+            **self._drawing,
         )
 
     # State.
@@ -555,10 +569,10 @@ class Controller:
             # The first step is looked at in any case: what cannot be is known before others follow.
             probe.arm(self.observing or not probe.inspected, step=self.completed)
 
-    def _reads_gram(self, sampler: str) -> bool:
-        """Return whether (K, K) sums are read: by the policy, or for a small predicted gain."""
-        by_gain = sampler == "multinomial" and len(self.mixture.domains) <= _GRAM_DOMAINS
-        return by_gain or "grad_gram" in self._steering.requires
+    def _keeps_gram(self) -> bool:
+        """Return whether (K, K) sums are kept: for predicted variances, or for the policy."""
+        few = len(self.mixture.domains) <= _GRAM_DOMAINS
+        return few or "grad_gram" in self._steering.requires
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):
@@ -580,18 +594,20 @@ class Controller:
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""
         stats = self.statistics
+        self._guards.check_repetition(stats.seen)
         reads = any(name.startswith("grad_") for name in self.requires)
         if reads and not self._measurements.trusts(self._min_coverage):
             return
         if not self._steering.update(stats, measured=self._measurements.measured):
             self._warn(
                 TooFewRowsWarning,
-                "The policy waits for statistics: no domain had two rows in an observed step, or "
-                "none was fresh, or gradients overflowed. Use larger batches or more accumulation.",
+                "The policy waits for statistics: no row of an observed step told what it needs. "
+                "Gradients overflowed, or no row was fresh where noise is needed.",
             )
             return
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)
-        self._guards.check_weights(self.proposed)
+        estimated = bool(self._steering.requires)
+        self._guards.check_weights(self.proposed, stats, estimated=estimated)
         self._publish()
         if self._board is not None:
             coverage = self._measurements.coverage

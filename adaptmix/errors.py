@@ -54,7 +54,7 @@ class ExhaustedLoaderWarning(AdaptmixWarning):
 
 
 class TooFewRowsWarning(AdaptmixWarning):
-    """No domain had two rows in an observed step, so no variance within domains is known yet."""
+    """Nothing is known yet of what the policy goes by: no row told it in an observed step."""
 
 
 class LengthGroupingWarning(AdaptmixWarning):
@@ -71,6 +71,14 @@ class CollapseWarning(AdaptmixWarning):
 
 class RegressionWarning(AdaptmixWarning):
     """A domain's held-out loss has risen well above its best."""
+
+
+class RepetitionWarning(AdaptmixWarning):
+    """A domain's rows are drawn many times over, far more often than those of the others."""
+
+
+class LossWeightWarning(AdaptmixWarning):
+    """Loss weights all but switch a domain off, or make it count several times what was stated."""
 
 
 class WarnOnce:

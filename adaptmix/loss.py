@@ -114,23 +114,6 @@ class DomainLossScaler:
                 'and a mask, or use unit="sample".'
             )
 
-    def plain(self, rows: RowLosses, accumulation: int) -> tuple[Tensor, Tensor]:
-        """Return what a loop without adaptmix computes, and the (B,) factors it amounts to.
-
-        With unit "sample" that is the mean over rows, with unit "token" the mean over tokens, of
-        this micro-batch, divided by the number of micro-batches.
-        """
-        if self.unit == "token":
-            number = rows.tokens.sum().clamp(min=1)
-            total = rows.values.sum() / number
-        else:
-            number = torch.full((), len(rows.values), device=rows.values.device)
-            total = rows.values.mean()
-        if accumulation > 1:
-            total = total / accumulation
-        factors = (number * accumulation).to(rows.values.dtype).reciprocal()
-        return total, factors.expand(len(rows.values))
-
     def weighted(
         self,
         rows: RowLosses,

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
+
 from adaptmix.checkpoint import expect
 from adaptmix.errors import MissingStatisticError
 from adaptmix.pins import Bound, Pins
-from adaptmix.policies import Policy, bind, named
+from adaptmix.policies import Policy, bind, cautions, named
 from adaptmix.types import Domains, DomainStats, Weights
 
 _log = logging.getLogger("adaptmix")
-_WITH_NOISE, _WITHOUT_NOISE = "joint", "variance_aware"
 _SUPPLIERS = {
     "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
     "grad_var": "controller.watch(model)",
@@ -28,7 +29,7 @@ class Steering:
 
     Args:
         domains: of the mixture.
-        policy: a policy, its name, or None to choose at the first update by what the run supplies.
+        policy: a policy or its name.
         sampler: how the plan draws rows.
 
     Raises:
@@ -36,12 +37,13 @@ class Steering:
         ValueError: an unknown name.
     """
 
-    def __init__(self, domains: Domains, policy: Policy | str | None, *, sampler: str) -> None:
+    def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
         self._declared = named(policy) if isinstance(policy, str) else policy
         self._given = _description(policy)
         _check(self._declared)
-        self._chosen = ""
+        for caution in cautions(self._declared):
+            _log.warning("policy=%s: %s", self._given, caution)
         self._bound: Policy | None = None
         self._state: Any = None
         self._run: dict[str, Any] = {"sampler": sampler}
@@ -56,13 +58,7 @@ class Steering:
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
         self._run |= {"batch_size": batch_size, "horizon": horizon}
-        if self._declared is not None:
-            self._adopt(self._declared)
-        elif self._chosen:
-            self._adopt(named(self._chosen))
-
-    def _adopt(self, policy: Policy) -> None:
-        self._bound = bind(policy, **self._run)
+        self._bound = bind(self._declared, **self._run)
         fresh = self._bound.init(self._domains)
         self._state = fresh if self._state is None else self._state
 
@@ -75,25 +71,34 @@ class Steering:
 
         Raises:
             MissingStatisticError: the policy needs one that it does not.
+            ValueError: the policy returned another importance than the run's.
         """
-        if self._bound is None:
-            self._chosen = _WITH_NOISE if "noise" in measured else _WITHOUT_NOISE
-            _log.info("policy=None: this run uses %r.", self._chosen)
-            self._adopt(named(self._chosen))
         policy = self._policy
         missing = policy.requires - stats.supplied()
         for name in sorted(missing - measured):
-            chosen = f", which chose {self._chosen!r}," if self._chosen else ""
             way_out = _SUPPLIERS.get(name, "a policy that does not need it")
             raise MissingStatisticError(
-                f"policy={self._given}{chosen} needs the statistic {name!r}, which this run does "
+                f"policy={self._given} needs the statistic {name!r}, which this run does "
                 f"not supply. Use {way_out}."
             )
         if missing:
             return False
-        self._free, self._state = policy.update(stats, self._state)
+        free, self._state = policy.update(stats, self._state)
+        self._check_importance(free)
+        self._free = free
         self.proposed = self._pinned(self._pins)
         return True
+
+    def _check_importance(self, weights: Weights) -> None:
+        """Refuse weights of another objective: multipliers would follow it without a word."""
+        given, own = weights.importance, self._domains.importance
+        if given.shape != own.shape or not np.allclose(given, own, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"policy={self._given} must return weights with the importance of the run, "
+                f"{own.round(6).tolist()}; got {given.round(6).tolist()}. Return "
+                "Weights(sampling, loss, domains.importance); what a domain counts beyond its "
+                "importance goes into loss."
+            )
 
     def pin(self, domain: int, **bounds: Bound | None) -> None:
         """Bound one domain's weights from now on; None takes a bound off.
@@ -116,18 +121,13 @@ class Steering:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics the policy reads; while it is to be chosen, those of either choice."""
-        if self._bound is not None:
-            return self._bound.requires
-        choices = [named(_WITH_NOISE), named(_WITHOUT_NOISE)]
-        either = choices if self._declared is None else [self._declared]
-        return frozenset().union(*(bind(policy, **self._run).requires for policy in either))
+        """The statistics the policy reads."""
+        return (self._bound or bind(self._declared, **self._run)).requires
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""
         return {
             "policy": self.description,
-            "chosen": self._chosen,
             "state": self._state,
             "sampling": self._free.sampling,
             "loss": self._free.loss,
@@ -141,7 +141,6 @@ class Steering:
             StateError: it is of another policy.
         """
         expect(state, policy=self.description)
-        self._chosen = str(state["chosen"])
         self._state = state["state"]
         importance = self._domains.importance
         self._free = Weights(state["sampling"], state["loss"], importance)
@@ -152,12 +151,12 @@ class Steering:
 
 
 def _description(policy: object) -> str:
-    is_written = policy is None or isinstance(policy, str) or is_dataclass(policy)
+    is_written = isinstance(policy, str) or is_dataclass(policy)
     return repr(policy) if is_written else type(policy).__qualname__
 
 
 def _check(policy: object) -> None:
-    if policy is not None and (isinstance(policy, type) or not isinstance(policy, Policy)):
+    if isinstance(policy, type) or not isinstance(policy, Policy):
         raise TypeError(
             f"policy must be a name, or an object with requires, init and update; got {policy!r}."
         )

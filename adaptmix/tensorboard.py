@@ -28,6 +28,7 @@ def scalars(
     stats: DomainStats,
     in_force: FloatArray,
     sampler: str,
+    rows: int | None = None,
     coverage: Coverage | None = None,
 ) -> dict[str, float]:
     """Return what one update has to show, by tag; what is not known is left out.
@@ -38,6 +39,7 @@ def scalars(
         stats: what it went by.
         in_force: (K,) shares the next step is drawn with.
         sampler: "stratified" or "multinomial".
+        rows: of a step's global batch; None when not known.
         coverage: what the gradient probe sees; None without one.
     """
     columns = (
@@ -53,8 +55,8 @@ def scalars(
         for name, value in zip(names, column, strict=True)
     }
     overall = (
-        variance_ratio(in_force, weights, stats, sampler=sampler),
-        predicted_gain(weights, stats, sampler=sampler),
+        variance_ratio(in_force, weights, stats, rows=rows, sampler=sampler),
+        predicted_gain(weights, stats, rows=rows, sampler=sampler),
         effective_domains(weights.sampling),
         np.nan if coverage is None else coverage.least,
     )

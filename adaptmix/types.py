@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from adaptmix.checks import FloatArray, vector
 
-# How rows are drawn, and the statistic that the gradient's variance is then made of.
-MOMENTS = {"stratified": "grad_var", "multinomial": "grad_sq"}
+# How the domains of a step's rows are drawn.
+SAMPLERS = ("stratified", "multinomial")
 
 # Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
 _SIMPLEX_TOLERANCE = 1e-6
@@ -160,6 +160,9 @@ class DomainStats:
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
+        grad_sq_var: (K,) variance of ‖∇ℓ‖² over rows, grad⁴: how much an estimate of ``grad_sq``
+            scatters.
+        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_var``; 0 when left out.
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
         grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
@@ -183,6 +186,8 @@ class DomainStats:
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
+    grad_sq_var: FloatArray
+    grad_sq_freedom: FloatArray
     grad_mean_sq: FloatArray
     grad_mean_pairs: FloatArray
     tokens_per_row: FloatArray
@@ -202,6 +207,8 @@ class DomainStats:
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
+        grad_sq_var: ArrayLike | None = None,
+        grad_sq_freedom: ArrayLike | None = None,
         grad_mean_sq: ArrayLike | None = None,
         grad_mean_pairs: ArrayLike | None = None,
         tokens_per_row: ArrayLike | None = None,
@@ -219,6 +226,8 @@ class DomainStats:
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
+            "grad_sq_var": grad_sq_var,
+            "grad_sq_freedom": grad_sq_freedom,
             "grad_mean_sq": grad_mean_sq,
             "grad_mean_pairs": grad_mean_pairs,
             "tokens_per_row": tokens_per_row,
@@ -233,7 +242,7 @@ class DomainStats:
                 "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
                 f"got shapes {sorted(shapes)}."
             )
-        unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
+        unknown = dict.fromkeys(("seen", "loss_count", "noise_count", "grad_sq_freedom"), 0.0)
         unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
         unknown["tokens_per_row"] = 1.0
         for name in given:

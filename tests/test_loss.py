@@ -176,24 +176,3 @@ def test_weighted_leaves_out_a_domain_that_does_not_count() -> None:
     )
     assert factors.tolist() == pytest.approx([0.2] * 5)
     assert float(total) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("unit", ["sample", "token"])
-def test_plain_is_a_loop_without_adaptmix(unit: str, masked: bool, accumulation: int) -> None:
-    """The mean over rows, or over tokens, divided by the number of micro-batches."""
-    rows, losses, tokens = rows_of(unit, masked)
-    total, factors = DomainLossScaler(unit).plain(rows, accumulation)
-    number = len(losses) if unit == "sample" else sum(tokens)
-    assert float(total.detach()) == pytest.approx(
-        math.fsum(losses) / number / accumulation, rel=1e-13
-    )
-    check_factors(total, factors, rows, [1.0 / (number * accumulation)] * 5)
-
-
-def test_plain_without_any_token_is_zero() -> None:
-    rows = RowLosses(torch.zeros(5), torch.zeros(5, dtype=torch.int64))
-    total, factors = DomainLossScaler("token").plain(rows, 1)
-    assert float(total) == 0.0
-    assert factors.isfinite().all()

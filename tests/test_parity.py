@@ -18,6 +18,10 @@ STATIC = policies.Static(
 )
 
 
+# Rows of three small domains, drawn by importance for many passes.
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.RepetitionWarning")
+
+
 def gradient(net: nn.Module, objective: Tensor, *, keep: bool = False) -> Tensor:
     parts = torch.autograd.grad(objective, list(net.parameters()), retain_graph=keep)
     return torch.cat([part.flatten() for part in parts])

@@ -113,7 +113,9 @@ def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
 def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         net = runs.model()
-        controller = Controller(runs.mixture(), update_every=4, lag=2, mode="observe")
+        controller = Controller(
+            runs.mixture(), update_every=4, observe_every=1, lag=2, mode="observe"
+        )
         controller.watch(net)
         controller.log_to(writer)
         runs.Run(controller, net, steps=30).train()

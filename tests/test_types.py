@@ -126,6 +126,7 @@ COUNTS = {
     "noise_count",
     "grad_freedom",
     "tokens_per_row",
+    "grad_sq_freedom",
 }
 
 

@@ -16,7 +16,7 @@ from adaptmix.data.mixture import Mixture
 from adaptmix.data.permutation import Feistel, Table, permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
 from adaptmix.errors import LagError
-from adaptmix.types import MOMENTS
+from adaptmix.types import SAMPLERS
 
 # Steps that are drawn at once.
 _TOGETHER = 8
@@ -63,9 +63,9 @@ class Plan:
 
     Within a step the domains' counts are stratified, ⌊N·p⌋ or ⌈N·p⌉ with mean N·p, or multinomial:
     each row's domain drawn on its own, with the noise that this adds. A stratified domain with
-    N·p ≥ 1 divides by its realised share, which is unbiased and quieter; any other domain divides by
-    its expected share. Within a domain, rows come
-    without replacement, in a new random order each time the domain is used up.
+    N·p ≥ 1 divides by its realised share, which is unbiased and quieter, any other by its expected
+    one. Within a domain, rows come without replacement, in a new random order each time the domain
+    is used up.
 
     Args:
         mixture: where rows come from.
@@ -86,7 +86,7 @@ class Plan:
         sampler: str = "stratified",
     ) -> None:
         self.mixture = mixture
-        self.sampler = choice("sampler", sampler, tuple(MOMENTS))
+        self.sampler = choice("sampler", sampler, SAMPLERS)
         self.lag = integer("lag", lag, minimum=0)
         self.seed = integer("seed", seed, minimum=0)
         self.completed = 0

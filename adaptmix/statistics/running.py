@@ -12,6 +12,8 @@ from adaptmix.statistics.discounted import DiscountedSums, ratio
 from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE
 from adaptmix.types import DomainStats
 
+_TINY = 1e-300
+
 
 class RunningStatistics:
     """Turns sums over processes into DomainStats.
@@ -37,7 +39,7 @@ class RunningStatistics:
         self.skipped = 0.0
         self._last_seen = np.full(K, -np.inf)
         losses = ("count", "loss", "scatter", "freedom")
-        gradients = ("count", "square", "scatter", "freedom")
+        gradients = ("count", "square", "scatter", "freedom", "steps", "square_sq")
         products = ("products", "pairs")
         self._losses = DiscountedSums(losses, (K,), half_life=half_life)
         self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
@@ -104,6 +106,8 @@ class RunningStatistics:
             square=square,
             scatter=np.where(freedom > 0, scatter, 0.0),
             freedom=freedom,
+            steps=np.ones_like(count),
+            square_sq=np.square(square) / np.maximum(count, 1.0),
         )
         # A sample's product with itself would bias ‖μ‖², so only distinct pairs count.
         pairs = count * freedom
@@ -146,6 +150,8 @@ class RunningStatistics:
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
+            grad_sq_var=self._square_var() / lengths**2,
+            grad_sq_freedom=np.maximum(gradients.faded("steps", step) - 1.0, 0.0),
             grad_mean_sq=mean_sq,
             grad_mean_pairs=self._own.faded("pairs", step),
             tokens_per_row=lengths,
@@ -159,6 +165,12 @@ class RunningStatistics:
             return None
         gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
         return gram
+
+    def _square_var(self) -> FloatArray:
+        """Return Var ‖g‖² over samples, from how far its mean differs from step to step."""
+        sums = self._gradients
+        scatter = sums["square_sq"] - np.square(sums["square"]) / np.maximum(sums["count"], _TINY)
+        return ratio(np.maximum(scatter, 0.0), np.maximum(sums["steps"] - 1.0, 0.0))
 
     def _noise_count(self) -> FloatArray:
         """Return (Σ w)² / Σ w² over the rows behind the noise (Kish's effective sample size)."""

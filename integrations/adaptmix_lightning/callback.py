@@ -60,7 +60,7 @@ class AdaptMixCallback(Callback):
         self,
         domains: str | Iterable[Any] | None = None,
         *,
-        policy: Policy | str | None = "variance_aware",
+        policy: Policy | str = "variance_aware",
         importance: Mapping[str, float] | None = None,
         unit: str = "sample",
         head: str | None = None,

@@ -57,7 +57,7 @@ class AdaptMixCallback(TrainerCallback):
         self,
         domains: str | Iterable[Any] | None = None,
         *,
-        policy: Policy | str | None = "variance_aware",
+        policy: Policy | str = "variance_aware",
         importance: Mapping[str, float] | None = None,
         unit: str | None = None,
         loss: UserLoss | None = None,

@@ -22,7 +22,7 @@ class Settings:
     """The arguments of ``AdaptMixCallback``, which documents them."""
 
     domains: str | Iterable[Any] | None
-    policy: Policy | str | None
+    policy: Policy | str
     importance: Mapping[str, float] | None
     unit: str | None
     loss: UserLoss | None
