@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType, SimpleNamespace
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,31 @@ from torch.overrides import TorchFunctionMode
 
 from adaptmix.statistics.coverage import Layer, ParameterMap
 from adaptmix.statistics.layers import Experts, Lookup, Matrix
-from adaptmix.statistics.operations import PerSample, by_running_again, of_factor, of_term
+from adaptmix.statistics.operations import (
+    UNGUARDED_ATTENTION,
+    PerSample,
+    by_running_again,
+    depends_on_batch,
+    embedding_options,
+    of_factor,
+    of_term,
+    reduced_is_right,
+)
 from adaptmix.statistics.rules import HEADS
-
-Arrange = Callable[[Tensor], Tensor]
-"""Puts the samples first: (n, …), or (rows, …) of rows whose samples are told apart."""
+from adaptmix.statistics.tracked import (
+    ONE_EACH,
+    UNKNOWN,
+    Listener,
+    Marks,
+    Padding,
+    Rows,
+    Source,
+    Use,
+    matrix_rows,
+    samples_first,
+    second_first,
+    tensors_of,
+)
 
 # Operations whose first dim is another one than that of their input.
 _TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
@@ -31,157 +50,6 @@ _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
-
-_EMBEDDING = (
-    *("input", "weight", "padding_idx", "max_norm", "norm_type"),
-    *("scale_grad_by_freq", "sparse"),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A tensor that is made of parameters alone.
-
-    Args:
-        tensor: it.
-        leaves: {number: parameter} that it is made of.
-    """
-
-    tensor: Tensor
-    leaves: Mapping[int, Tensor]
-
-    def pulled_back(self, gradients: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number, (n, *shape) gradients) of the parameters, given those of the tensor."""
-        if self.tensor.grad_fn is None:
-            yield next(iter(self.leaves)), gradients
-            return
-        leaves = list(self.leaves.values())
-        found = [
-            torch.autograd.grad(
-                self.tensor,
-                leaves,
-                gradient.to(self.tensor.dtype),
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            for gradient in gradients
-        ]
-        for index, *parts in zip(self.leaves, *found, strict=True):
-            yield index, torch.stack(parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """What one operation took of parameters, and the gradients of samples with respect to it."""
-
-    sources: tuple[Source, ...]
-    per_sample: PerSample
-
-    def gradients(self, gradient: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number, (n, *shape) gradients) of parameters, given that of the output."""
-        for source, found in zip(self.sources, self.per_sample(gradient), strict=True):
-            yield from source.pulled_back(found)
-
-
-class Listener(Protocol):
-    """What is told of calls."""
-
-    def on_call(
-        self,
-        layer: Layer,
-        inputs: Sequence[Tensor],
-        output: Tensor,
-        rows: Rows,
-        pad: Padding = ...,
-    ) -> None:
-        """Take in a call of a layer."""
-
-    def on_operation(
-        self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
-    ) -> None:
-        """Take in an operation."""
-
-    def refuse(self, indices: Sequence[int]) -> None:
-        """Leave out parameters whose use cannot be followed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """How the first dim of a tensor runs over samples.
-
-    Args:
-        each: rows of each sample, one sample after the other.
-        ids: (rows,) the sample of each row, where they are in no such order.
-        arrange: puts samples first where positions are, in PyTorch's attention.
-    """
-
-    each: int = 1
-    ids: Tensor | None = None
-    arrange: Arrange | None = None
-
-    def first(self, values: Tensor) -> Tensor:
-        """Return (n, …) values of tensors of such rows, or (rows, …) with ``ids``."""
-        if self.arrange is not None:
-            return self.arrange(values)
-        if self.ids is not None or self.each == 1:
-            return values
-        return values.reshape(-1, self.each, *values.shape[1:])
-
-    def picked(self, where: Tensor, samples: int) -> Rows:
-        """Return the rows that an index, or a mask, picks."""
-        device = where.device
-        ids = self.ids
-        if ids is None:
-            ids = torch.arange(samples, device=device).repeat_interleave(self.each)
-        if where.dtype == torch.bool:
-            ids = ids.reshape(-1, *[1] * (where.ndim - 1)).expand(where.shape)
-        return Rows(ids=ids[where])
-
-
-ONE_EACH = Rows()
-UNKNOWN = -1  # samples, of an attention over inputs without a dim of them
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Where the rows of a weight that a call uses are among all of its rows."""
-
-    before: int = 0
-    after: int = 0
-    of_inputs: bool = False
-
-    def inputs(self, values: Tensor) -> Tensor:
-        """Return features of inputs with zeros where the weight has rows that are not used."""
-        return self._padded(values) if self.of_inputs else values
-
-    def outputs(self, values: Tensor) -> Tensor:
-        """Return features of outputs with zeros where the weight has rows that are not used."""
-        return values if self.of_inputs else self._padded(values)
-
-    def _padded(self, values: Tensor) -> Tensor:
-        if not self.before and not self.after:
-            return values
-        return functional.pad(values, (self.before, self.after))
-
-
-WHOLE = Padding()
-
-
-class _Marks:
-    """Notes on tensors that do not keep them alive."""
-
-    def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref[Tensor], Rows]] = {}
-
-    def get(self, tensor: Tensor) -> Rows | None:
-        note = self._notes.get(id(tensor))
-        return note[1] if note is not None and note[0]() is tensor else None
-
-    def set(self, tensor: Tensor, rows: Rows) -> None:
-        self._notes[id(tensor)] = (weakref.ref(tensor), rows)
-
-    def clear(self) -> None:
-        self._notes.clear()
 
 
 @dataclass(eq=False)
@@ -208,7 +76,7 @@ class Functions(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._marks = _Marks()
+        self._marks = Marks()
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
 
@@ -226,7 +94,7 @@ class Functions(TorchFunctionMode):
         if self.attention == UNKNOWN:
             return None
         if self.attention is not None:
-            return Rows(arrange=partial(_samples_first, self.attention))
+            return Rows(arrange=partial(samples_first, self.attention))
         known = self._marks.get(tensor)
         if known is None and tensor.ndim and len(tensor) == self.samples:
             known = ONE_EACH
@@ -237,7 +105,7 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.multi_head_attention_forward:
             with self:  # it is written in terms of operations that are to be seen
-                return _UNGUARDED_ATTENTION(*args, **kwargs)
+                return UNGUARDED_ATTENTION(*args, **kwargs)
         output = func(*args, **kwargs)
         if isinstance(output, Tensor):
             self._see(func, args, kwargs, [output])
@@ -246,7 +114,7 @@ class Functions(TorchFunctionMode):
         return output
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = list(tensors_of((*args, *kwargs.values())))
         found = [(t, self._source(t)) for t in tensors]
         own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
@@ -379,7 +247,7 @@ class Functions(TorchFunctionMode):
         own = [source.tensor for source in sources]
         for i, output in enumerate(outputs):
             per_sample = by_running_again(func, args, {}, sources=own, samples=samples, output=i)
-            rows = Rows(arrange=_second_first) if i else ONE_EACH
+            rows = Rows(arrange=second_first) if i else ONE_EACH
             self.listener.on_operation([Use(tuple(sources), per_sample)], [x], output, rows)
 
     def _experts(
@@ -452,13 +320,13 @@ class Functions(TorchFunctionMode):
             args = args[1:]
         x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight", kwargs.get("other"))
         source = left.get(id(weight)) if isinstance(weight, Tensor) else None
-        found = None if source is None else _matrix(source, turned=name != "linear")
+        found = None if source is None else matrix_rows(source, turned=name != "linear")
         if source is None or found is None or id(x) in left:
             return
         (index, parameter), pad = next(iter(source.leaves.items())), found
         if name == "embedding":
-            options = _options(args, kwargs)
-            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or _depends(options):
+            options = embedding_options(args, kwargs)
+            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or depends_on_batch(options):
                 return
             padding_idx = options.get("padding_idx")
             module = SimpleNamespace(
@@ -504,87 +372,16 @@ class Functions(TorchFunctionMode):
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         if (name == "linear" and id(bias) == identity) or (name == "addmm" and where[0]):
             return of_term(shape)
-        if self.attention is not None or (name == "embedding" and _depends(_options(args, kwargs))):
+        if self.attention is not None or (
+            name == "embedding" and depends_on_batch(embedding_options(args, kwargs))
+        ):
             return None
         samples = {
             id(t): (0, rows.each)
-            for t in _tensors((*args, *kwargs.values()))
+            for t in tensors_of((*args, *kwargs.values()))
             if id(t) != identity and (rows := self.rows(t)) is not None and rows.ids is None
         }
         return by_running_again(func, args, kwargs, sources=[source.tensor], samples=samples)
 
     def _lose(self, sources: Sequence[Source]) -> None:
         self.listener.refuse([index for source in sources for index in source.leaves])
-
-
-def _options(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(_EMBEDDING, args, strict=False)), **kwargs}
-
-
-def _depends(options: Mapping[str, Any]) -> bool:
-    """Return whether an embedding's gradient depends on the whole batch, or its weight changes."""
-    return any(options.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
-
-
-def reduced_is_right(shape: torch.Size, args: Sequence[Any]) -> bool:
-    """Return whether a repetition, of all dims by ``args``, repeats dims of size one only."""
-    times = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
-    sizes = (1,) * (len(times) - len(shape)) + tuple(shape)
-    return all(int(n) == 1 or size == 1 for n, size in zip(times, sizes, strict=True))
-
-
-def _matrix(source: Source, *, turned: bool) -> Padding | None:
-    """Return which rows of a parameter a weight is, or of its transpose; None for other weights.
-
-    A parameter of more dims is a matrix of as many columns as its last dim has.
-
-    Args:
-        source: the weight, (out, in).
-        turned: whether it is (in, out).
-    """
-    weight, (parameter, *more) = source.tensor, source.leaves.values()
-    if more or weight.ndim != 2 or parameter.ndim < 2 or not parameter.is_contiguous():
-        return None
-    if weight is not parameter and weight._base is not parameter:
-        return None
-    columns = parameter.shape[-1]
-    if weight.stride() == (columns, 1) and weight.shape[1] == columns:
-        count, flipped = weight.shape[0], False
-    elif weight.stride() == (1, columns) and weight.shape[0] == columns:
-        count, flipped = weight.shape[1], True
-    else:
-        return None
-    start = (weight.storage_offset() - parameter.storage_offset()) // columns
-    after = parameter.numel() // columns - start - count
-    return Padding(start, after, of_inputs=turned != flipped)
-
-
-def _samples_first(samples: int, values: Tensor) -> Tensor:
-    """Return (B, T, features) of (T, B, features) or (T · B, features)."""
-    return values.reshape(-1, samples, values.shape[-1]).transpose(0, 1)
-
-
-def _second_first(values: Tensor) -> Tensor:
-    """Return (B, layers, …) of (layers, B, …)."""
-    return values.transpose(0, 1)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from (part for part in value if isinstance(part, Tensor))
-
-
-def _unguarded(function: Any) -> Any:
-    """Return a copy of a function of ``torch.nn.functional`` that does not ask to be overridden."""
-    names = {**function.__globals__, "has_torch_function": lambda _: False}
-    copy = FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-_UNGUARDED_ATTENTION = _unguarded(functional.multi_head_attention_forward)

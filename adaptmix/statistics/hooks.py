@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adaptmix.statistics.coverage import Layer
-from adaptmix.statistics.functions import UNKNOWN, Functions, Listener
+from adaptmix.statistics.functions import Functions
+from adaptmix.statistics.tracked import UNKNOWN, Listener
 
 
 class ModelHooks:
@@ -83,7 +85,8 @@ class ModelHooks:
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         rows = functions.rows(inputs[0])
         if isinstance(output, Tensor) and rows is not None:
-            self._listener.on_call(layer, inputs, output, rows)
+            with torch._C.DisableTorchFunction():  # it is no part of the forward
+                self._listener.on_call(layer, inputs, output, rows)
         else:
             self._listener.refuse(tuple(layer.indices.values()))
 

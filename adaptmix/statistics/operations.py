@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 PerSample = Callable[[Tensor], list[Tensor]]
 """(gradient of an operation's output, (n, …)) -> (n, *shape) gradients of what it took."""
@@ -98,3 +100,39 @@ def _detached(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _detached(part) for key, part in value.items()}
     return value
+
+
+_EMBEDDING = (
+    *("input", "weight", "padding_idx", "max_norm", "norm_type"),
+    *("scale_grad_by_freq", "sparse"),
+)
+
+
+def embedding_options(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call of ``functional.embedding`` by name."""
+    return {**dict(zip(_EMBEDDING, args, strict=False)), **kwargs}
+
+
+def depends_on_batch(options: Mapping[str, Any]) -> bool:
+    """Return whether an embedding's gradient depends on the whole batch, or its weight changes."""
+    return any(options.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
+
+
+def reduced_is_right(shape: torch.Size, args: Sequence[Any]) -> bool:
+    """Return whether a repetition, of all dims by ``args``, repeats dims of size one only."""
+    times = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    sizes = (1,) * (len(times) - len(shape)) + tuple(shape)
+    return all(int(n) == 1 or size == 1 for n, size in zip(times, sizes, strict=True))
+
+
+def _unguarded(function: Any) -> Any:
+    """Return a copy of a function of ``torch.nn.functional`` that does not ask to be overridden."""
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+UNGUARDED_ATTENTION = _unguarded(functional.multi_head_attention_forward)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -16,18 +15,19 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.checks import choice, integer
-from adaptmix.errors import CoverageWarning, SeamError
+from adaptmix.errors import CoverageWarning
 from adaptmix.segments import Segments
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap, accumulator
 from adaptmix.statistics.exact import ExactBatch
-from adaptmix.statistics.functions import WHOLE, Functions, Padding, Rows, Use
+from adaptmix.statistics.functions import Functions
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.hooks import ModelHooks
 from adaptmix.statistics.isolation import warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
+from adaptmix.statistics.tracked import WHOLE, Padding, Rows, Use, check_rows
 
 ESTIMATORS = ("sketch", "exact", "norm")
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
@@ -218,7 +218,7 @@ class GradientProbe:
         batch, self._upcoming = self._upcoming, self._new_batch()
         self._parameters.refuse_used_outside(loss, batch.calls)
         if segments is None:
-            _check_rows(batch.sizes, len(domains), samples)
+            check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
         batch.calls.clear()
@@ -360,32 +360,6 @@ def _taken(kept: list[Tensor | None]) -> Tensor | None:
     """Return what was kept for a backward pass, and let go of it unless there may be another."""
     again = torch._C._autograd._get_current_graph_task_keep_graph()
     return kept[0] if again else kept.pop()
-
-
-def _check_rows(sizes: Counter[int], number: int, samples: Tensor | None) -> None:
-    """Check that the model ran rows that samples are known of.
-
-    Args:
-        sizes: how many layer calls took inputs of each number of rows.
-        number: B, of samples.
-        samples: (R,) the sample of each row, or None.
-
-    Raises:
-        SeamError: it ran others.
-    """
-    told = number if samples is None else len(samples)
-    if not sizes or sizes[told] or (samples is None and sizes[number]):
-        return
-    rows = sizes.most_common(1)[0][0]
-    k = max(1, rows // number)
-    raise SeamError(
-        f"The model must run the {told} rows {'drawn' if samples is None else 'of samples'}; its "
-        f"layers ran {rows}, so the gradients of samples cannot be told apart. Say which row of "
-        f"the draw each of the {rows} is of: samples=torch.arange({number}).repeat({k}) where the "
-        "draw's rows come over and over (all chosen answers, then all rejected ones), "
-        f"samples=torch.arange({number}).repeat_interleave({k}) where copies of a row follow each "
-        "other. Rows packed into one need segments=, and models start with the dim of rows."
-    )
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:
