@@ -30,6 +30,10 @@ from adaptmix.tensorboard import TensorBoardLog, scalars
 from adaptmix.types import DomainStats, Weights
 
 _MODES = ("adapt", "observe")
+_ANEW = (
+    "After an error that was caught, set gradients to zero and start the loader anew (for batch, "
+    "draw in loader), which begins the unfinished step again."
+)
 
 
 class Controller:
@@ -113,7 +117,7 @@ class Controller:
         self._board: TensorBoardLog | None = None
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
-        self._layout = Layout(1)
+        self._accumulation = 1
         self._step_rows = 0
 
     # What the user calls.
@@ -168,21 +172,33 @@ class Controller:
             ValueError: an option out of its range.
             StateError: another global batch than the restored run's.
         """
-        rank, world_size = distributed.world()
-        layout = Layout(batch_size, accumulation, rank, world_size)
-        step_rows = layout.step_rows
-        if self.completed and self._step_rows != step_rows:
+        layout = Layout(batch_size, accumulation, *distributed.world())
+        self._check_step_rows(layout)
+        if steps is None:
+            steps = max(1, len(self.mixture) // layout.step_rows)
+
+        def begin() -> None:
+            self.abandon_step()
+            self._check_step_rows(layout)
+            self._step_rows = layout.step_rows
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+
+        sampler = PlanSampler(
+            self._plan, layout, steps=steps, epoch_steps=epoch_steps, on_start=begin
+        )
+        # A loader that is made and not used changes nothing for the one in use.
+        if not self._step_rows:
+            self._step_rows = layout.step_rows
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+        return sampler
+
+    def _check_step_rows(self, layout: Layout) -> None:
+        if self.completed and self._step_rows != layout.step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {self._step_rows} in a run; got "
-                f"{batch_size} × {world_size} × {accumulation} = {step_rows}. Choose batch_size so "
-                "that the product is the same."
+                f"{layout.batch_size} × {layout.world_size} × {layout.accumulation} = "
+                f"{layout.step_rows}. Choose batch_size so that the product is the same."
             )
-        if steps is None:
-            steps = max(1, len(self.mixture) // step_rows)
-        sampler = PlanSampler(self._plan, layout, steps=steps, epoch_steps=epoch_steps)
-        self._layout, self._step_rows = layout, step_rows
-        self._steering.prepare(batch_size=step_rows, horizon=steps)
-        return sampler
 
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
@@ -237,10 +253,10 @@ class Controller:
                 draw,
                 self._weights,
                 lengths=measurements.lengths,
-                micro_rows=self._layout.process_rows,
+                micro_rows=draw.layout.process_rows,
             )
         else:
-            total, factors = self._scaler.plain(rows, self._layout.accumulation)
+            total, factors = self._scaler.plain(rows, draw.layout.accumulation)
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
@@ -314,7 +330,7 @@ class Controller:
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
             measurements.probe.expect(domains, factors, total, segments=segments, values=values)
-        self._micro += 1
+        self._micro, self._accumulation = self._micro + 1, draw.layout.accumulation
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows, once training has been through all of a domain.
@@ -339,7 +355,7 @@ class Controller:
             MissingStatisticError: the policy needs what the run does not supply.
             SeamError: in the first step, losses that were divided by the accumulation once more.
         """
-        accumulation = self._layout.accumulation
+        accumulation = self._accumulation
         if self._micro != accumulation:
             raise ValueError(
                 f"step() must follow {accumulation} calls of loss(), one per micro-batch; "
@@ -355,6 +371,19 @@ class Controller:
             self._update()
         due = self.completed % self._update_every == 0
         self._measurements.close_step(self.completed, due=due, observed=observed)
+        self._arm()
+
+    def abandon_step(self) -> None:
+        """Forget what was recorded of a step that was not finished; it is trained anew.
+
+        For a step that an exception cut short, such as a lack of memory. Iterating a loader and
+        loading a state do it by themselves. Set gradients to zero, too. Between steps it does
+        nothing.
+        """
+        self._measurements.forget_step()
+        self._micro = 0
+        if self._proof is not None:
+            self._proof = BackwardProof()
         self._arm()
 
     def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
@@ -474,7 +503,8 @@ class Controller:
         if self._micro:
             raise ValueError(
                 f"state_dict() must be called between optimizer steps; got {self._micro} "
-                "micro-batches of an unfinished one. Call step() first."
+                "micro-batches of an unfinished one. Call step() first, or abandon_step() to leave "
+                "it out."
             )
         state = {
             **self._identity(),
@@ -508,7 +538,7 @@ class Controller:
             self._warn.given = set(saved["warned"])
             self._step_rows = int(saved["step_rows"])
         self._weights = self.proposed if self._adapting else self._weights
-        self._arm()
+        self.abandon_step()
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -540,14 +570,36 @@ class Controller:
                 "draw must be one of this controller's; got another controller's. Use the loader "
                 "and the loss of the same controller."
             )
-        expected = self.completed * self._layout.accumulation + self._micro
-        if draw.ordinal != expected:
+        accumulation = draw.layout.accumulation
+        expected = self.completed * accumulation + self._micro
+        if draw.ordinal == expected and self._micro < accumulation:
+            return
+        if self._micro and self._accumulation != accumulation:
             raise ValueError(
-                f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "
-                "loss() once for every batch in order, and step() after each optimizer.step(). "
-                "Rows are this process's already: keep a loader out of Accelerator.prepare, and "
-                "use setup_dataloaders(..., use_distributed_sampler=False) in Fabric."
+                f"draw must be of the loader that the step began with; got one with accumulation "
+                f"{accumulation} after {self._micro} micro-batches of {self._accumulation}. Train "
+                f"a step with the batches of one loader. {_ANEW}"
             )
+        if self._micro == accumulation and draw.ordinal >= expected:
+            raise ValueError(
+                f"controller.step() must be called after each optimizer.step(), once in "
+                f"{accumulation} micro-batches; got the batch of the next step (number "
+                f"{draw.ordinal}) without it. Call controller.step(). {_ANEW}"
+            )
+        if draw.ordinal < expected:
+            raise ValueError(
+                f"draw must be number {expected}, the next to train; got {draw.ordinal} again. "
+                "Call loss() once for each batch: for several terms add up their unreduced losses "
+                "first, and call step() once for each optimizer.step()."
+            )
+        raise ValueError(
+            f"draw must be number {expected}, the next to train; got {draw.ordinal}, so a batch "
+            "was left out, and with it the part of the objective it was drawn for. Call loss() for "
+            "every batch in order, with the draw that came with it; to leave rows out, pass "
+            "mask= or losses of 0. Rows are this process's already: keep a loader out of "
+            "Accelerator.prepare, and use setup_dataloaders(..., use_distributed_sampler=False) "
+            f"in Fabric. {_ANEW}"
+        )
 
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""

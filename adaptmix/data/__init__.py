@@ -7,11 +7,14 @@ from adaptmix.data.attach import (
     numbered_loader,
     prefetching,
 )
+from adaptmix.data.collation import NumberedRows
 from adaptmix.data.draw import Draw
+from adaptmix.data.layout import Layout
 from adaptmix.data.loader import Loader
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan
-from adaptmix.data.sampler import Layout, NumberedRows, PlanSampler
+from adaptmix.data.randomness import own_randomness
+from adaptmix.data.sampler import PlanSampler
 
 __all__ = [
     "Draw",
@@ -25,5 +28,6 @@ __all__ = [
     "column",
     "loader_options",
     "numbered_loader",
+    "own_randomness",
     "prefetching",
 ]

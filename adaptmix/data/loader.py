@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from adaptmix.data.collation import CheckedCollate, NumberedRows
 from adaptmix.data.draw import Draw
 from adaptmix.data.sampler import PlanSampler
 from adaptmix.errors import ExhaustedLoaderWarning
@@ -59,10 +60,10 @@ class Loader:
         # A generator of its own: iterating must not move the user's global random state.
         options.setdefault("generator", torch.Generator().manual_seed(plan.seed))
         self._loader: DataLoader[Any] = DataLoader(
-            plan.mixture,
+            NumberedRows(plan.mixture),
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate_fn,
+            collate_fn=CheckedCollate(collate_fn),
             **options,
         )
 
@@ -79,6 +80,5 @@ class Loader:
                 stacklevel=2,
             )
             return
-        first = self.sampler.plan.completed * self.sampler.layout.accumulation
-        for ordinal, batch in enumerate(self._loader, start=first):
-            yield batch, self.sampler.take(ordinal)
+        for batch, number in self._loader:
+            yield batch, self.sampler.take(number)

@@ -126,6 +126,8 @@ class Measurements:
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
         """
+        if self._sums is not None:
+            self._sums.finish_step()
         gradients = None
         if self.probe is not None and observed:
             gradients = self.probe.collect()
@@ -138,6 +140,13 @@ class Measurements:
         sums = self._sums.take() if due and self._sums is not None else None
         if sums is not None or gradients is not None:
             self._window = Window(step, sums=sums, gradients=gradients)
+
+    def forget_step(self) -> None:
+        """Forget the micro-batches of a step that is not going to be finished."""
+        if self._sums is not None:
+            self._sums.forget_step()
+        if self.probe is not None:
+            self.probe.forget()
 
     def read(self) -> bool:
         """Take in what an earlier step sent off; returns whether an update is due on it."""

@@ -139,6 +139,10 @@ class GradientProbe:
         _watched.difference_update(layer.hooked for layer in self._parameters.layers)
         self._drop()
 
+    def forget(self) -> None:
+        """Forget what was seen of a step that is not going to be finished."""
+        self._drop()
+
     def arm(self, observing: bool, *, step: int) -> None:
         """Choose, before the forward of a step, whether the step is observed.
 
