@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import checkpoint, distributed
 from adaptmix.checks import FloatArray, choice, integer, number
-from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
+from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
 from adaptmix.efficiency import predicted_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
 from adaptmix.guards import Guards
@@ -60,8 +61,9 @@ class Controller:
         mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
             are drawn by importance and the loss is their plain mean.
         half_life: optimizer steps after which statistics count half.
-        tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
-            estimated while training when None.
+        tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
+            name, or a function of a batch that returns each row's, (B,), by which a sample of each
+            domain is counted before training. When None, all rows must have the same number.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,7 +87,7 @@ class Controller:
         unit: str = "sample",
         mode: str = "adapt",
         half_life: float = 50.0,
-        tokens_per_row: Mapping[str, float] | None = None,
+        tokens_per_row: Mapping[str, float] | Count | None = None,
     ) -> None:
         if not isinstance(mixture, Mixture):
             raise TypeError(
@@ -114,6 +116,7 @@ class Controller:
         )
         self._weights = Weights.proportional(mixture.importance)
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
+        self._count = tokens_per_row if callable(tokens_per_row) else None
         self._board: TensorBoardLog | None = None
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
@@ -150,7 +153,32 @@ class Controller:
             StateError: another global batch than the restored run's.
         """
         sampler = self.sampler(batch_size, accumulation=accumulation, steps=steps)
-        return Loader(sampler, num_workers=num_workers, collate_fn=collate_fn, **dataloader_options)
+        self.count_tokens(collate_fn or default_collate)
+        return Loader(
+            sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            count=self._count,
+            **dataloader_options,
+        )
+
+    def count_tokens(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        """Count the tokens of some rows of each domain, if ``tokens_per_row`` is a function.
+
+        ``loader`` does so by itself. Call it where a trainer makes the loader.
+
+        Args:
+            collate_fn: makes a batch of rows.
+
+        Raises:
+            ValueError: ``tokens_per_row`` does not return one number per row.
+        """
+        if self._count is None or self.completed:
+            return
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        if sample is not None:
+            self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
+            self._plan.begin_with(self._row_shares())
 
     def sampler(
         self,
@@ -244,8 +272,9 @@ class Controller:
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
+        self._check_tokens(draw, rows.tokens)
         measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens)
+        measurements.start_lengths(domains, rows.tokens, adapting=self._adapting)
         if self._adapting:
             total, factors = self._scaler.weighted(
                 rows,
@@ -308,7 +337,7 @@ class Controller:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
             domains = draw.domains.to(values.device, non_blocking=True)
-            self._measurements.start_lengths(domains, tokens)
+            self._measurements.start_lengths(domains, tokens, adapting=self._adapting)
         factors = factors.to(loss.device, non_blocking=True)
         self._record(loss, draw, factors, values, tokens, noise)
 
@@ -600,6 +629,19 @@ class Controller:
             "Accelerator.prepare, and use setup_dataloaders(..., use_distributed_sampler=False) "
             f"in Fabric. {_ANEW}"
         )
+
+    def _check_tokens(self, draw: Draw, tokens: Tensor) -> None:
+        """Check that the function that counts tokens counts those of the mask."""
+        if draw.tokens is None or not (self.observing or self.completed == 0):
+            return
+        counted = draw.tokens.to(tokens.device)
+        if not torch.equal(counted.long(), tokens.long()):
+            row = int((counted.long() != tokens.long()).int().argmax())
+            raise ValueError(
+                "tokens_per_row(batch) must count the tokens that the mask of loss() keeps; got "
+                f"{int(counted[row])} for a row of which {int(tokens[row])} are kept. Where labels "
+                "are shifted inside of the loss, count batch['labels'][:, 1:]."
+            )
 
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""

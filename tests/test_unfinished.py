@@ -15,9 +15,8 @@ from tests import runs
 
 
 def controller(**options: Any) -> Controller:
-    return Controller(
-        runs.mixture(), **({"policy": "static", "update_every": 2, "lag": 4} | options)
-    )
+    settings: dict[str, Any] = {"policy": "static", "update_every": 2, "lag": 4}
+    return Controller(runs.mixture(), **(settings | options))
 
 
 def losses(net: Any, batch: Any) -> Tensor:

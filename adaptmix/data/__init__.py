@@ -10,6 +10,7 @@ from adaptmix.data.attach import (
 from adaptmix.data.collation import NumberedRows
 from adaptmix.data.draw import Draw
 from adaptmix.data.layout import Layout
+from adaptmix.data.lengths import Count, SampledLengths, sample_lengths
 from adaptmix.data.loader import Loader
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan
@@ -17,6 +18,7 @@ from adaptmix.data.randomness import own_randomness
 from adaptmix.data.sampler import PlanSampler
 
 __all__ = [
+    "Count",
     "Draw",
     "Layout",
     "Loader",
@@ -24,10 +26,12 @@ __all__ = [
     "NumberedRows",
     "Plan",
     "PlanSampler",
+    "SampledLengths",
     "as_mixture",
     "column",
     "loader_options",
     "numbered_loader",
     "own_randomness",
     "prefetching",
+    "sample_lengths",
 ]

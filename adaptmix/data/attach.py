@@ -85,8 +85,10 @@ def column(dataset: Any, name: str) -> Any:
             f"domains must name a column of the dataset; got {name!r}, and it has "
             f"{', '.join(names)}. Keep the column in map(), or pass one label per row."
         )
+    # A transform makes rows of its own, without the column: read what is stored.
+    plain = getattr(dataset, "with_format", None)
     try:
-        return dataset[name]
+        return dataset[name] if plain is None else plain(None)[name]
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"domains must name a column that dataset[name] returns; got {name!r} for a "

@@ -31,6 +31,7 @@ class Draw:
             and others expected, they need not add up to 1.
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
+        tokens: (B,) supervised tokens of each row, where they are counted in the batch.
     """
 
     domains: Tensor
@@ -43,6 +44,7 @@ class Draw:
     domain_shares: FloatArray
     row_shares: FloatArray
     plan: object
+    tokens: Tensor | None = None
 
     @classmethod
     def build(

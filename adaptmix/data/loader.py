@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from adaptmix.data.collation import CheckedCollate, NumberedRows
 from adaptmix.data.draw import Draw
+from adaptmix.data.lengths import Count
 from adaptmix.data.sampler import PlanSampler
 from adaptmix.errors import ExhaustedLoaderWarning
 
@@ -28,6 +30,7 @@ class Loader:
         sampler: draws the rows.
         num_workers: as for ``DataLoader``.
         collate_fn: as for ``DataLoader``.
+        count: of each row's supervised tokens in a batch, for the draws to carry.
         options: further ``DataLoader`` options.
 
     Raises:
@@ -43,6 +46,7 @@ class Loader:
         *,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        count: Count | None = None,
         **options: Any,
     ) -> None:
         for name in _OURS:
@@ -50,7 +54,7 @@ class Loader:
                 raise TypeError(f"{name} must not be given: the plan decides it. Leave it out.")
         if not options.get("in_order", True):
             raise ValueError("in_order must be True, so that batches meet their draws; got False.")
-        self.sampler = sampler
+        self.sampler, self._count = sampler, count
         plan = sampler.plan
         sampler.layout.check_lag(
             plan.lag,
@@ -81,4 +85,7 @@ class Loader:
             )
             return
         for batch, number in self._loader:
-            yield batch, self.sampler.take(number)
+            draw = self.sampler.take(number)
+            if self._count is not None:
+                draw = replace(draw, tokens=torch.as_tensor(self._count(batch)))
+            yield batch, draw

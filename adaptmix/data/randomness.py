@@ -55,7 +55,7 @@ def own_randomness(seed: int, owner: object = None) -> Iterator[None]:
     """
     states = Randomness(owner)
     try:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of devices
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
         yield

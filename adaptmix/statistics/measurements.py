@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from adaptmix import distributed
@@ -91,15 +92,24 @@ class Measurements:
         values = self._lengths.values
         return values if self._per_token else np.ones_like(values)
 
-    def start_lengths(self, domains: Tensor, tokens: Tensor) -> None:
-        """Before anything is known of row lengths, go by the first micro-batch, (B,) each."""
+    def sample_lengths(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
+        """Take (K,) tokens and rows of a sample of each domain, unless more is known already."""
+        if not self._lengths.started:
+            self._lengths.sample(tokens, rows, whole)
+
+    def start_lengths(self, domains: Tensor, tokens: Tensor, *, adapting: bool) -> None:
+        """Before anything is known of row lengths, go by the first micro-batch, (B,) each.
+
+        Raises:
+            ValueError: an objective that depends on them, and rows that differ.
+        """
         if not self._per_token or self._lengths.started:
             return
-        table = torch.zeros(2, len(self._domains), dtype=torch.float64, device=tokens.device)
-        columns = torch.stack([tokens.double(), torch.ones_like(tokens, dtype=torch.float64)])
-        table.index_add_(1, domains, columns)
+        table = torch.zeros(3, len(self._domains), dtype=torch.float64, device=tokens.device)
+        number = tokens.double()
+        table.index_add_(1, domains, torch.stack([number, torch.ones_like(number), number**2]))
         distributed.sum_over_ranks([table])
-        self._lengths.start(*table.cpu().numpy())
+        self._lengths.start(*table.cpu().numpy(), adapting=adapting)
 
     def record(
         self,

@@ -13,6 +13,7 @@ from adaptmix import Controller, Draw
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.seams import BackwardProof, HeadSeam
+from adaptmix.targets import uneven_targets
 from adaptmix_lightning import internals
 from adaptmix_lightning.loader import PlannedLoader
 
@@ -53,6 +54,7 @@ class Weighting:
         self._proof: BackwardProof | None = BackwardProof()
         self._draw: Draw | None = None
         self._factors: Tensor | None = None
+        self._uneven: Tensor | None = None
         self.recorded = 0
 
     def begin(self) -> None:
@@ -124,6 +126,7 @@ class Weighting:
         self._check_scalar()
         if self._head is not None:
             self._head.close()
+            self._check_targets(loss, len(self._draw))
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None
@@ -134,6 +137,25 @@ class Weighting:
     def _check_scalar(self) -> None:
         if self._head is None and self._adapting:
             raise SeamError(f"A loss that is a mean does not show its rows. {_WAY_OUT}")
+
+    def _check_targets(self, loss: Tensor, rows: int) -> None:
+        """Refuse a mean over targets that count where rows have different numbers of them."""
+        found = uneven_targets(loss, rows)
+        if found is not None:
+            self._uneven = found if self._uneven is None else self._uneven | found
+        if self._uneven is None:
+            return
+        # A device is waited for in the first step and in observed ones only.
+        ready = self._uneven.device.type == "cpu" or self._controller.observing
+        if (ready or self._proof is not None) and bool(self._uneven):
+            raise SeamError(
+                "With head=, the loss must be a mean of one term per row; got a mean over targets "
+                "that are not ignored, of which rows have different numbers, so that each row's "
+                "share of the gradient depends on the others. Return unreduced losses and which "
+                'count, {"loss": F.cross_entropy(..., reduction="none"), "loss_mask": targets != '
+                '-100} of shape (B, T), and leave head= out; unit="token" makes it a mean over '
+                "tokens."
+            )
 
     def before_optimizer_step(self) -> None:
         """Check that the gradients of the first step are those of the stated loss.
