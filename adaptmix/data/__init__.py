@@ -15,6 +15,7 @@ from adaptmix.data.loader import Loader
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan
 from adaptmix.data.randomness import own_randomness
+from adaptmix.data.rows import tensors_of
 from adaptmix.data.sampler import PlanSampler
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "own_randomness",
     "prefetching",
     "sample_lengths",
+    "tensors_of",
 ]

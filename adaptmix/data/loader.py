@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -67,7 +67,7 @@ class Loader:
             NumberedRows(plan.mixture),
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=CheckedCollate(collate_fn),
+            collate_fn=cast(Any, CheckedCollate(collate_fn)),
             **options,
         )
 

@@ -119,6 +119,15 @@ def rows_at(batch: Any, path: Path) -> int | None:
     return len(batch) if hasattr(batch, "__len__") else None
 
 
+def tensors_of(batch: Any, *, depth: int = _DEPTH) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, however it is nested."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif depth and not isinstance(batch, str):
+        for _, part in _parts(batch):
+            yield from tensors_of(part, depth=depth - 1)
+
+
 class _Attribute(str):
     """A step of a path that is an attribute, not a key."""
 

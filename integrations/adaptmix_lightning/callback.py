@@ -207,7 +207,9 @@ class AdaptMixCallback(Callback):
         if self._weighting is None:
             raise SeamError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
-        return self._weighting.output(native(*args, **kwargs))
+        with self._weighting.watching((args, kwargs)):
+            output = native(*args, **kwargs)
+        return self._weighting.output(output)
 
     # Events.
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller, Draw
+from adaptmix.data import tensors_of
+from adaptmix.entry import RowsMoved, refusing_moved_rows
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.seams import BackwardProof, HeadSeam
-from adaptmix.targets import uneven_targets
 from adaptmix_lightning import internals
+from adaptmix_lightning.head import HeadProof
 from adaptmix_lightning.loader import PlannedLoader
 
 _WAY_OUT = (
@@ -51,10 +54,10 @@ class Weighting:
         self._controller, self._loader = controller, loader
         self._adapting, self._accumulation = adapting, accumulation
         self._head = None if head is None else HeadSeam(module, head)
+        self._head_proof = None if head is None or not adapting else HeadProof(controller, head)
         self._proof: BackwardProof | None = BackwardProof()
         self._draw: Draw | None = None
         self._factors: Tensor | None = None
-        self._uneven: Tensor | None = None
         self.recorded = 0
 
     def begin(self) -> None:
@@ -68,6 +71,28 @@ class Weighting:
             self._factors = self._controller.multipliers(self._draw)
         if self._head is not None and self._factors is not None:
             self._head.open(self._factors)
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[None]:
+        """Watch the forward pass of a batch, in the first step and in observed ones.
+
+        Raises:
+            SeamError: its rows are put into another order before the module sees them.
+        """
+        controller, draw = self._controller, self._draw
+        if draw is None or not (controller.observing or controller.completed == 0):
+            yield
+            return
+        try:
+            with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
+                yield
+        except RowsMoved as error:
+            raise SeamError(
+                f"training_step must keep rows in the order of the batch; module {error.args[0]!r} "
+                "got them in another, and so they would be weighted as rows of other domains. Do "
+                "not sort or shuffle rows: pack_padded_sequence(..., enforce_sorted=False) sorts "
+                "and puts them back by itself."
+            ) from None
 
     def loss(
         self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
@@ -125,8 +150,10 @@ class Weighting:
             return
         self._check_scalar()
         if self._head is not None:
-            self._head.close()
-            self._check_targets(loss, len(self._draw))
+            output = self._head.close()
+            if self._head_proof is not None:
+                self._head_proof.check(loss, output, len(self._draw))
+                self._head.forget_backward()
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None
@@ -137,25 +164,6 @@ class Weighting:
     def _check_scalar(self) -> None:
         if self._head is None and self._adapting:
             raise SeamError(f"A loss that is a mean does not show its rows. {_WAY_OUT}")
-
-    def _check_targets(self, loss: Tensor, rows: int) -> None:
-        """Refuse a mean over targets that count where rows have different numbers of them."""
-        found = uneven_targets(loss, rows)
-        if found is not None:
-            self._uneven = found if self._uneven is None else self._uneven | found
-        if self._uneven is None:
-            return
-        # A device is waited for in the first step and in observed ones only.
-        ready = self._uneven.device.type == "cpu" or self._controller.observing
-        if (ready or self._proof is not None) and bool(self._uneven):
-            raise SeamError(
-                "With head=, the loss must be a mean of one term per row; got a mean over targets "
-                "that are not ignored, of which rows have different numbers, so that each row's "
-                "share of the gradient depends on the others. Return unreduced losses and which "
-                'count, {"loss": F.cross_entropy(..., reduction="none"), "loss_mask": targets != '
-                '-100} of shape (B, T), and leave head= out; unit="token" makes it a mean over '
-                "tokens."
-            )
 
     def before_optimizer_step(self) -> None:
         """Check that the gradients of the first step are those of the stated loss.

@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from adaptmix.errors import SeamError
 from adaptmix_lightning import AdaptMixCallback, internals
+from tests import runs
 from tests.integrations.adaptmix_lightning import pl
 
 pytestmark = pl.FILTERS
@@ -298,7 +299,7 @@ def test_numbers_travel_with_batches_that_hooks_replace(accumulation: int) -> No
             return None
 
     drawn: list[Any] = []
-    starts = torch.tensor([0, *pl.runs.SIZES]).cumsum(0)
+    starts = torch.tensor([0, *runs.SIZES]).cumsum(0)
     mixer = AdaptMixCallback(policy="static")
     trainer = pl.trainer(
         mixer, max_epochs=3, accumulate_grad_batches=accumulation, val_check_interval=2
@@ -377,3 +378,73 @@ def test_labels_of_another_fold() -> None:
         pl.trainer(mixer, max_epochs=1).fit(
             pl.Classifier(), DataLoader(fold, batch_size=12, shuffle=True)
         )
+
+
+class Headed(pl.Classifier):
+    """Ends in two layers and a loss of the test's choice."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(per_sample=False)
+        self.loss = loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        inputs, targets, _ = batch
+        return self.loss(self, self.net(inputs), targets)
+
+
+def centred(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A loss whose rows meet: each logit is compared with the batch's mean."""
+    return F.cross_entropy(logits - logits.mean(0), targets)
+
+
+@pytest.mark.parametrize(
+    ("head", "loss", "match"),
+    [
+        ("net.0", lambda _, z, y: F.cross_entropy(z, y), "must be the last module that has param"),
+        ("net.2", lambda _, z, y: centred(z, y), "a sum of one term per row; in this one"),
+        ("net.2", lambda m, z, y: F.cross_entropy(z, y) * m.net[2].bias.square().sum(), "beside"),
+    ],
+)
+def test_losses_that_are_no_sum_over_rows_of_the_head(head: str, loss: Any, match: str) -> None:
+    trainer = pl.trainer(AdaptMixCallback(head=head, policy="static"), max_epochs=1)
+    with pytest.raises(SeamError, match=match):
+        trainer.fit(Headed(loss), pl.loader())
+
+
+def test_a_loss_that_couples_rows_later() -> None:
+    """In its eighth step, and observed ones find it."""
+
+    def late(module: Any, logits: Any, targets: Any) -> Any:
+        if module.global_step < 7:
+            return F.cross_entropy(logits, targets)
+        return centred(logits, targets)
+
+    mixer = AdaptMixCallback(head="net.2", policy="static", update_every=4)
+    with pytest.raises(SeamError, match="one term per row; in this one"):
+        pl.trainer(mixer, max_epochs=4).fit(Headed(late), pl.loader())
+    assert mixer.controller.completed <= 7 + 4
+
+
+def test_penalties_stay_as_they_are_at_a_head() -> None:
+    def penalised(module: Any, logits: Any, targets: Any) -> Any:
+        return F.cross_entropy(logits, targets) + sum(p.square().sum() for p in module.parameters())
+
+    mixer = AdaptMixCallback(head="net.2", policy="static")
+    pl.trainer(mixer, max_epochs=1).fit(Headed(penalised), pl.loader())
+    assert mixer.controller.completed == 7
+
+
+@pytest.mark.parametrize("head", [None, "net"])
+@pytest.mark.parametrize("later", [False, True])
+def test_rows_that_the_module_puts_into_another_order(head: str | None, later: bool) -> None:
+    class Sorts(pl.Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if later and self.global_step < 5:
+                return super().training_step(batch, batch_idx)
+            order = batch[0][:, 0].argsort()
+            return super().training_step([part[order] for part in batch], batch_idx)
+
+    mixer = AdaptMixCallback(head=head, policy="static", update_every=3)
+    with pytest.raises(SeamError, match="training_step must keep rows in the order of the batch"):
+        pl.trainer(mixer, max_epochs=3).fit(Sorts(per_sample=head is None), pl.loader())
+    assert mixer.controller.completed == (5 if later else 0)
