@@ -646,6 +646,8 @@ class Controller:
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""
         stats = self.statistics
+        if self._measurements.misread and any(n.startswith("grad_") for n in self.requires):
+            return
         if not self._steering.update(stats, measured=self._measurements.measured):
             self._warn(
                 TooFewRowsWarning,

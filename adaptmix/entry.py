@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptmix.errors import SeamError
+
 # Rows that are looked for, and numbers of a row that they are known by.
 _ROWS, _NUMBERS = 8, 512
 
@@ -26,7 +28,7 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
         rows: B.
 
     Raises:
-        RowsMoved: rows come in another order, and nowhere in that of the batch.
+        SeamError: rows come in another order, and nowhere in that of the batch.
     """
     given = [t for t in tensors if t.ndim and len(t) == rows > 1 and not bool((t == t[0]).all())]
     found: dict[str, str] = {}
@@ -52,11 +54,12 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
         for hook in hooks:
             hook.remove()
     if "moved" in found and "kept" not in found:
-        raise RowsMoved(found["moved"])
-
-
-class RowsMoved(Exception):
-    """Carries the name of the module that got rows in another order."""
+        raise SeamError(
+            f"training_step must keep rows in the order of the batch; module {found['moved']!r} "
+            "got them in another, and so they would be weighted as rows of other domains. Do not "
+            "sort or shuffle rows: pack_padded_sequence(..., enforce_sorted=False) sorts and puts "
+            "them back by itself."
+        )
 
 
 def _compared(value: Tensor, tensor: Tensor) -> str:

@@ -87,6 +87,11 @@ class Measurements:
         return None if self.probe is None else self.probe.coverage
 
     @property
+    def misread(self) -> bool:
+        """Whether gradient statistics are other domains' than they are taken for."""
+        return self.probe is not None and self.probe.misread
+
+    @property
     def lengths(self) -> FloatArray:
         """(K,) what a row's loss is divided by: mean tokens per row, or ones."""
         values = self._lengths.values

@@ -22,7 +22,7 @@ from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
 from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.hooks import LayerHooks
-from adaptmix.statistics.isolation import warn_unless_isolated
+from adaptmix.statistics.isolation import rows_in_order, warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
@@ -84,6 +84,7 @@ class GradientProbe:
         self._inspected = False
         self._warned = False
         self._isolation_known = False
+        self.misread = False  # whether rows are other samples' than they are taken for
         self._mass: GradientMass | None = None
         self._drop()
 
@@ -211,6 +212,9 @@ class GradientProbe:
             self._inspected = True
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        if segments is None and not self._isolation_known:
+            in_order = rows_in_order(values, batch.first)
+            self._isolation_known, self.misread = in_order is not None, in_order is False
         batch.calls.clear()
         batch.first.clear()
         batch.expect(domains, factors, segments)

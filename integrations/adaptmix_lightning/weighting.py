@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaptmix import Controller, Draw
 from adaptmix.data import tensors_of
-from adaptmix.entry import RowsMoved, refusing_moved_rows
+from adaptmix.entry import refusing_moved_rows
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.seams import BackwardProof, HeadSeam
@@ -83,16 +83,8 @@ class Weighting:
         if draw is None or not (controller.observing or controller.completed == 0):
             yield
             return
-        try:
-            with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
-                yield
-        except RowsMoved as error:
-            raise SeamError(
-                f"training_step must keep rows in the order of the batch; module {error.args[0]!r} "
-                "got them in another, and so they would be weighted as rows of other domains. Do "
-                "not sort or shuffle rows: pack_padded_sequence(..., enforce_sorted=False) sorts "
-                "and puts them back by itself."
-            ) from None
+        with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
+            yield
 
     def loss(
         self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
