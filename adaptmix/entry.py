@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
     given = [t for t in tensors if t.ndim and len(t) == rows > 1 and not bool((t == t[0]).all())]
     found: dict[str, str] = {}
 
-    def before(name: str, args: Any, kwargs: Any) -> None:
+    def before(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         if "kept" in found:
             return
         for value in (*args, *kwargs.values()):
@@ -44,7 +45,7 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
 
     hooks = [
         module.register_forward_pre_hook(
-            lambda _, args, kwargs, name=name: before(name, args, kwargs), with_kwargs=True
+            partial(before, name or type(module).__name__), with_kwargs=True
         )
         for name, module in model.named_modules()
     ]
