@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import checkpoint, distributed, schema
 from adaptmix.checks import FloatArray, choice, integer, number
-from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
+from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
 from adaptmix.efficiency import predicted_gain, sampling_gain
 from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
 from adaptmix.guards import Guards
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 _MODES = ("adapt", "observe")
 # Up to so many, inner products between domains cost less than anything else in an update.
 _GRAM_DOMAINS = 256
+_ANEW = (
+    "After an error that was caught, set gradients to zero and start the loader anew (for batch, "
+    "draw in loader), which begins the unfinished step again."
+)
 
 
 class Controller:
@@ -64,8 +69,9 @@ class Controller:
             "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
             drawn by importance: what an adapting run starts from, and is compared with.
         half_life: optimizer steps after which statistics count half.
-        tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
-            estimated while training when None.
+        tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
+            name, or a function of a batch that returns each row's, (B,), by which a sample of each
+            domain is counted before training. When None, all rows must have the same number.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
         process_group: the data-parallel processes, which train on different rows; all processes
@@ -94,7 +100,7 @@ class Controller:
         unit: str = "sample",
         mode: str = "adapt",
         half_life: float = 50.0,
-        tokens_per_row: Mapping[str, float] | None = None,
+        tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -131,10 +137,11 @@ class Controller:
         )
         self._weights = Weights.proportional(mixture.importance)
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
+        self._count = tokens_per_row if callable(tokens_per_row) else None
         self._board: TensorBoardLog | None = None
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
-        self._layout = Layout(1)
+        self._accumulation = 1
         self._sampler: PlanSampler | None = None
         self._agreed_starts = 0
         self._device: torch.device | None = None
@@ -170,7 +177,32 @@ class Controller:
             StateError: another global batch than the restored run's.
         """
         sampler = self.sampler(batch_size, accumulation=accumulation, steps=steps)
-        return Loader(sampler, num_workers=num_workers, collate_fn=collate_fn, **dataloader_options)
+        self.count_tokens(collate_fn or default_collate)
+        return Loader(
+            sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            count=self._count,
+            **dataloader_options,
+        )
+
+    def count_tokens(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        """Count the tokens of some rows of each domain, if ``tokens_per_row`` is a function.
+
+        ``loader`` does so by itself. Call it where a trainer makes the loader.
+
+        Args:
+            collate_fn: makes a batch of rows.
+
+        Raises:
+            ValueError: ``tokens_per_row`` does not return one number per row.
+        """
+        if self._count is None or self.completed:
+            return
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        if sample is not None:
+            self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
+            self._plan.begin_with(self._row_shares())
 
     def sampler(
         self,
@@ -192,21 +224,34 @@ class Controller:
             ValueError: an option out of its range.
             StateError: another global batch than the restored run's.
         """
-        rank, world_size = distributed.world(self._group)
-        layout = Layout(batch_size, accumulation, rank, world_size)
-        step_rows = layout.step_rows
-        if self.completed and self._step_rows != step_rows:
+        layout = Layout(batch_size, accumulation, *distributed.world(self._group))
+        self._check_step_rows(layout)
+        if steps is None:
+            steps = max(1, len(self.mixture) // layout.step_rows)
+
+        def begin() -> None:
+            self.abandon_step()
+            self._check_step_rows(layout)
+            self._sampler = sampler
+            self._step_rows = layout.step_rows
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+
+        sampler = PlanSampler(
+            self._plan, layout, steps=steps, epoch_steps=epoch_steps, on_start=begin
+        )
+        # A loader that is made and not used changes nothing for the one in use.
+        if not self._step_rows:
+            self._step_rows = layout.step_rows
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+        return sampler
+
+    def _check_step_rows(self, layout: Layout) -> None:
+        if self.completed and self._step_rows != layout.step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {self._step_rows} in a run; got "
-                f"{batch_size} × {world_size} × {accumulation} = {step_rows}. Choose batch_size so "
-                "that the product is the same."
+                f"{layout.batch_size} × {layout.world_size} × {layout.accumulation} = "
+                f"{layout.step_rows}. Choose batch_size so that the product is the same."
             )
-        if steps is None:
-            steps = max(1, len(self.mixture) // step_rows)
-        sampler = PlanSampler(self._plan, layout, steps=steps, epoch_steps=epoch_steps)
-        self._layout, self._sampler, self._step_rows = layout, sampler, step_rows
-        self._steering.prepare(batch_size=step_rows, horizon=steps)
-        return sampler
 
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
@@ -265,8 +310,9 @@ class Controller:
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
+        self._check_tokens(draw, rows.tokens)
         measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens)
+        measurements.start_lengths(domains, rows.tokens, adapting=self._adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
@@ -274,7 +320,7 @@ class Controller:
             draw,
             self._weights,
             lengths=measurements.lengths,
-            micro_rows=self._layout.process_rows,
+            micro_rows=draw.layout.process_rows,
         )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
@@ -331,7 +377,9 @@ class Controller:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
         domains = draw.domains.to(tokens.device, non_blocking=True)
-        self._measurements.start_lengths(domains, tokens, known=losses is not None)
+        self._measurements.start_lengths(
+            domains, tokens, known=losses is not None, adapting=self._adapting
+        )
         factors = factors.to(loss.device, non_blocking=True)
         self._record(loss, draw, factors, values, tokens, noise, samples=samples)
 
@@ -357,7 +405,7 @@ class Controller:
             measurements.probe.expect(
                 domains, factors, total, segments=segments, samples=samples, values=values
             )
-        self._micro += 1
+        self._micro, self._accumulation = self._micro + 1, draw.layout.accumulation
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows, once training has been through all of a domain.
@@ -383,7 +431,7 @@ class Controller:
             SeamError: in the first step, losses that were divided by the accumulation once more.
             ProcessMismatchError: when an update is due, processes that do not agree.
         """
-        accumulation = self._layout.accumulation
+        accumulation = self._accumulation
         if self._micro != accumulation:
             raise ValueError(
                 f"step() must follow {accumulation} calls of loss(), one per micro-batch; "
@@ -401,6 +449,19 @@ class Controller:
         self._measurements.close_step(
             self.completed, due=due, observed=observed, agree=self._agree_on_step
         )
+        self._arm()
+
+    def abandon_step(self) -> None:
+        """Forget what was recorded of a step that was not finished; it is trained anew.
+
+        For a step that an exception cut short, such as a lack of memory. Iterating a loader and
+        loading a state do it by themselves. Set gradients to zero, too. Between steps it does
+        nothing.
+        """
+        self._measurements.forget_step()
+        self._micro = 0
+        if self._proof is not None:
+            self._proof = BackwardProof()
         self._arm()
 
     def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
@@ -541,7 +602,8 @@ class Controller:
         if self._micro:
             raise ValueError(
                 f"state_dict() must be called between optimizer steps; got {self._micro} "
-                "micro-batches of an unfinished one. Call step() first."
+                "micro-batches of an unfinished one. Call step() first, or abandon_step() to leave "
+                "it out."
             )
         self._agree_on_run()
         state = {
@@ -592,7 +654,7 @@ class Controller:
         self._warn.given = set(saved["warned"])
         self._step_rows = saved["step_rows"]
         self._weights = self.proposed if self._adapting else self._weights
-        self._arm()
+        self.abandon_step()
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -654,8 +716,9 @@ class Controller:
             ProcessMismatchError: they are not.
             ValueError: a problem, where there is one process only.
         """
-        here, layout = distributed.world(self._group), self._layout
-        if self._sampler is not None and here != (layout.rank, layout.world_size):
+        here = distributed.world(self._group)
+        layout = None if self._sampler is None else self._sampler.layout
+        if layout is not None and here != (layout.rank, layout.world_size):
             problem = (
                 f"the loader was made as rank {layout.rank} of {layout.world_size} processes, and "
                 f"this is rank {here[0]} of {here[1]}. Make the loader after "
@@ -709,13 +772,48 @@ class Controller:
         if self._agreed_starts != self._plan.starts:
             self._agree_on_run()
             self._agreed_starts = self._plan.starts
-        expected = self.completed * self._layout.accumulation + self._micro
-        if draw.ordinal != expected:
+        accumulation = draw.layout.accumulation
+        expected = self.completed * accumulation + self._micro
+        if draw.ordinal == expected and self._micro < accumulation:
+            return
+        if self._micro and self._accumulation != accumulation:
             raise ValueError(
-                f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "
-                "loss() once for every batch in order, and step() after each optimizer.step(). "
-                "Rows are this process's already: keep a loader out of Accelerator.prepare, and "
-                "use setup_dataloaders(..., use_distributed_sampler=False) in Fabric."
+                f"draw must be of the loader that the step began with; got one with accumulation "
+                f"{accumulation} after {self._micro} micro-batches of {self._accumulation}. Train "
+                f"a step with the batches of one loader. {_ANEW}"
+            )
+        if self._micro == accumulation and draw.ordinal >= expected:
+            raise ValueError(
+                f"controller.step() must be called after each optimizer.step(), once in "
+                f"{accumulation} micro-batches; got the batch of the next step (number "
+                f"{draw.ordinal}) without it. Call controller.step(). {_ANEW}"
+            )
+        if draw.ordinal < expected:
+            raise ValueError(
+                f"draw must be number {expected}, the next to train; got {draw.ordinal} again. "
+                "Call loss() once for each batch: for several terms add up their unreduced losses "
+                "first, and call step() once for each optimizer.step()."
+            )
+        raise ValueError(
+            f"draw must be number {expected}, the next to train; got {draw.ordinal}, so a batch "
+            "was left out, and with it the part of the objective it was drawn for. Call loss() for "
+            "every batch in order, with the draw that came with it; to leave rows out, pass "
+            "mask= or losses of 0. Rows are this process's already: keep a loader out of "
+            "Accelerator.prepare, and use setup_dataloaders(..., use_distributed_sampler=False) "
+            f"in Fabric. {_ANEW}"
+        )
+
+    def _check_tokens(self, draw: Draw, tokens: Tensor) -> None:
+        """Check that the function that counts tokens counts those of the mask."""
+        if draw.tokens is None or not (self.observing or self.completed == 0):
+            return
+        counted = draw.tokens.to(tokens.device)
+        if not torch.equal(counted.long(), tokens.long()):
+            row = int((counted.long() != tokens.long()).int().argmax())
+            raise ValueError(
+                "tokens_per_row(batch) must count the tokens that the mask of loss() keeps; got "
+                f"{int(counted[row])} for a row of which {int(tokens[row])} are kept. Where labels "
+                "are shifted inside of the loss, count batch['labels'][:, 1:]."
             )
 
     def _update(self) -> None:
@@ -723,7 +821,8 @@ class Controller:
         stats = self.statistics
         self._guards.check_repetition(stats.seen)
         reads = any(name.startswith("grad_") for name in self.requires)
-        if reads and not self._measurements.trusts(self._min_coverage):
+        trusted = self._measurements.trusts(self._min_coverage) and not self._measurements.misread
+        if reads and not trusted:
             return
         if not self._steering.update(stats, measured=self._measurements.measured):
             self._warn(

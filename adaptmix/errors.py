@@ -41,6 +41,10 @@ class PackingWarning(AdaptmixWarning):
     """Rows that are packed together see each other, or it could not be checked that they do not."""
 
 
+class RowOrderWarning(AdaptmixWarning):
+    """It is not known whether a batch, or the model inside, keeps rows in the order drawn."""
+
+
 class NoiseWarning(AdaptmixWarning):
     """A domain repeats, so its training residuals no longer estimate out-of-sample noise."""
 

@@ -101,7 +101,7 @@ class DomainLossScaler:
         if losses.shape[0] != len(draw):
             raise ValueError(
                 f"losses must have the draw's {len(draw)} rows first; got shape "
-                f"{tuple(losses.shape)}. Reshape (B·T,) losses to (B, T)."
+                f"{tuple(losses.shape)}. {_way_on(losses, len(draw))}"
             )
         if mask is not None and mask.shape != losses.shape:
             raise ValueError(
@@ -149,6 +149,21 @@ class DomainLossScaler:
         # What a mean over the step's rows, or tokens, has divided by already, per row.
         mean_length = float(draw.row_shares @ lengths)
         return _factors(weights, draw.domain_shares * lengths / mean_length)[draw.domains]
+
+
+def _way_on(losses: Tensor, rows: int) -> str:
+    """Return what to do about losses of another number of rows."""
+    if losses.ndim > 1 and losses.shape[1] == rows:
+        return "Put rows first: losses.transpose(0, 1), and the mask alike."
+    if len(losses) % rows == 0:
+        return (
+            "Reshape (B·T,) losses to (B, T); of several losses per row, as of pairs or crops, "
+            "pass their mean."
+        )
+    return (
+        "If collate_fn left out rows, return placeholder rows and mask their losses; if it packed "
+        'rows together, pass segments=; a loss per batch needs reduction="none".'
+    )
 
 
 def _unpacked(

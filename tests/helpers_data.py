@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray
-from adaptmix.data import Draw, Mixture
+from adaptmix.data import Draw, Layout, Mixture
 from adaptmix.data.plan import Plan, StepRows
 
 # How far from its mean a statistic may lie, in standard deviations, before a test fails. For a
@@ -66,6 +66,7 @@ def draw_of(domains: Sequence[int], domain_shares: Sequence[float]) -> Draw:
         row_shares=np.bincount(ids, minlength=len(domain_shares)) / len(ids),
         ordinal=0,
         step=0,
+        layout=Layout(max(1, len(ids))),
         plan=None,
     )
 

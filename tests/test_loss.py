@@ -176,3 +176,17 @@ def test_weighted_leaves_out_a_domain_that_does_not_count() -> None:
     )
     assert factors.tolist() == pytest.approx([0.2] * 5)
     assert float(total) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "way_on"),
+    [
+        ((9, 5), r"Put rows first: losses\.transpose\(0, 1\)"),  # (T, B), as CTC has it
+        ((10,), r"Reshape \(B·T,\) losses to \(B, T\); of several losses per row"),
+        ((4,), "If collate_fn left out rows, return placeholder rows"),
+    ],
+)
+def test_losses_of_other_rows_name_the_way_on(shape: tuple[int, ...], way_on: str) -> None:
+    draw = draw_of([0, 0, 1, 1, 1], [0.4, 0.6])
+    with pytest.raises(ValueError, match=rf"the draw's 5 rows first; got .*{way_on}"):
+        DomainLossScaler("sample").rows(torch.ones(shape), draw, None)

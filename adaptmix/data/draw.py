@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptmix.checks import FloatArray
+from adaptmix.data.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +26,12 @@ class Draw:
         fresh: (B,) bool, whether this is the first time the run draws the row.
         ordinal: number of the micro-batch since the run began.
         step: optimizer step it belongs to, ordinal // accumulation.
+        layout: how its step is cut into micro-batches.
         domain_shares: (K,) float64, the shares above per domain, unrounded. As some are realised
             and others expected, they need not add up to 1.
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
+        tokens: (B,) supervised tokens of each row, where they are counted in the batch.
     """
 
     domains: Tensor
@@ -37,9 +40,11 @@ class Draw:
     fresh: Tensor
     ordinal: int
     step: int
+    layout: Layout
     domain_shares: FloatArray
     row_shares: FloatArray
     plan: object
+    tokens: Tensor | None = None
 
     @classmethod
     def build(
@@ -52,6 +57,7 @@ class Draw:
         row_shares: FloatArray,
         ordinal: int,
         step: int,
+        layout: Layout,
         plan: object,
     ) -> Draw:
         """Build the tensors of a draw from the plan's arrays."""
@@ -62,6 +68,7 @@ class Draw:
             fresh=torch.from_numpy(fresh),
             ordinal=ordinal,
             step=step,
+            layout=layout,
             domain_shares=domain_shares,
             row_shares=row_shares,
             plan=plan,

@@ -102,7 +102,8 @@ class Mixture(Dataset[Any]):
         if len(values) != len(dataset):
             raise ValueError(
                 f"labels must have one entry per row of the dataset ({len(dataset)}); "
-                f"got {len(values)}."
+                f"got {len(values)}. Pass the labels of the rows in this very dataset: a subset, "
+                "or each fold, has its own."
             )
         if values.dtype.kind not in "iu":
             values = values.astype(str)

@@ -108,6 +108,10 @@ class Plan:
         for step in [step for step in self._history if step < in_force]:
             del self._history[step]
 
+    def begin_with(self, shares: FloatArray) -> None:
+        """Let ``shares`` (K,) of rows be in force from the first step, before anything is drawn."""
+        self._history = {0: shares}
+
     def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
         """Let ``shares`` (K,) of rows take effect ``lag`` steps after the next one to train.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from adaptmix import distributed, schema
@@ -121,28 +122,45 @@ class Measurements:
         return replace(self.probe.coverage, mass=self._running.mass)
 
     @property
+    def misread(self) -> bool:
+        """Whether gradient statistics are other domains' than they are taken for."""
+        return self.probe is not None and self.probe.misread
+
+    @property
     def lengths(self) -> FloatArray:
         """(K,) what a row's loss is divided by: mean tokens per row, or ones."""
         values = self._lengths.values
         return values if self._per_token else np.ones_like(values)
 
-    def start_lengths(self, domains: Tensor, tokens: Tensor, *, known: bool = True) -> None:
+    def sample_lengths(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
+        """Take (K,) tokens and rows of a sample of each domain, unless more is known already."""
+        if not self._lengths.started:
+            self._lengths.sample(tokens, rows, whole)
+
+    def start_lengths(
+        self, domains: Tensor, tokens: Tensor, *, known: bool = True, adapting: bool
+    ) -> None:
         """Before anything is known of row lengths, go by the first micro-batch, (B,) each.
 
         Args:
             domains: (B,) int64.
             tokens: (B,) supervised tokens.
             known: whether they are; every process calls this, whether or not.
+            adapting: as for ``RowLengths.start``.
+
+        Raises:
+            ValueError: an objective that depends on them, and rows that differ.
         """
         if not self._per_token or self._lengths.started or self._asked:
             return
         self._asked = True
-        table = torch.zeros(2, len(self._domains), dtype=torch.float64, device=tokens.device)
-        columns = torch.stack([tokens.double(), torch.ones_like(tokens, dtype=torch.float64)])
+        table = torch.zeros(3, len(self._domains), dtype=torch.float64, device=tokens.device)
+        number = tokens.double()
+        columns = torch.stack([number, torch.ones_like(number), number**2])
         table.index_add_(1, domains, columns * known)
         distributed.sum_over_ranks([table], self._group)
         if table.any():
-            self._lengths.start(*table.cpu().numpy())
+            self._lengths.start(*table.cpu().numpy(), adapting=adapting)
 
     def record(
         self,
@@ -175,6 +193,8 @@ class Measurements:
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
         """
+        if self._sums is not None:
+            self._sums.finish_step()
         gradients = None if self.probe is None else self.probe.collect()
         if not observed:
             gradients = None
@@ -206,6 +226,13 @@ class Measurements:
     def agree_on(self, told: frozenset[str]) -> None:
         """Go by what any of the processes was given."""
         self._agreed = told
+
+    def forget_step(self) -> None:
+        """Forget the micro-batches of a step that is not going to be finished."""
+        if self._sums is not None:
+            self._sums.forget_step()
+        if self.probe is not None:
+            self.probe.forget()
 
     def read(self) -> bool:
         """Take in what an earlier step sent off; returns whether an update is due on it."""

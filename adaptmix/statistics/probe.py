@@ -23,7 +23,7 @@ from adaptmix.statistics.exact import ExactBatch
 from adaptmix.statistics.functions import Functions
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
 from adaptmix.statistics.hooks import ModelHooks
-from adaptmix.statistics.isolation import warn_unless_isolated
+from adaptmix.statistics.isolation import rows_in_order, warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
@@ -83,6 +83,7 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._isolation_known = False
+        self.misread = False  # whether rows are other samples' than they are taken for
         self._mass = GradientMass()
         self._set_aside = self._twice = False
         self._drop()
@@ -145,6 +146,10 @@ class GradientProbe:
         self._attached = False
         self._observe(False)
         _watched.difference_update(unwrapped(self._model).modules())
+        self._drop()
+
+    def forget(self) -> None:
+        """Forget what was seen of a step that is not going to be finished."""
         self._drop()
 
     def arm(self, observing: bool, *, step: int) -> None:
@@ -221,6 +226,9 @@ class GradientProbe:
             check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        if segments is None and not self._isolation_known:
+            in_order = rows_in_order(values, batch.first)
+            self._isolation_known, self.misread = in_order is not None, in_order is False
         batch.calls.clear()
         batch.first.clear()
         if samples is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,7 +77,9 @@ class AdaptMixCallback(Callback):
                 f"got {unit!r}. Return unreduced (B, T) losses from training_step instead."
             )
         options |= {"policy": policy, "unit": unit, "mode": mode, "tokens_per_row": tokens_per_row}
-        self._settings = Settings(domains, importance, lag, seed, options)
+        # Labels are read once for each fit.
+        labels = list(domains) if isinstance(domains, Iterator) else domains
+        self._settings = Settings(labels, importance, lag, seed, options)
         self._head, self._accumulation = head, accumulation
         self._adapting = mode != "observe"
         self._trainer: Trainer | None = None
@@ -153,6 +155,9 @@ class AdaptMixCallback(Callback):
         internals.refuse_unsupported(trainer, pl_module)
         # A trainer that fits again goes on counting steps and epochs, and so does the plan.
         goes_on = trainer is self._trainer and trainer.global_step > 0
+        if goes_on and self._controller is not None:
+            self._controller.abandon_step()  # where an exception cut it short
+            self._weighting = None
         self._state = self.state_dict() if goes_on else None
         self._trainer, self._module = trainer, pl_module
         self._controller = self._loader = self._weighting = None
@@ -172,7 +177,10 @@ class AdaptMixCallback(Callback):
         like = loader.like
         rows = Layout(like.batch_size, self._batches_per_step)
         controller = make_controller(self._settings, like, rows)
-        loader.bind(make_sampler(controller, trainer, like, rows, limit=self._limit))
+        loader.bind(
+            make_sampler(controller, trainer, like, rows, limit=self._limit),
+            handed_out=lambda: internals.handed_out(trainer),
+        )
         # Epochs are limited there, to whole steps; Lightning would cut the last step short.
         trainer.limit_train_batches = 1.0
         self._controller, self._loader = controller, loader
@@ -200,7 +208,9 @@ class AdaptMixCallback(Callback):
         if self._weighting is None:
             raise SeamError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
-        return self._weighting.output(native(*args, **kwargs))
+        with self._weighting.watching((args, kwargs)):
+            output = native(*args, **kwargs)
+        return self._weighting.output(output)
 
     # Events.
 

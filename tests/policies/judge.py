@@ -131,6 +131,7 @@ class Task:
                 row_shares=drawn.row_shares,
                 ordinal=drawn.step,
                 step=drawn.step,
+                layout=Layout(rows),
                 plan=plan,
             )
             losses = RowLosses(

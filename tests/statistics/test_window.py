@@ -97,7 +97,7 @@ def test_later_changes_do_not_reach_a_window() -> None:
 
 def test_row_lengths_learn_from_windows() -> None:
     lengths = RowLengths(K)
-    lengths.start(np.full(K, 3.0), np.ones(K))
+    lengths.start(np.full(K, 3.0), np.ones(K), np.full(K, 9.0), adapting=False)
     window = Window(STEP, sums=sums())
     window.add_to(RunningStatistics(K, half_life=10.0), lengths)
     assert lengths.values.tolist() == [3.0] * K
