@@ -22,7 +22,7 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.seams import BackwardProof
-from adaptmix.segments import Segments
+from adaptmix.segments import Segments, sample_numbers
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
@@ -206,6 +206,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -219,8 +220,14 @@ class Controller:
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
             segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
                 ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
+            samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
+                as for pairs or several crops: the row of the draw that each is of.
+                ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
+                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
+                keeps one entry per drawn row.
 
         Raises:
+            SeamError: the model ran other rows than ``samples``, or the draw, tells.
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
                 of another step, segments of other rows.
@@ -241,7 +248,7 @@ class Controller:
             )
         else:
             total, factors = self._scaler.plain(rows, self._layout.accumulation)
-        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
+        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
         return total
@@ -270,6 +277,7 @@ class Controller:
         losses: Tensor | None = None,
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -281,8 +289,10 @@ class Controller:
             losses: as for ``loss``; unknown when None.
             mask: as for ``loss``.
             noise: as for ``loss``.
+            samples: as for ``loss``.
 
         Raises:
+            SeamError: as ``loss`` does.
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
@@ -294,7 +304,7 @@ class Controller:
             domains = draw.domains.to(values.device, non_blocking=True)
             self._measurements.start_lengths(domains, tokens)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples)
 
     def _record(
         self,
@@ -305,7 +315,9 @@ class Controller:
         tokens: Tensor,
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> None:
+        samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
@@ -313,7 +325,9 @@ class Controller:
         measurements = self._measurements
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
-            measurements.probe.expect(domains, factors, total, segments=segments, values=values)
+            measurements.probe.expect(
+                domains, factors, total, segments=segments, samples=samples, values=values
+            )
         self._micro += 1
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptmix import (
@@ -325,3 +325,31 @@ def test_a_state_fits_only_its_own_run() -> None:
     resumed.load_state_dict(state)
     with pytest.raises(StateError, match="must stay 8 in a run; got 4 × 1 × 1 = 4"):
         resumed.loader(4)
+
+
+def test_pairs_are_samples_when_the_model_runs_both_rows() -> None:
+    """Chosen and rejected rows in one forward pass, as preference trainers run them."""
+    controller, net = Controller(runs.mixture()), runs.model()
+    controller.watch(net)
+    for (inputs, _, _), draw in controller.loader(8, steps=24):
+        scores = net(torch.cat([inputs, -2.0 * inputs]))[:, 0]
+        losses = -F.logsigmoid(scores[:8] - scores[8:])
+        samples = torch.arange(8).repeat(2)
+        controller.loss(losses, draw, samples=samples).backward()
+        controller.step()
+    assert np.isfinite(controller.statistics.grad_var[:2]).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (torch.arange(8.0), TypeError, "samples must be a tensor of integers; got torch.float32"),
+        (torch.zeros(2, 8).long(), ValueError, r"samples must have shape \(R,\)"),
+        (torch.arange(9), ValueError, r"in \[0, 8\); got 0 to 8"),
+    ],
+)
+def test_samples_are_checked(samples: Tensor, error: type[Exception], message: str) -> None:
+    controller = Controller(runs.mixture())
+    _, draw = next(iter(controller.loader(8)))
+    with pytest.raises(error, match=message):
+        controller.loss(torch.ones(8, requires_grad=True), draw, samples=samples)

@@ -65,15 +65,30 @@ class MicroBatch(ABC):
         self.uses: Counter[int] = Counter()  # layer calls by parameter
         self.calls: dict[Node, list[Node]] = {}  # graph nodes of layer inputs by that of the output
         self.first: list[tuple[GradientEdge, torch.Size]] = []  # outputs of the first calls
+        self.sizes: Counter[int] = Counter()  # first dims of the calls' inputs
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None
         self._segments: Segments | None = None
 
-    def expect(self, domains: Tensor, factors: Tensor, segments: Segments | None = None) -> None:
-        """Fix the samples: domains (B,), factors in the loss (B,), and places if packed."""
+    def expect(
+        self,
+        domains: Tensor,
+        factors: Tensor,
+        segments: Segments | None = None,
+        samples: Tensor | None = None,
+    ) -> None:
+        """Fix the samples.
+
+        Args:
+            domains: (B,) theirs.
+            factors: (B,) in the loss.
+            segments: their places, when they are packed.
+            samples: (R,) the sample that each row inside the model is of, when there are others.
+        """
         self._domains = domains
         self._segments = segments
+        self._samples = samples
         self._factors = factors.detach().double()
         self._kept = self._factors != 0.0
         self._square = torch.zeros_like(self._factors)
@@ -104,24 +119,40 @@ class MicroBatch(ABC):
         if not self._holds_samples(layer, size, gradient):
             self._parameters.refuse(indices)
             return
-        self._add(layer, kept, gradient, self._scale)
+        rows = self._samples is not None and size == len(self._samples)
+        self._add(layer, kept, gradient, self._samples if rows else None)
 
     def _holds_samples(self, layer: Layer, size: int, gradient: Tensor) -> bool:
         """Return whether the samples, packed or not, are what a call's input and output are of."""
         if self._segments is None:
-            return gradient.ndim > 0 and size == len(gradient) == len(self._domains)
+            return gradient.ndim > 0 and size == len(gradient) and size in self.row_numbers
         # Positions and features; a weight's rule knows one dim of positions only.
         dims = gradient.ndim == 3 if isinstance(layer.rule, Factored) else gradient.ndim >= 3
         packed = dims and size == len(gradient) and gradient.shape[:2] == self._segments.shape
         return packed and bool(getattr(layer.rule, "by_position", False))
+
+    @property
+    def row_numbers(self) -> set[int]:
+        """The numbers of rows that are told apart: that of samples, and that inside the model."""
+        own = {len(self._domains)}
+        return own if self._samples is None else own | {len(self._samples)}
+
+    def _summed(self, values: Tensor, samples: Tensor | None) -> Tensor:
+        """Return (B, …) sums of (R, …) values over the rows of each sample."""
+        if samples is None:
+            return values
+        sums = values.new_zeros(len(self._domains), *values.shape[1:])
+        return sums.index_add_(0, samples, values)
 
     def _by_sample(self, values: Tensor) -> Tensor:
         """Return (B, …) values of samples that may be packed."""
         return values if self._segments is None else self._segments.unpack(values)
 
     @abstractmethod
-    def _add(self, layer: Layer, kept: Tensor | None, gradient: Tensor, scale: Tensor) -> None:
-        """Add a call whose input and output hold the samples; their gradients go by ``scale``."""
+    def _add(
+        self, layer: Layer, kept: Tensor | None, gradient: Tensor, samples: Tensor | None
+    ) -> None:
+        """Add a call whose input and output hold the samples, or the rows of ``samples``."""
 
     @abstractmethod
     def _vectors(self) -> list[Tensor] | None:
@@ -149,16 +180,18 @@ class MicroBatch(ABC):
             skipped=kept.sum() * broken,
         )
 
-    def _few_products(self, index: int) -> bool:
-        """Return whether a parameter's gradients may be summed by ``products``: it has one use."""
-        return self.uses[index] <= 1 and self._num_domains <= _FEW_DOMAINS
+    def _few_products(self, index: int, samples: Tensor | None) -> bool:
+        """Return whether gradients may be summed by ``products``: one use, of one row a sample."""
+        few = self.uses[index] <= 1 and self._num_domains <= _FEW_DOMAINS
+        return few and samples is None
 
-    def _where(self, values: Tensor) -> Tensor:
-        """Return (B, ...) values with zeros for the samples that are left out.
+    def _where(self, values: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Return (B, …) values, or (R, …), with zeros for the samples that are left out.
 
         Where, not times: a sample that is left out may have overflowed.
         """
-        return torch.where(align(self._kept, values), values, 0)
+        kept = self._kept if samples is None else self._kept[samples]
+        return torch.where(align(kept, values), values, 0)
 
 
 def products(left: Tensor, right: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:

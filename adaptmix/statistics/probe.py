@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.checks import choice, integer
-from adaptmix.errors import CoverageWarning
+from adaptmix.errors import CoverageWarning, SeamError
 from adaptmix.segments import Segments
 from adaptmix.statistics.attention import Arrange
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
@@ -167,6 +168,7 @@ class GradientProbe:
         loss: Tensor,
         *,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
         values: Tensor | None = None,
     ) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
@@ -178,12 +180,15 @@ class GradientProbe:
             loss: () the loss; what is done to it before ``backward`` (mixed precision's scale, a
                 division by the number of micro-batches) is measured, and is not part of c_j.
             segments: where the samples are, when they are packed.
+            samples: (R,) integers in [0, B): the sample that each row inside the model is of, when
+                it runs other rows than the samples. The gradients of a sample's rows add up.
             values: (B,) ℓ_j, by which packed samples are checked not to see each other.
 
         Warns:
             PackingWarning: once, when they do, or when that cannot be checked.
 
         Raises:
+            SeamError: the model ran another number of rows, and ``samples`` does not tell of which.
             ValueError: different lengths, or a loss that is not a scalar with a gradient.
         """
         if domains.ndim != 1 or domains.shape != factors.shape:
@@ -205,11 +210,15 @@ class GradientProbe:
             self._parameters.refuse_used_outside(loss, batch.calls)
             self._mass = self._parameters.weigh(unwrapped(self._model))
             self._inspected = True
+        if segments is None:
+            _check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
         batch.calls.clear()
         batch.first.clear()
-        batch.expect(domains, factors, segments)
+        if samples is not None:
+            samples = samples.to(domains.device, non_blocking=True)
+        batch.expect(domains, factors, segments, samples)
         loss.register_hook(batch.begin)
         self._current = batch
 
@@ -273,6 +282,8 @@ class GradientProbe:
         with torch.no_grad(), _full_precision(x.device.type):
             kept = batch.keep(layer, x)
         size = len(x) if x.ndim else 0
+        if not recomputing:
+            batch.sizes[size] += 1
         # On the output and not on the module, whose backward hooks forbid in-place activations.
         # In a list, to be taken out when it is used: hooks live as long as the graph does.
         hook = partial(self._on_backward, layer, batch, size, [kept], arrange_gradient)
@@ -319,6 +330,32 @@ class GradientProbe:
             CoverageWarning,
             stacklevel=3,
         )
+
+
+def _check_rows(sizes: Counter[int], number: int, samples: Tensor | None) -> None:
+    """Check that the model ran rows that samples are known of.
+
+    Args:
+        sizes: how many layer calls took inputs of each number of rows.
+        number: B, of samples.
+        samples: (R,) the sample of each row, or None.
+
+    Raises:
+        SeamError: it ran others.
+    """
+    told = number if samples is None else len(samples)
+    if not sizes or sizes[told] or (samples is None and sizes[number]):
+        return
+    rows = sizes.most_common(1)[0][0]
+    k = max(1, rows // number)
+    raise SeamError(
+        f"The model must run the {told} rows {'drawn' if samples is None else 'of samples'}; its "
+        f"layers ran {rows}, so the gradients of samples cannot be told apart. Say which row of "
+        f"the draw each of the {rows} is of: samples=torch.arange({number}).repeat({k}) where the "
+        "draw's rows come over and over (all chosen answers, then all rejected ones), "
+        f"samples=torch.arange({number}).repeat_interleave({k}) where copies of a row follow each "
+        "other. Rows packed into one need segments=, and models start with the dim of rows."
+    )
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:

@@ -161,22 +161,26 @@ class SketchBatch(MicroBatch):
             return None
         return rule.inputs(layer.module, x.detach(), self._projections.of_inputs(layer, rule))
 
-    def _add(self, layer: Layer, kept: Tensor | None, gradient: Tensor, scale: Tensor) -> None:
+    def _add(
+        self, layer: Layer, kept: Tensor | None, gradient: Tensor, samples: Tensor | None
+    ) -> None:
         if kept is None:
             self._parameters.refuse(layer.indices.values())
             return
         rule = factors(layer)
         if rule is None:
-            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient))
+            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient), samples)
             return
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
         outputs = self._by_sample(rule.outputs(layer.module, gradient, side).to(dtype))
-        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs)
+        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs, samples)
         if "bias" in layer.indices:
-            self._deliver(layer.indices["bias"], rule.total(outputs))
+            self._deliver(layer.indices["bias"], rule.total(outputs), samples)
 
-    def _deliver_whole(self, layer: Layer, inputs: Tensor, gradient: Tensor) -> None:
+    def _deliver_whole(
+        self, layer: Layer, inputs: Tensor, gradient: Tensor, samples: Tensor | None
+    ) -> None:
         dtype = self._parameters.dtypes[next(iter(layer.indices.values()))]
         sketches: dict[int, list[Tensor]] = {}
         step = rows_at_once(inputs)
@@ -189,22 +193,30 @@ class SketchBatch(MicroBatch):
                     part = self._projections.sketch(index, gradients)
                     sketches.setdefault(index, []).append(part)
         for index, parts in sketches.items():
-            self._deliver(index, joined(parts))
+            self._deliver(index, joined(parts), samples)
 
     def _deliver_weight(
-        self, layer: Layer, rule: Factored, inputs: Tensor, outputs: Tensor
+        self,
+        layer: Layer,
+        rule: Factored,
+        inputs: Tensor,
+        outputs: Tensor,
+        samples: Tensor | None,
     ) -> None:
         index = layer.indices["weight"]
-        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and self._few_products(index):
+        few = self._few_products(index, samples)
+        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and few:
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
             step = rows_at_once(outputs)
             pairs = zip(inputs.split(step), outputs.split(step), strict=True)
-            self._deliver(index, joined([rule.product(layer.module, i, o) for i, o in pairs]))
+            parts = [rule.product(layer.module, i, o) for i, o in pairs]
+            self._deliver(index, joined(parts), samples)
 
-    def _deliver(self, index: int, sketch: Tensor) -> None:
-        rows = sketch.reshape(len(self._domains), -1)
+    def _deliver(self, index: int, sketch: Tensor, samples: Tensor | None) -> None:
+        size = len(self._domains if samples is None else samples)
+        rows = self._summed(sketch.reshape(size, -1), samples)
         self._rows[index] = self._rows[index] + rows if index in self._rows else rows
 
     def _vectors(self) -> list[Tensor] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adaptmix.errors import CoverageWarning
+from adaptmix.errors import CoverageWarning, SeamError
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.probe import GradientProbe
 from adaptmix.statistics.rules import RULES, register_rule
@@ -268,11 +268,11 @@ def test_samples_that_are_flattened_into_rows_are_not_mistaken_for_samples(estim
     assert probe.coverage.unseen == {"2": "Linear"}
 
 
-def test_the_whole_model_flattened_still_warns(estimator: str) -> None:
+def test_the_whole_model_flattened_is_named(estimator: str) -> None:
     model = nn.Sequential(nn.Flatten(0, 1), nn.Embedding(V, V), nn.Unflatten(0, (B, 6))).double()
     probe = attached(model, estimator)
-    with pytest.warns(CoverageWarning, match="sees 0%"):
-        assert observe(probe, model, *tokens()) is None
+    with pytest.raises(SeamError, match=r"must run the 7 rows drawn; its layers ran 42"):
+        observe(probe, model, *tokens())
 
 
 def test_an_expert_is_seen_once_it_is_used(estimator: str) -> None:
