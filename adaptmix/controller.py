@@ -268,6 +268,10 @@ class Controller:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
 
+    def expected_tokens(self, draw: Draw) -> float:
+        """Return the mean tokens of a row that is drawn as ``draw`` was; 1 with unit "sample"."""
+        return float(draw.domain_shares @ self._measurements.lengths)
+
     def observe(
         self,
         loss: Tensor,
@@ -287,7 +291,7 @@ class Controller:
             factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
                 with unit "token" their sum.
             losses: as for ``loss``; unknown when None.
-            mask: as for ``loss``.
+            mask: as for ``loss``; without ``losses`` it tells tokens alone.
             noise: as for ``loss``.
             samples: as for ``loss``.
 
@@ -301,7 +305,10 @@ class Controller:
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
-            domains = draw.domains.to(values.device, non_blocking=True)
+        elif mask is not None:
+            tokens = mask.reshape(len(draw), -1).sum(1)
+        if losses is not None or mask is not None:
+            domains = draw.domains.to(tokens.device, non_blocking=True)
             self._measurements.start_lengths(domains, tokens)
         factors = factors.to(loss.device, non_blocking=True)
         self._record(loss, draw, factors, values, tokens, noise, samples=samples)

@@ -1,4 +1,4 @@
-"""The tensors that a loss is made of, found in its graph, and the gradients of their rows scaled."""
+"""The tensors that a loss is made of, found in its graph, and factors on their rows' gradients."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ _LEAF = "torch::autograd::AccumulateGrad"
 _PRODUCTS = (
     *("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv", "Convolution", "Embedding", "EmbeddingBag"),
     *("NativeLayerNorm", "NativeGroupNorm", "NativeBatchNorm", "Index", "IndexSelect", "Gather"),
+)
+
+_SUMS = frozenset({"Add", "Sub", "Rsub", "Stack", "Cat"})
+_LINEAR = frozenset(
+    {
+        *("Mul", "Div", "Neg", "Sum", "Mean", "ToCopy", "Clone", "Alias", "View", "Select"),
+        *("Squeeze", "Unsqueeze", "Expand", "UnsafeView", "ReshapeAlias", "Copy"),
+    }
 )
 
 Place = tuple[Node, int]
@@ -57,7 +65,7 @@ class Frontier:
 
             def hook(
                 inputs: tuple[Tensor | None, ...],
-                outputs: tuple[Tensor | None, ...],
+                _: tuple[Tensor | None, ...],
                 place: int = place,
                 number: int = number,
             ) -> tuple[Tensor | None, ...]:
@@ -74,6 +82,38 @@ class Frontier:
         """Return the nodes that the tensors themselves are computed by."""
         return set(_walk([(edge.node, edge.output_nr) for edge in self.edges], stop=()))
 
+    def scaled_by_parameters(self) -> bool:
+        """Return whether parameters meet the rows between the tensors and the loss.
+
+        A learnt temperature, weight or layer there has a gradient that no factor on the tensors'
+        rows reaches. What is only added to the rows' loss meets none of them.
+        """
+        if not self.leaves:
+            return False
+        rows = self._below({node for node, _, _ in self.uses})
+        leaves = {(edge.node, edge.output_nr) for edge in self.leaves}
+        ends = {node for node in self.between if leaves & set(node.next_functions)}
+        for node in rows & self._below(ends):
+            several = sum(parent is not None for parent, _ in node.next_functions) > 1
+            kind = node.name().rstrip("0123456789").removesuffix("Backward")
+            if not (kind in _SUMS or (kind in _LINEAR and not several) or node.name() == _SINK):
+                return True
+        return False
+
+    def _below(self, nodes: set[Node]) -> set[Node]:
+        """Return ``nodes`` and all that are computed from them, up to the loss."""
+        users: dict[Node, list[Node]] = {}
+        for node in self.between:
+            for parent, _ in node.next_functions:
+                if parent in self.between:
+                    users.setdefault(parent, []).append(node)
+        found, pending = set(nodes), list(nodes)
+        while pending:
+            fresh = [user for user in users.get(pending.pop(), ()) if user not in found]
+            found.update(fresh)
+            pending += fresh
+        return found
+
     def overlaps(self) -> bool:
         """Return whether one of the tensors is computed from another."""
         starts = {edge.node for edge in self.edges}
@@ -88,7 +128,7 @@ class Frontier:
             return True
         ends = {(edge.node, edge.output_nr) for edge in self.edges}
         for node in self.between:
-            product = node.name().removesuffix("Backward0").removesuffix("Backward1") in _PRODUCTS
+            product = node.name().rstrip("0123456789").removesuffix("Backward") in _PRODUCTS
             data = any(parent is None for parent, _ in node.next_functions)
             single = len(node.next_functions) == 1  # indices are not among a node's inputs
             if product and (data or single):
@@ -178,4 +218,4 @@ def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
     blocks = len(gradient) // len(factors)
     shape = (-1,) + (1,) * (gradient.ndim - 1)
     with torch.no_grad():
-        return gradient * factors.to(gradient.dtype).repeat(blocks).reshape(shape)
+        return gradient * factors.to(gradient).repeat(blocks).reshape(shape)

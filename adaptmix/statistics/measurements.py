@@ -61,7 +61,7 @@ class Measurements:
         self._sums: DomainSums | None = None
         self._window: Window | None = None
         self._noise_given = False
-        self._losses_given = True
+        self._losses_given = False
         self._held_out = False
         self._warn = warn
 
@@ -112,7 +112,7 @@ class Measurements:
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
         self._noise_given |= noise is not None
-        self._losses_given = losses is not None
+        self._losses_given |= losses is not None
         self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
@@ -164,7 +164,8 @@ class Measurements:
         """The DomainStats fields that this run measures."""
         probe = _FROM_PROBE if self.probe is not None else frozenset()
         noise = frozenset({"noise"}) if self._noise_given else frozenset()
-        losses = _FROM_LOSSES if self._losses_given else frozenset()
+        told = self._losses_given or self._running.has_losses  # of before it was saved
+        losses = _FROM_LOSSES if told else frozenset()
         return _FROM_DRAWS | losses | probe | noise
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:

@@ -44,6 +44,11 @@ class RunningStatistics:
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._gram = DiscountedSums(("products", "pairs"), (K, K), half_life=half_life)
 
+    @property
+    def has_losses(self) -> bool:
+        """Whether any loss was told so far."""
+        return bool(self._losses["count"].any())
+
     def add_losses(self, step: int, sums: FloatArray) -> None:
         """Add a window's sums, (fields, K), at the number of steps completed."""
         s = dict(zip(FIELDS, sums, strict=True))

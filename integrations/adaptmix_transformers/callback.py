@@ -16,11 +16,11 @@ from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
 from adaptmix.tensorboard import PREFIX, lay_out
-from adaptmix_transformers import internals, layers  # noqa: F401 (registers its rules)
-from adaptmix_transformers.choice import AnyWeighting, make_weighting
+from adaptmix_transformers import internals, known, layers  # noqa: F401 (registers its rules)
 from adaptmix_transformers.evaluation import Evaluation
 from adaptmix_transformers.reading import UserLoss
 from adaptmix_transformers.setup import Settings, make_controller, make_sampler
+from adaptmix_transformers.weighting import Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
@@ -87,7 +87,7 @@ class AdaptMixCallback(TrainerCallback):
         self._own: dict[str, Any] = {}
         self._controller: Controller | None = None
         self._sampler: PlanSampler | None = None
-        self._weighting: AnyWeighting | None = None
+        self._weighting: Weighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
 
@@ -143,12 +143,15 @@ class AdaptMixCallback(TrainerCallback):
         self._release()
         if trainer is None or evaluation is None or not internals.is_attached(trainer, self):
             return like
+        if self._settings.mode == "adapt":
+            known.refuse_trainer(trainer)
         internals.refuse_unsupported(trainer, like)
         settings = self._settings
         controller = self._controller = make_controller(settings, trainer, like)
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
-        self._weighting = make_weighting(trainer, controller, settings)
+        self._weighting = Weighting(trainer, controller, settings, self._own["compute_loss"])
+        evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
     def _compute_loss(
@@ -157,17 +160,19 @@ class AdaptMixCallback(TrainerCallback):
         number = inputs.pop(_NUMBER, None)
         num_items = kwargs.get("num_items_in_batch")
 
-        def native() -> Any:
-            return self._own["compute_loss"](model, inputs, return_outputs=return_outputs, **kwargs)
+        def native(given: Any) -> Any:
+            return self._own["compute_loss"](model, given, return_outputs=return_outputs, **kwargs)
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
-            return self._evaluation.loss(native, model, inputs, num_items)
+            return self._evaluation.loss(native, model, inputs)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+        draw = self._sampler.take(number)
+        if not self._weighting.rehearsed:
+            self._weighting.rehearse(native, model, inputs, draw)
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
-        draw = self._sampler.take(number)
         return self._weighting(native, model, inputs, draw, num_items)
 
     @property
@@ -178,8 +183,9 @@ class AdaptMixCallback(TrainerCallback):
         if self._weighting is not None and model.training:
             raise SeamError(
                 "A training batch must carry its number; this one lost it on the way from the "
-                "loader to compute_loss. Keep the keys of a batch in get_batch_samples, "
-                "training_step and _prepare_inputs."
+                "loader to compute_loss, or compute_loss was called on it a second time, as "
+                "adversarial training (FGM, PGD) does. Keep the keys of a batch in "
+                "get_batch_samples, training_step and _prepare_inputs, and call compute_loss once."
             )
 
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:

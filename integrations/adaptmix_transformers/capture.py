@@ -46,15 +46,16 @@ class Capture:
 
     Args:
         model: the model that computes the loss, without wrappers.
-        head: the module whose output rows are weighted at; the outputs of the model when None.
+        head: name of the module whose output rows are weighted at; the model's outputs when None.
+        within: the model whose module that is.
 
     Raises:
         ValueError: there is no such module.
     """
 
-    def __init__(self, model: Any, head: str | None = None) -> None:
+    def __init__(self, model: Any, *, head: str | None, within: nn.Module) -> None:
         self._model = model
-        self._head = None if head is None else _named(model, head)
+        self._head = None if head is None else _named(within, head)
         self._original: Callable[..., Tensor] | None = getattr(model, "loss_function", None)
         self._own = "_loss_function" in vars(model)
         self._seen: Seen | None = None
@@ -140,7 +141,7 @@ def watch_outputs(model: nn.Module) -> Iterator[Seen]:
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
         outer = ", ".join(key for key, _ in model.named_children())
         raise ValueError(

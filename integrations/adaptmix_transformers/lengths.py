@@ -20,17 +20,20 @@ _PER_DOMAIN, _IN_ALL = 64, 4096
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Collate with fixed seeds, the same on every process, and leave the run's as they were."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
+    """Draw with fixed seeds, the same on every process, and leave the run's as they were."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
+        try:
+            torch.default_generator.manual_seed(seed)
+            if used:
+                torch.cuda.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
 
 
 def mean_tokens(

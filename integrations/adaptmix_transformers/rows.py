@@ -23,11 +23,13 @@ class RowLosses:
         values: (B,) or (B, T) losses.
         mask: which of them are supervised, the same shape; all when None.
         noise: returns their noise terms; None where nothing tells them.
+        targets: classes that they are the cross-entropy of, the same shape; None elsewhere.
     """
 
     values: Tensor
     mask: Tensor | None = None
     noise: Callable[[], NoiseTerms] | None = None
+    targets: Tensor | None = None
 
     @property
     def totals(self) -> Tensor:
@@ -50,10 +52,15 @@ Rule = Callable[[Tensor, Mapping[str, Any]], RowLosses]
 
 def causal_tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Cross-entropy of each next token, (B, T)."""
-    targets = given.get("shift_labels")
+    return _cross_entropy(logits, _next(given), given)
+
+
+def _next(given: Mapping[str, Any]) -> Tensor:
+    """Return the label that each position predicts, (B, T)."""
+    targets: Tensor | None = given.get("shift_labels")
     if targets is None:
-        targets = functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
-    return _cross_entropy(logits, targets, given)
+        return functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
+    return targets
 
 
 def tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
@@ -83,10 +90,10 @@ def numbers(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
 
 def likelihoods(log_probs: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Negative log-likelihood of each token, (B, T), of TRL's fused head."""
-    squares = given.get("log_sum_sq_probs")
+    squares: Any = given.get("log_sum_sq_probs")
 
     def noise() -> NoiseTerms:
-        hits, spread = log_probs.detach().float().exp(), squares.detach().float().exp()
+        hits, spread = (part.detach().float().exp() for part in (log_probs, squares))
         terms = torch.stack([1.0 - 2.0 * hits + spread, 1.0 - spread])
         return NoiseTerms(*torch.where(mask, terms, 0.0).sum(2))
 
@@ -116,8 +123,25 @@ def _cross_entropy(logits: Tensor, targets: Tensor, given: Mapping[str, Any]) ->
     )
     kept = targets != IGNORED
     return RowLosses(
-        values.view(targets.shape), kept, noise=lambda: softmax(logits.detach(), targets)
+        values.view(targets.shape),
+        kept,
+        noise=lambda: softmax(logits.detach(), targets),
+        targets=targets,
     )
+
+
+def supervised(rule: Rule | None, given: Mapping[str, Any]) -> Tensor | None:
+    """Return which of a rule's losses are supervised, without computing them; all when None."""
+    labels = given.get("labels")
+    if rule in (likelihoods, dft_likelihoods):
+        return given["label_mask"].bool()  # type: ignore[no-any-return]
+    if rule is causal_tokens:
+        labels = _next(given)
+    elif rule is classes and isinstance(labels, Tensor):
+        labels = labels.reshape(-1)
+    elif rule is not tokens:
+        return None
+    return labels != IGNORED if isinstance(labels, Tensor) else None
 
 
 def possible_rules(logits: Tensor, given: Mapping[str, Any]) -> list[Rule]:
