@@ -1,0 +1,278 @@
+"""Set-ups as users of Lightning write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from adaptmix.policies import Policy
+from adaptmix_lightning import AdaptMixCallback
+from tests.conformance import data
+from tests.conformance.harness import STEPS, Case
+
+ROWS = data.vectors()
+TAGGED = data.tagged()
+
+
+class Module(LightningModule):
+    """A classifier whose ``training_step`` is f(module, batch)."""
+
+    def __init__(self, step: Callable[[Any, Any], Any], *, tokens: bool = False) -> None:
+        super().__init__()
+        first: nn.Module = (
+            nn.Embedding(data.VOCABULARY, 12) if tokens else nn.Linear(data.FEATURES, 12)
+        )
+        self.body = nn.Sequential(first, nn.Tanh())
+        self.head = nn.Linear(12, data.CLASSES)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Do what the case does."""
+        return self.step(self, batch)
+
+    def configure_optimizers(self) -> Any:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Manual(Module):
+    """Steps its optimizer itself; the loss goes through the callback."""
+
+    callback: list[AdaptMixCallback]
+
+    def __init__(self, step: Callable[[Any, Any], Any]) -> None:
+        super().__init__(step)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Weight, differentiate and step."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.callback[0].loss(self.step(self, batch)))
+        optimizer.step()
+
+
+def lightning(
+    name: str,
+    step: Callable[[Any, Any], Any],
+    *,
+    rows: data.Rows = ROWS,
+    module: Any = None,
+    callback: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    collate: Any = data.stack,
+    collator: Any = None,
+    workers: int = 0,
+    tokens: bool = False,
+    **case: Any,
+) -> Case:
+    """A case of Lightning; ``collator`` is the loader's where it is not ``collate``."""
+    changed = trainer or {}
+
+    def train(live: Any, policy: Policy | str, folder: Path) -> None:
+        mixer = AdaptMixCallback(
+            data.DOMAINS, policy=policy, **({"update_every": 2, "lag": 6} | (callback or {}))
+        )
+        if isinstance(live, Manual):
+            live.callback = [mixer]
+        loader: Any = DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_size=8,
+            shuffle=True,
+            collate_fn=collator or collate,
+            num_workers=workers,
+        )
+        Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_steps=STEPS,
+            default_root_dir=folder,
+            callbacks=[mixer],
+            **changed,
+        ).fit(live, loader)
+
+    return Case(
+        name=f"Lightning: {name}",
+        model=data.built(module or (lambda: Module(step, tokens=tokens))),
+        rows=rows,
+        domains=data.DOMAINS,
+        train=train,
+        collate=collate,
+        accumulation=changed.get("accumulate_grad_batches", 1),
+        **case,
+    )
+
+
+def own(model: Any, batch: Any) -> Tensor:
+    """The stated loss of one row."""
+    return F.cross_entropy(model(batch["x"]), batch["labels"])
+
+
+def each(module: Any, batch: Any) -> Tensor:
+    """Unreduced losses, as the callback asks for them."""
+    return F.cross_entropy(module(batch["x"]), batch["labels"], reduction="none")
+
+
+def mean(module: Any, batch: Any) -> Tensor:
+    """A mean, as Lightning's users return it."""
+    return F.cross_entropy(module(batch["x"]), batch["labels"])
+
+
+def tags(module: Any, batch: Any) -> dict[str, Tensor]:
+    """Losses of tokens and which of them count."""
+    logits, labels = module(batch["input_ids"]), batch["labels"]
+    losses = F.cross_entropy(logits.mT, labels, reduction="none")
+    return {"loss": losses, "loss_mask": labels != -100}
+
+
+def own_tags(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Sum and number of one row's token losses."""
+    labels = batch["labels"][0]
+    kept = labels != -100
+    logits = model(batch["input_ids"])[0]
+    return F.cross_entropy(logits[kept], labels[kept], reduction="sum"), kept.sum()
+
+
+def mean_of_tags(module: Any, batch: Any) -> Tensor:
+    """A mean over the tokens that count."""
+    return F.cross_entropy(module(batch["input_ids"]).mT, batch["labels"])
+
+
+def penalty(model: Any) -> Tensor:
+    """An L2 penalty."""
+    total: Tensor = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+    return 0.1 * total
+
+
+def pairs(rows: Any) -> tuple[Tensor, Tensor]:
+    """A batch that is a tuple, as most of Lightning's are."""
+    batch = data.stack(rows)
+    return batch["x"], batch["labels"]
+
+
+def _bad_rows(rows: Any) -> Any:
+    """Leave out a whole batch now and then, as for unreadable files."""
+    return None if rows[0]["x"][0] > 0.9 else data.stack(rows)
+
+
+def _some_rows(rows: Any) -> Any:
+    return data.stack([row for row in rows if row["x"][0] < 0.9])
+
+
+def _sorted_rows(rows: Any) -> Any:
+    return data.stack(sorted(rows, key=lambda row: row["x"][0]))
+
+
+def _shuffled(module: Any, batch: Any) -> Tensor:
+    order = torch.argsort(batch["x"][:, 0])
+    return F.cross_entropy(module(batch["x"][order]), batch["labels"][order], reduction="none")
+
+
+CASES = [
+    lightning("unreduced losses", each, row_loss=own, expect="right"),
+    lightning("two workers", each, row_loss=own, expect="right", workers=2, policies=("forced",)),
+    lightning(
+        "accumulation",
+        each,
+        row_loss=own,
+        trainer={"accumulate_grad_batches": 3},
+        expect="right",
+    ),
+    lightning("a dict", lambda m, b: {"loss": each(m, b)}, row_loss=own, expect="right"),
+    lightning(
+        "tuple batches",
+        lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
+        row_loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+        collate=pairs,
+        expect="right",
+    ),
+    lightning("a mean and no head", mean, row_loss=own, expect="reduction|head"),
+    lightning("a mean and a head", mean, row_loss=own, callback={"head": "head"}, expect="right"),
+    lightning(
+        "a head and a penalty",
+        lambda m, b: mean(m, b) + penalty(m),
+        row_loss=own,
+        penalty=penalty,
+        callback={"head": "head"},
+        expect="right",
+    ),
+    lightning(
+        "a head and accumulation",
+        mean,
+        row_loss=own,
+        callback={"head": "head"},
+        trainer={"accumulate_grad_batches": 2},
+        expect="right",
+    ),
+    lightning(
+        "a head that is not the last",
+        mean,
+        row_loss=own,
+        callback={"head": "body"},
+    ),
+    lightning(
+        "a head and a contrastive loss",
+        lambda m, b: (
+            F.cross_entropy(
+                F.normalize(m(b["x"]), dim=1) @ F.normalize(m.head.weight @ m.head.weight.T, dim=1),
+                b["labels"],
+            )
+            + m(b["x"]).mean(0).square().sum()
+        ),
+        row_loss=own,
+        callback={"head": "head"},
+        expect="row|once",
+    ),
+    lightning(
+        "a head and ignored targets",
+        mean_of_tags,
+        rows=TAGGED,
+        collate=data.pad,
+        tokens=True,
+        row_loss=lambda m, b: own_tags(m, b)[0] / own_tags(m, b)[1],
+        callback={"head": "head"},
+        expect="loss_mask",
+    ),
+    lightning(
+        "tokens and their mask",
+        tags,
+        rows=TAGGED,
+        collate=data.pad,
+        tokens=True,
+        row_loss=lambda m, b: own_tags(m, b)[0] / own_tags(m, b)[1],
+        expect="right",
+    ),
+    lightning(
+        "tokens, unit token",
+        tags,
+        rows=TAGGED,
+        collate=data.pad,
+        tokens=True,
+        row_loss=own_tags,
+        callback={"unit": "token"},
+    ),
+    lightning(
+        "manual optimization", each, module=lambda: Manual(each), row_loss=own, expect="right"
+    ),
+    lightning("unreadable batches", each, collator=_bad_rows, row_loss=own),
+    lightning("unreadable rows", each, collator=_some_rows, row_loss=own, expect="row"),
+    lightning("a collator that sorts", each, collator=_sorted_rows, row_loss=own),
+    lightning("rows reordered in the module", _shuffled, row_loss=own),
+    lightning("batches left out", lambda *_: None, row_loss=own, expect="loss"),
+]

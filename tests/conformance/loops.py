@@ -1,0 +1,316 @@
+"""Set-ups as users write them in a loop of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptmix import Controller, Mixture
+from adaptmix.policies import Policy
+from tests.conformance import data
+from tests.conformance.harness import STEPS, Case
+
+ROWS = data.vectors()
+TAGGED = data.tagged()
+
+Loop = Callable[[Any, Controller, Any, torch.optim.Optimizer], None]
+"""(model, controller, loader, optimizer): trains for all steps."""
+
+
+class Net(nn.Module):
+    """Logits of feature vectors, or of token ids."""
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        super().__init__()
+        self.first: nn.Module = (
+            nn.Embedding(data.VOCABULARY, 12) if tokens else nn.Linear(data.FEATURES, 12)
+        )
+        self.head = nn.Linear(12, data.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(torch.tanh(self.first(x)))
+        return logits
+
+
+def loop(
+    name: str,
+    body: Loop,
+    *,
+    rows: data.Rows = ROWS,
+    tokens: bool = False,
+    controller: dict[str, Any] | None = None,
+    loader: dict[str, Any] | None = None,
+    collate: Any = data.stack,
+    collator: Any = None,
+    **case: Any,
+) -> Case:
+    """A case of a plain loop; ``collator`` is the loader's where it is not ``collate``."""
+    changed = loader or {}
+
+    def train(live: Any, policy: Policy | str, _: Path) -> None:
+        mixture = Mixture.from_labels(rows, data.DOMAINS)
+        options = {"policy": policy, "update_every": 2, "lag": 6} | (controller or {})
+        steering = Controller(mixture, **options)
+        steering.watch(live)
+        batches = steering.loader(8, steps=STEPS, collate_fn=collator or collate, **changed)
+        body(live, steering, batches, torch.optim.SGD(live.parameters(), lr=0.05))
+
+    return Case(
+        name=f"loop: {name}",
+        model=data.built(lambda: Net(tokens=tokens)),
+        rows=rows,
+        domains=data.DOMAINS,
+        train=train,
+        collate=collate,
+        accumulation=changed.get("accumulation", 1),
+        **case,
+    )
+
+
+def own(model: Any, batch: Any) -> Tensor:
+    """The stated loss of one row."""
+    return F.cross_entropy(model(batch["x"]), batch["labels"])
+
+
+def each(model: Any, batch: Any) -> Tensor:
+    """Unreduced losses."""
+    return F.cross_entropy(model(batch["x"]), batch["labels"], reduction="none")
+
+
+def simple(losses: Callable[[Any, Any], Tensor] = each, *, accumulation: int = 1) -> Loop:
+    """The loop of the README, with these losses."""
+
+    def body(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+        for number, (batch, draw) in enumerate(loader, start=1):
+            controller.loss(losses(model, batch), draw).backward()
+            if number % accumulation == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                controller.step()
+
+    return body
+
+
+def masked(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Losses of tokens, and which of them count."""
+    for batch, draw in loader:
+        labels = batch["labels"]
+        losses = F.cross_entropy(model(batch["input_ids"]).mT, labels, reduction="none")
+        controller.loss(losses, draw, mask=labels != -100).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def own_tags(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Sum and number of one row's token losses."""
+    labels = batch["labels"][0]
+    kept = labels != -100
+    logits = model(batch["input_ids"])[0]
+    return F.cross_entropy(logits[kept], labels[kept], reduction="sum"), kept.sum()
+
+
+def reduced(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """A mean where losses of rows are meant."""
+    for batch, draw in loader:
+        controller.loss(F.cross_entropy(model(batch["x"]), batch["labels"]), draw).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def divided(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Losses divided by the accumulation once more."""
+    for number, (batch, draw) in enumerate(loader, start=1):
+        (controller.loss(each(model, batch), draw) / 2).backward()
+        if number % 2 == 0:
+            controller.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """A penalty beside the weighted loss."""
+    for batch, draw in loader:
+        (controller.loss(each(model, batch), draw) + penalty(model)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def penalty(model: Any) -> Tensor:
+    """An L2 penalty."""
+    total: Tensor = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+    return 0.1 * total
+
+
+def gradient_penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """A penalty on each row's gradient with respect to its input, by double backward."""
+    for batch, draw in loader:
+        controller.loss(sloped(model, batch), draw).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def sloped(model: Any, batch: Any) -> Tensor:
+    """Losses and the penalty, row by row."""
+    x = batch["x"].clone().requires_grad_()
+    losses = F.cross_entropy(model(x), batch["labels"], reduction="none")
+    (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+    result: Tensor = losses + 0.1 * slope.square().sum(1)
+    return result
+
+
+def skipping(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Leave out batches whose loss is high."""
+    for batch, draw in loader:
+        losses = each(model, batch)
+        if losses.mean() > 1.4:
+            continue
+        controller.loss(losses, draw).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def looking_ahead(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Fetch the next batch while this one trains, and mix up their draws."""
+    batches = iter(loader)
+    batch, _ = next(batches)
+    for following, ahead in batches:
+        controller.loss(each(model, batch), ahead).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+        batch = following
+
+
+def forgetting(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Never count a step."""
+    for batch, draw in loader:
+        controller.loss(each(model, batch), draw).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def second_loader(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Make another loader, to look at a batch, and not train on it."""
+    controller.loader(16, collate_fn=data.stack, steps=STEPS)
+    simple()(model, controller, loader, optimizer)
+
+
+def clipped(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Two backward passes through one graph."""
+    for batch, draw in loader:
+        loss = controller.loss(each(model, batch), draw)
+        loss.backward(retain_graph=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def mixed_precision(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """A scaler, as for fp16, with gradients unscaled before the step."""
+    scale = 1024.0
+    for batch, draw in loader:
+        (controller.loss(each(model, batch), draw) * scale).backward()
+        for parameter in model.parameters():
+            parameter.grad /= scale
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
+def _sorted(rows: Any) -> Any:
+    return data.stack(sorted(rows, key=lambda row: row["x"][0]))
+
+
+def _dropping(rows: Any) -> Any:
+    return data.stack([row for row in rows if row["x"][0] < 0.9])
+
+
+CASES = [
+    loop("README", simple(), row_loss=own, expect="right"),
+    loop(
+        "workers",
+        simple(),
+        row_loss=own,
+        loader={"num_workers": 2},
+        policies=("forced",),
+        expect="right",
+    ),
+    loop(
+        "accumulation",
+        simple(accumulation=4),
+        row_loss=own,
+        loader={"accumulation": 4},
+        expect="right",
+    ),
+    loop(
+        "multinomial counts",
+        simple(),
+        row_loss=own,
+        controller={"sampler": "multinomial"},
+        expect="right",
+    ),
+    loop(
+        "tokens, unit sample",
+        masked,
+        rows=TAGGED,
+        tokens=True,
+        collate=data.pad,
+        row_loss=lambda m, b: own_tags(m, b)[0] / own_tags(m, b)[1],
+        expect="right",
+    ),
+    loop(
+        "tokens, unit token",
+        masked,
+        rows=TAGGED,
+        tokens=True,
+        collate=data.pad,
+        row_loss=own_tags,
+        controller={
+            "unit": "token",
+            "tokens_per_row": {
+                name: sum(
+                    sum(label != -100 for label in row["labels"])
+                    for row, domain in zip(TAGGED, data.DOMAINS, strict=True)
+                    if domain == name
+                )
+                / data.SIZES[name]
+                for name in data.SIZES
+            },
+        },
+        expect="right",
+    ),
+    loop(
+        "rows without labels",
+        masked,
+        rows=data.tagged(unsupervised=0.3),
+        tokens=True,
+        collate=data.pad,
+        row_loss=own_tags,
+        controller={"unit": "token"},
+    ),
+    loop("a mean", reduced, row_loss=own, expect="reduction"),
+    loop("divided twice", divided, row_loss=own, loader={"accumulation": 2}, expect="accumulation"),
+    loop("a penalty", penalised, row_loss=own, penalty=penalty, expect="right"),
+    loop("a gradient penalty", gradient_penalised, row_loss=sloped),
+    loop("batches left out", skipping, row_loss=own, expect="order|next"),
+    loop("draws mixed up", looking_ahead, row_loss=own, expect="order|next"),
+    loop("step() forgotten", forgetting, row_loss=own, expect="step"),
+    loop("a second loader", second_loader, row_loss=own),
+    loop("two backward passes", clipped, row_loss=own),
+    loop("a loss scale", mixed_precision, row_loss=own, expect="right"),
+    loop("a collator that sorts", simple(), collator=_sorted, row_loss=own),
+    loop("a collator that drops", simple(), collator=_dropping, row_loss=own, expect="row"),
+]
