@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -282,6 +282,7 @@ class Controller:
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
         samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -294,6 +295,8 @@ class Controller:
             mask: as for ``loss``; without ``losses`` it tells tokens alone.
             noise: as for ``loss``.
             samples: as for ``loss``.
+            outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
+                these, such as a penalty on parameters.
 
         Raises:
             SeamError: as ``loss`` does.
@@ -311,7 +314,7 @@ class Controller:
             domains = draw.domains.to(tokens.device, non_blocking=True)
             self._measurements.start_lengths(domains, tokens)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise, samples=samples)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
 
     def _record(
         self,
@@ -323,6 +326,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
         samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
@@ -333,7 +337,13 @@ class Controller:
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         if measurements.probe is not None and self.observing:
             measurements.probe.expect(
-                domains, factors, total, segments=segments, samples=samples, values=values
+                domains,
+                factors,
+                total,
+                segments=segments,
+                samples=samples,
+                values=values,
+                outputs=outputs,
             )
         self._micro += 1
 

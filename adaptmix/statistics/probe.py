@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -170,6 +171,7 @@ class GradientProbe:
         segments: Segments | None = None,
         samples: Tensor | None = None,
         values: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
 
@@ -182,6 +184,8 @@ class GradientProbe:
             segments: where the samples are, when they are packed.
             samples: (R,) integers in [0, B): the sample that each row inside the model is of, when
                 it runs other rows than the samples. The gradients of a sample's rows add up.
+            outputs: all tensors that the samples' losses are computed from, where ``loss`` has more
+                than these, such as a penalty on parameters; ``loss`` itself when empty.
             values: (B,) ℓ_j, by which packed samples are checked not to see each other.
 
         Warns:
@@ -207,7 +211,7 @@ class GradientProbe:
         self._finish()
         batch, self._upcoming = self._upcoming, self._new_batch()
         if not self._inspected:
-            self._parameters.refuse_used_outside(loss, batch.calls)
+            self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
             self._mass = self._parameters.weigh(unwrapped(self._model))
             self._inspected = True
         if segments is None:

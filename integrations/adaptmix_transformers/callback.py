@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +161,19 @@ class AdaptMixCallback(TrainerCallback):
         number = inputs.pop(_NUMBER, None)
         num_items = kwargs.get("num_items_in_batch")
 
-        def native(given: Any) -> Any:
+        def native(given: Any, tokens: Any) -> Any:
+            if "num_items_in_batch" in kwargs:
+                kwargs["num_items_in_batch"] = tokens
             return self._own["compute_loss"](model, given, return_outputs=return_outputs, **kwargs)
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
-            return self._evaluation.loss(native, model, inputs)
+            return self._evaluation.loss(partial(native, tokens=num_items), model, inputs)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
         draw = self._sampler.take(number)
         if not self._weighting.rehearsed:
-            self._weighting.rehearse(native, model, inputs, draw)
+            self._weighting.rehearse(native, model, inputs, draw, num_items)
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
         return self._weighting(native, model, inputs, draw, num_items)

@@ -59,10 +59,10 @@ def rows_per_process(trainer: Trainer) -> int:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Return whether a model's loss predicts the next token, so that the first label is unused."""
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    from transformers.loss.loss_utils import ForCausalLMLoss
 
     config = getattr(model, "config", None)
-    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+    causal = getattr(model, "loss_function", None) is ForCausalLMLoss
     return causal and not getattr(config, "is_encoder_decoder", False)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import Trainer
 
 from adaptmix.errors import SeamError
@@ -63,6 +65,23 @@ def refuse_trainer(trainer: Trainer) -> None:
 def rows_per_sample(trainer: Trainer) -> int:
     """Return how many rows the model runs for each that is drawn: chosen and rejected answers."""
     return 2 if any(internals.is_a(trainer, name) for name in _PAIRS) else 1
+
+
+def samples_of_rows(trainer: Trainer, inputs: Mapping[str, Any], size: int) -> Tensor | None:
+    """Return the sample that each row inside the model is of, (R,); None where rows are samples.
+
+    Args:
+        trainer: of the run.
+        inputs: of the micro-batch.
+        size: B.
+    """
+    if rows_per_sample(trainer) > 1:
+        return torch.arange(size).repeat(rows_per_sample(trainer))
+    model = internals.core_model(trainer)
+    ids = inputs.get("input_ids")
+    if type(model).__name__.endswith("ForMultipleChoice") and isinstance(ids, Tensor):
+        return torch.arange(size).repeat_interleave(ids.shape[1])
+    return None
 
 
 def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: Any) -> bool:

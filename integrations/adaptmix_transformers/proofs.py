@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Trainer
 
 from adaptmix import additivity
@@ -14,7 +16,7 @@ from adaptmix.errors import SeamError
 from adaptmix.frontier import Frontier
 from adaptmix_transformers import rehearsal
 from adaptmix_transformers.capture import Seen
-from adaptmix_transformers.reading import Reader
+from adaptmix_transformers.reading import NumItems, Reader
 
 _log = logging.getLogger("adaptmix")
 _SEED = 0
@@ -117,15 +119,16 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
 
 
 def rehearse(
-    once: Callable[[Mapping[str, Any]], Pass],
+    once: Callable[[Mapping[str, Any], NumItems], Pass],
     inputs: Mapping[str, Any],
     *,
     trainer: Trainer,
     model: nn.Module,
     rows: int,
     reader: Reader,
+    num_items: NumItems,
 ) -> None:
-    """Compute a loss on other rows and other labels, and leave no trace.
+    """Compute a loss on other rows, labels and numbers of tokens, and leave no trace.
 
     Args:
         once: computes it.
@@ -133,40 +136,72 @@ def rehearse(
         trainer: of the run.
         model: what it calls.
         rows: B.
-        reader: is told what other labels show.
+        reader: is told what they show.
+        num_items: supervised tokens of the step, where the trainer counts them.
 
     Raises:
-        SeamError: kept rows' gradients depend on the other rows.
+        SeamError: kept rows, or their gradients, depend on the other rows.
     """
 
-    def again(given: Mapping[str, Any]) -> tuple[Pass, list[Tensor]]:
-        with rehearsal.unseen(trainer, model, seed=_SEED):
-            done = once(given)
-            return done, additivity.gradients(done.loss, done.frontier)
-
-    first, before = again(inputs)
-    for seed in range(_TIMES if rows > 2 else 0):
-        given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
+    def again(
+        given: Mapping[str, Any], tokens: NumItems = num_items
+    ) -> tuple[Pass, list[Tensor]] | None:
         try:
-            other, after = again(given)
+            with rehearsal.unseen(trainer, model, seed=_SEED):
+                done = once(given, tokens)
+                return done, additivity.gradients(done.loss, done.frontier)
         except SeamError:
             raise
-        except Exception as error:  # inputs that cannot be exchanged tell nothing
-            _log.debug("The loss cannot be computed on exchanged rows: %s", error)
-            break
-        tensors = first.frontier.tensors, other.frontier.tensors
-        comparable = rehearsal.same_values(*tensors, kept)
-        if comparable and not rehearsal.same_up_to_a_factor(before, after, kept):
-            refuse_coupled("the gradients of rows change with the rows beside them")
-    labels = inputs.get("labels")
+        except Exception as error:  # inputs that cannot be changed so tell nothing
+            _log.debug("The loss cannot be computed on changed inputs: %s", error)
+            return None
+
+    first = again(inputs)
+    if first is None:
+        return
+    for seed in range(_TIMES if rows > 2 else 0):
+        given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
+        other = again(given)
+        if other is not None:
+            _compare(first, other, kept, model, again(inputs))
+    changed = None if num_items is None else again(inputs, 2 * num_items)
+    counted = changed is not None and rehearsal.halved(first[1], changed[1])
+    labels, other = inputs.get("labels"), None
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
-        given = rehearsal.relabelled(inputs, classes=_classes(first), seed=_SEED)
-        try:
-            other, after = again(given)
-        except Exception as error:
-            _log.debug("The loss cannot be computed with other labels: %s", error)
-            return
-        reader.generalise(other.seen, other.frontier, after, given)
+        classes = _classes(first[0])
+        given = rehearsal.relabelled(inputs, classes=classes, seed=_SEED)
+        other = again(given)
+    reader.generalise(
+        counted, None if other is None else (other[0].seen, other[0].frontier, other[1], given)
+    )
+
+
+def _compare(
+    first: tuple[Pass, list[Tensor]],
+    other: tuple[Pass, list[Tensor]],
+    kept: Tensor,
+    model: nn.Module,
+    repeated: tuple[Pass, list[Tensor]] | None,
+) -> None:
+    """Compare kept rows before and after the others were exchanged.
+
+    Raises:
+        SeamError: something of theirs changed.
+    """
+    before, after = first[0].frontier.tensors, other[0].frontier.tensors
+    if rehearsal.same_values(before, after, kept):
+        if not rehearsal.same_up_to_a_factor(first[1], other[1], kept):
+            refuse_coupled("the gradients of rows change with the rows beside them")
+        return
+    every = torch.ones_like(kept)
+    repeatable = repeated is not None and rehearsal.same_values(
+        before, repeated[0].frontier.tensors, every
+    )
+    if repeatable and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        refuse_coupled(
+            "the outputs of rows change with the rows beside them, as those of mixup or of rows "
+            "that are not first in the outputs do"
+        )
 
 
 def _classes(done: Pass) -> int:

@@ -34,6 +34,7 @@ class Reading:
         mask: which losses are supervised, (B,) or (B, T); all, one per row, when None.
         number: what the loss divides the sum of rows' losses by; None where rows have factors of
             the loss's own, which are kept as they are.
+        counted: whether the loss's divisor is of the whole step, not of this micro-batch.
         scale: what the loss multiplies their mean by, where that was measured.
         rows: unweighted losses; None where they are not known, or not looked at.
     """
@@ -42,6 +43,7 @@ class Reading:
     per_token: bool
     mask: Tensor | None = None
     number: Tensor | float | None = None
+    counted: bool = False
     scale: float = 1.0
     rows: RowLosses | None = None
 
@@ -57,7 +59,7 @@ class Reading:
             parts: micro-batches of a step, over what its gradient is divided by afterwards.
         """
         if self.number is None:
-            return multipliers
+            return multipliers if self.counted else multipliers / parts
         ratio = self.number / (self.size * parts * expected)
         if isinstance(ratio, Tensor):
             multipliers = multipliers.to(ratio.device, non_blocking=True)
@@ -66,10 +68,15 @@ class Reading:
             return multipliers * ratio
         return multipliers.to(tokens.device, non_blocking=True) * ratio / tokens.clamp(min=1)
 
-    def factors(self, expected: float) -> Tensor | float:
-        """Return what the loss multiplies each row's own loss by, (B,) or one for all."""
+    def factors(self, expected: float, *, parts: int) -> Tensor | float:
+        """Return what the loss multiplies each row's own loss by, (B,) or one for all.
+
+        Args:
+            expected: as in ``multipliers``.
+            parts: micro-batches of a step.
+        """
         if self.number is None:
-            return 1.0 / (self.size * expected)
+            return 1.0 / (self.size * expected * (parts if self.counted else 1))
         each = self.scale / self.number
         tokens = self._tokens
         return each if self.per_token or tokens is None else tokens * each
@@ -94,14 +101,26 @@ class Reader:
         self._counted: bool | None = None
         self._decided = False
         self._generic = True
+        self._by_step: bool | None = None
         self.rule: Rule | None = None
 
     def generalise(
-        self, seen: Seen, frontier: Frontier, gradients: Sequence[Tensor], given: Mapping[str, Any]
+        self,
+        counted: bool,
+        relabelled: tuple[Seen, Frontier, Sequence[Tensor], Mapping[str, Any]] | None,
     ) -> None:
-        """Note from labels of all classes whether rows have factors of the loss's own."""
-        found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
-        self._generic = found is not None and found.common is not None
+        """Note what changed inputs show of a loss's divisor, whatever the first batch is like.
+
+        Args:
+            counted: whether it is the number of tokens of the step.
+            relabelled: what labels of all classes show, with the arguments of ``read``: rows may
+                have factors of the loss's own.
+        """
+        self._by_step = counted
+        if relabelled is not None:
+            seen, frontier, gradients, given = relabelled
+            found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
+            self._generic = found is not None and found.common is not None
 
     def read(
         self,
@@ -144,7 +163,8 @@ class Reader:
             rows = None
         elif rows is not None and number is None:
             rows = self._as_weighted(rows, found, size)
-        return Reading(size, self._per_token, mask, number, scale=scale, rows=rows)
+        counted = bool(self._is_by_step(seen) if self._counted is None else self._counted)
+        return Reading(size, self._per_token, mask, number, counted, scale=scale, rows=rows)
 
     def _look(
         self,
@@ -193,17 +213,25 @@ class Reader:
     def _divisor(
         self, rows: RowLosses, common: float, seen: Seen, num_items: NumItems
     ) -> bool | None:
-        if seen.given is not None:
-            return seen.given.get("num_items_in_batch") is not None
+        by_step = self._is_by_step(seen)
+        if seen.given is not None and by_step is not None:
+            return by_step
         size = len(rows.values)
+        kinds = (True, False) if by_step is None else (by_step,)
         close = [
             counted
-            for counted in ((True, False) if num_items is not None else (False,))
+            for counted in kinds[int(num_items is None and len(kinds) > 1) :]
             if abs(common * float(self._number(rows.mask, size, num_items, counted)) - 1.0) < 1e-2
         ]
         if self._counted in close:
             return self._counted
         return close[0] if close else None
+
+    def _is_by_step(self, seen: Seen) -> bool | None:
+        """Return whether the loss divides by the tokens of the step; None where nothing tells."""
+        if self._by_step is None and seen.given is not None:
+            return seen.given.get("num_items_in_batch") is not None
+        return self._by_step
 
     def _number(
         self, mask: Tensor | None, size: int, num_items: NumItems, counted: bool | None = None

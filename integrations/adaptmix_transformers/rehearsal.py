@@ -78,6 +78,14 @@ def same_up_to_a_factor(before: list[Tensor], after: list[Tensor], kept: Tensor)
     return proportional(h.unsqueeze(0), g.unsqueeze(0), each=1) is not None
 
 
+def halved(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Return whether gradients are half of what they were."""
+    return all(
+        bool((2.0 * second - first).norm() <= 0.1 * first.norm())
+        for first, second in zip(before, after, strict=True)
+    )
+
+
 def same_values(before: Sequence[Tensor], after: Sequence[Tensor], kept: Tensor) -> bool:
     """Return whether the kept rows of the tensors are what they were."""
     if len(before) != len(after):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from adaptmix_transformers.setup import Settings
 
 _log = logging.getLogger("adaptmix")
 
-Native = Callable[[Any], Any]
-"""The trainer's own ``compute_loss``: from inputs to a loss, or to (loss, outputs)."""
+Native = Callable[[Any, NumItems], Any]
+"""The trainer's own ``compute_loss``: from inputs and tokens to a loss, or to (loss, outputs)."""
 
 
 class Weighting:
@@ -44,6 +44,7 @@ class Weighting:
     ) -> None:
         self._trainer, self._controller = trainer, controller
         self._adapting = settings.mode == "adapt"
+        self._accumulation = int(trainer.args.gradient_accumulation_steps)
         self._blocks = known.rows_per_sample(trainer)
         self._capture = Capture(
             internals.core_model(trainer), head=settings.head, within=internals.plain_model(trainer)
@@ -63,7 +64,9 @@ class Weighting:
         """The rule that rows' losses follow; None where none is known, or not yet."""
         return self._reader.rule
 
-    def rehearse(self, native: Native, model: nn.Module, inputs: Any, draw: Draw) -> None:
+    def rehearse(
+        self, native: Native, model: nn.Module, inputs: Any, draw: Draw, num_items: NumItems
+    ) -> None:
         """Before the first micro-batch, compute its loss on other rows and labels, without a trace.
 
         Args:
@@ -71,15 +74,16 @@ class Weighting:
             model: as in a call.
             inputs: as in a call.
             draw: as in a call.
+            num_items: as in a call.
 
         Raises:
             SeamError: the loss is no sum of one term per row.
         """
         self.rehearsed = True
 
-        def once(given: Mapping[str, Any]) -> proofs.Pass:
+        def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
-                loss = _loss(native(dict(given)))
+                loss = _loss(native(dict(given), num_items))
             return proofs.Pass(loss, seen, self._frontier(loss, seen, len(draw)))
 
         proofs.rehearse(
@@ -89,6 +93,7 @@ class Weighting:
             model=model,
             rows=len(draw),
             reader=self._reader,
+            num_items=num_items,
         )
 
     def __call__(
@@ -109,19 +114,20 @@ class Weighting:
         """
         given = dict(inputs)  # the trainer takes labels out of its own
         with self._capture.open(model) as seen:
-            result = native(inputs)
+            result = native(inputs, num_items)
         loss = _loss(result)
         weigh = self._weighed if self._adapting else self._looked_at
-        reading, multipliers = weigh(loss, seen, given, draw, num_items)
+        reading, multipliers, outputs = weigh(loss, seen, given, draw, num_items)
         if self._first is not None and self._adapting:
             divisor = internals.loss_divisor(self._trainer, num_items)
             self._first.watch(loss, scale=1.0 / divisor)
-        self._record(loss, draw, reading, multipliers)
+        samples = known.samples_of_rows(self._trainer, given, len(draw))
+        self._record(loss, draw, reading, multipliers, samples=samples, outputs=outputs)
         return result
 
     def _weighed(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
-    ) -> tuple[Reading, Tensor]:
+    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
         controller, size = self._controller, len(draw)
         frontier = self._frontier(loss, seen, size)
         gradients: list[Tensor] = []
@@ -130,19 +136,18 @@ class Weighting:
             gradients = proofs.prove(loss, frontier, size, known=self._known, seed=seed)
             self._proved = True
         reading = self._reader.read(seen, frontier, gradients, given, num_items, size=size)
-        accumulation = int(self._trainer.args.gradient_accumulation_steps)
         multipliers = reading.multipliers(
             controller.multipliers(draw),
             controller.expected_tokens(draw),
-            parts=accumulation / internals.loss_divisor(self._trainer, num_items),
+            parts=self._accumulation / internals.loss_divisor(self._trainer, num_items),
         )
         multipliers = multipliers.to(loss.device, non_blocking=True)
         self._arrived.append((frontier, frontier.scale(multipliers)))
-        return reading, multipliers
+        return reading, multipliers, frontier.tensors
 
     def _looked_at(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
-    ) -> tuple[Reading, Tensor]:
+    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
         """Tell what can be told of a loss that is left alone."""
         size, reader = len(draw), self._reader
         try:
@@ -155,23 +160,34 @@ class Weighting:
             reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
-        return reading, torch.ones(size, device=loss.device)
+        return reading, torch.ones(size, device=loss.device), ()
 
-    def _record(self, loss: Tensor, draw: Draw, reading: Reading, multipliers: Tensor) -> None:
+    def _record(
+        self,
+        loss: Tensor,
+        draw: Draw,
+        reading: Reading,
+        multipliers: Tensor,
+        *,
+        samples: Tensor | None,
+        outputs: Sequence[Tensor],
+    ) -> None:
         controller = self._controller
         rows = reading.rows if controller.observing else None
         if controller.observing:
             self._check_supplied(rows)
+        expected = controller.expected_tokens(draw)
+        factors = reading.factors(expected, parts=self._accumulation)
         terms = None if rows is None or "noise" not in controller.requires else rows.noise
-        size = len(draw)
         controller.observe(
             loss,
             draw,
-            factors=multipliers * reading.factors(controller.expected_tokens(draw)),
+            factors=multipliers * factors,
             losses=None if rows is None else rows.values.detach(),
             mask=reading.mask if rows is None else rows.mask,
             noise=None if terms is None else terms(),
-            samples=torch.arange(size).repeat(self._blocks) if self._blocks > 1 else None,
+            samples=samples,
+            outputs=outputs,
         )
 
     def _frontier(self, loss: Tensor, seen: Seen, rows: int) -> Frontier:

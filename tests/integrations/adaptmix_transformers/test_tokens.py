@@ -105,9 +105,11 @@ def test_own_models_with_token_labels(
         losses, kept = model.tokens(logits, batch.inputs["labels"])
         totals = (losses * kept).sum(1)
         if unit == "sample":
-            return (batch.multipliers * totals / kept.sum(1)).mean() / accumulation
+            mean: Tensor = (batch.multipliers * totals / kept.sum(1)).mean()
+            return mean / accumulation
         # The multiplier of rows: its share of tokens over its mean length.
-        return (batch.multipliers * by_domain(batch, totals, lengths)).mean() / accumulation
+        value: Tensor = (batch.multipliers * by_domain(batch, totals, lengths)).mean()
+        return value / accumulation
 
     errors, callback = compare(
         tmp_path,
@@ -254,8 +256,8 @@ def test_a_compute_loss_that_divides_by_the_tokens_of_the_step(tmp_path: Path) -
     class Counted(Tagger):
         """Takes keywords, so that the trainer counts tokens."""
 
-        def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> Any:
-            return super().forward(input_ids, labels=labels)
+        def forward(self, *args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
+            return super().forward(inputs["input_ids"], labels=labels)
 
     errors, _ = compare(
         tmp_path,
