@@ -163,8 +163,9 @@ class DomainLossScaler:
             weights: as in ``weighted``.
             lengths: as in ``weighted``.
         """
-        shares = draw.domain_shares
-        return _factors(weights, shares * lengths / float(shares @ lengths))[draw.domains]
+        # What a mean over the step's rows, or tokens, has divided by already, per row.
+        mean_length = float(draw.row_shares @ lengths)
+        return _factors(weights, draw.domain_shares * lengths / mean_length)[draw.domains]
 
 
 def _unpacked(

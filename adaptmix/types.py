@@ -160,6 +160,10 @@ class DomainStats:
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
+        grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
+            adds to it, so that it may come out negative; grad².
+        tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
+            moments are divided to become a row's; ones, for unit "sample", when left out.
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
 
     Raises:
@@ -177,6 +181,8 @@ class DomainStats:
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
+    grad_mean_sq: FloatArray
+    tokens_per_row: FloatArray
     grad_gram: FloatArray | None
 
     def __init__(
@@ -193,6 +199,8 @@ class DomainStats:
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
+        grad_mean_sq: ArrayLike | None = None,
+        tokens_per_row: ArrayLike | None = None,
         grad_gram: ArrayLike | None = None,
     ) -> None:
         given = {
@@ -207,6 +215,8 @@ class DomainStats:
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
+            "grad_mean_sq": grad_mean_sq,
+            "tokens_per_row": tokens_per_row,
         }
         arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
         gram = None if grad_gram is None else np.array(grad_gram, dtype=np.float64)
@@ -220,6 +230,7 @@ class DomainStats:
             )
         unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
         unknown |= dict.fromkeys(("count", "grad_freedom", "age"), np.inf)
+        unknown["tokens_per_row"] = 1.0
         for name in given:
             array = arrays.get(name)
             if array is None:

@@ -117,7 +117,15 @@ def test_weights_as_dict() -> None:
         Weights.proportional([0.5, 0.5]).as_dict(["a"])
 
 
-COUNTS = {"count", "seen", "age", "loss_count", "noise_count", "grad_freedom"}
+COUNTS = {
+    "count",
+    "seen",
+    "age",
+    "loss_count",
+    "noise_count",
+    "grad_freedom",
+    "tokens_per_row",
+}
 
 
 def test_statistics_left_out_are_unknown() -> None:

@@ -19,13 +19,15 @@ class Draw:
     Attributes:
         domains: (B,) int64, the domain of each row.
         shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
-            the step's global batch where the plan guarantees every domain at least one row, its
+            the step's global batch where the plan guarantees this domain at least one row, its
             expected share otherwise. Both are unbiased; the first is quieter.
         rows: (B,) int64, row indices into the mixture.
         fresh: (B,) bool, whether this is the first time the run draws the row.
         ordinal: number of the micro-batch since the run began.
         step: optimizer step it belongs to, ordinal // accumulation.
-        domain_shares: (K,) float64, the shares above per domain, unrounded.
+        domain_shares: (K,) float64, the shares above per domain, unrounded. As some are realised
+            and others expected, they need not add up to 1.
+        row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
     """
 
@@ -36,6 +38,7 @@ class Draw:
     ordinal: int
     step: int
     domain_shares: FloatArray
+    row_shares: FloatArray
     plan: object
 
     @classmethod
@@ -46,6 +49,7 @@ class Draw:
         rows: NDArray[np.int64],
         fresh: NDArray[np.bool_],
         domain_shares: FloatArray,
+        row_shares: FloatArray,
         ordinal: int,
         step: int,
         plan: object,
@@ -59,6 +63,7 @@ class Draw:
             ordinal=ordinal,
             step=step,
             domain_shares=domain_shares,
+            row_shares=row_shares,
             plan=plan,
         )
 

@@ -31,7 +31,9 @@ class StepRows:
         rows: (N,) int64 rows, in random order.
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
-        domain_shares: (K,) what multipliers divide by.
+        domain_shares: (K,) what multipliers divide by: a domain's realised share of the rows where
+            every step is sure of one, its expected share otherwise. They need not add up to 1.
+        row_shares: (K,) every domain's realised share of the rows.
     """
 
     step: int
@@ -39,6 +41,7 @@ class StepRows:
     domains: NDArray[np.int64]
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
+    row_shares: FloatArray
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -59,7 +62,9 @@ class Plan:
     given, and a short history of shares.
 
     Within a step the domains' counts are stratified, ⌊N·p⌋ or ⌈N·p⌉ with mean N·p, or multinomial:
-    each row's domain drawn on its own, with the noise that this adds. Within a domain, rows come
+    each row's domain drawn on its own, with the noise that this adds. A stratified domain with
+    N·p ≥ 1 divides by its realised share, which is unbiased and quieter; any other domain divides by
+    its expected share. Within a domain, rows come
     without replacement, in a new random order each time the domain is used up.
 
     Args:
@@ -163,6 +168,7 @@ class Plan:
                 domains=np.repeat(present, counts[present])[shuffle],
                 fresh=np.concatenate(fresh)[shuffle],
                 domain_shares=divisor,
+                row_shares=counts / size,
             )
 
     def _counts(
@@ -171,9 +177,12 @@ class Plan:
         """Return each domain's rows of a step, and the shares that multipliers divide by."""
         if self.sampler == "multinomial":
             return rng.multinomial(size, shares), shares
-        counts = systematic_counts(size * shares, rng.random())
-        sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
-        return counts, counts / size if sure.all() else shares
+        # In a new order each time, or neighbours would never be drawn together.
+        order = rng.permutation(shares.size)
+        counts = np.empty(shares.size, dtype=np.int64)
+        counts[order] = systematic_counts(size * shares[order], rng.random())
+        # Domain by domain: one that may be absent makes no other noisier.
+        return counts, np.where(whole_part(size * shares) >= 1, counts / size, shares)
 
     def _order(self, domain: int, epoch: int) -> Table | Feistel:
         size = int(self.mixture.sizes[domain])

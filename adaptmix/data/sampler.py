@@ -199,6 +199,7 @@ class PlanSampler(Sampler[list[int]]):
             rows=drawn.rows[mine].copy(),
             fresh=drawn.fresh[mine].copy(),
             domain_shares=drawn.domain_shares,
+            row_shares=drawn.row_shares,
             ordinal=drawn.step * layout.accumulation + micro,
             step=drawn.step,
             plan=self.plan,

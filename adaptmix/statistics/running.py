@@ -133,6 +133,8 @@ class RunningStatistics:
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
+            grad_mean_sq=np.diag(gram),
+            tokens_per_row=lengths,
             grad_gram=gram if (pairs > 0).any() else None,
         )
 

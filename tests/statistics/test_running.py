@@ -143,7 +143,7 @@ def test_a_domain_never_seen_is_unknown() -> None:
     running = RunningStatistics(2, half_life=2.0)
     empty = ones(running, 0)
     assert empty.grad_gram is None
-    counts = {"count", "grad_freedom", "loss_count", "noise_count"}
+    counts = {"count", "grad_freedom", "loss_count", "noise_count", "tokens_per_row"}
     assert empty.supplied() == {"seen", "age"} | counts
     running.add_losses(3, loss_sums(np.array([1.0, 3.0]), NONE))
     running.add_gradients(3, **gradient_sums(np.eye(2), np.zeros((0, 2))))
