@@ -56,8 +56,9 @@ class Controller:
         mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
             are drawn by importance and the loss is their plain mean.
         half_life: optimizer steps after which statistics count half.
-        tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
-            estimated while training when None.
+        tokens_per_row: mean supervised tokens per row of each domain or, with unit "sample", the
+            share of its rows that have a supervised label at all; estimated while training when
+            None.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -269,8 +270,11 @@ class Controller:
         return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
 
     def expected_tokens(self, draw: Draw) -> float:
-        """Return the mean tokens of a row that is drawn as ``draw`` was; 1 with unit "sample"."""
-        return float(draw.domain_shares @ self._measurements.lengths)
+        """Return the mean tokens of the rows of a step that a draw is of; losses with "sample".
+
+        With unit "sample" a row has one loss, or none where all of its labels are masked.
+        """
+        return self._scaler.mean_length(draw, self._measurements.lengths)
 
     def observe(
         self,

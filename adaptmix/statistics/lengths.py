@@ -12,6 +12,17 @@ from numpy.typing import ArrayLike
 from adaptmix.checks import FloatArray, vector
 from adaptmix.errors import RowLengthWarning
 
+_TOKENS_ESTIMATED = (
+    "Rows differ in length and tokens_per_row is not given: the mean tokens per row are estimated "
+    "while training. For an objective exact from the first step pass "
+    "Controller(tokens_per_row={domain: mean supervised tokens per row})."
+)
+_LOSSES_ESTIMATED = (
+    "Some rows have no supervised label, and so no loss. The objective is the mean over the "
+    "others, whose share is estimated while training. To be exact from the first step leave these "
+    "rows out, or pass Controller(tokens_per_row={domain: share of rows that have a loss})."
+)
+
 
 def known_lengths(
     names: Sequence[str], unit: str, tokens_per_row: Mapping[str, float] | None
@@ -19,12 +30,15 @@ def known_lengths(
     """Return the lengths a user gave by name, in the order of the domains.
 
     Raises:
-        ValueError: given with unit "sample", or not for exactly the domains.
+        ValueError: more than one with unit "sample", or not for exactly the domains.
     """
     if tokens_per_row is None:
         return None
-    if unit != "token":
-        raise ValueError('tokens_per_row goes with unit="token"; got unit="sample". Leave it out.')
+    if unit != "token" and max(tokens_per_row.values(), default=0.0) > 1.0:
+        raise ValueError(
+            'tokens_per_row must be at most 1 with unit="sample", where it is the share of rows '
+            f"that have a loss; got {max(tokens_per_row.values())}. Leave it out."
+        )
     if set(tokens_per_row) != set(names):
         raise ValueError(
             f"tokens_per_row must name exactly the domains {', '.join(names)}; "
@@ -43,9 +57,13 @@ class RowLengths:
     Args:
         num_domains: K.
         known: (K,) mean tokens per row, or None to estimate.
+        per_token: whether they are tokens, and not losses of which a row has one or none.
     """
 
-    def __init__(self, num_domains: int, known: ArrayLike | None = None) -> None:
+    def __init__(
+        self, num_domains: int, known: ArrayLike | None = None, *, per_token: bool = True
+    ) -> None:
+        self._per_token = per_token
         self._tokens = np.zeros(num_domains)
         self._rows = np.zeros(num_domains)
         self._start: FloatArray | None = None
@@ -83,13 +101,8 @@ class RowLengths:
         self._rows = self._rows + rows
         if not self._warned and not np.allclose(before, self.values):
             self._warned = True
-            warnings.warn(
-                "Rows differ in length and tokens_per_row is not given: the mean tokens per row "
-                "are estimated while training. For an objective exact from the first step pass "
-                "Controller(tokens_per_row={domain: mean supervised tokens per row}).",
-                RowLengthWarning,
-                stacklevel=2,
-            )
+            message = _TOKENS_ESTIMATED if self._per_token else _LOSSES_ESTIMATED
+            warnings.warn(message, RowLengthWarning, stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as plain arrays."""

@@ -35,7 +35,8 @@ class Measurements:
         seed: of the run.
         half_life: optimizer steps after which statistics count half.
         per_token: whether losses are sums over a row's tokens (unit "token").
-        tokens_per_row: (K,) known mean tokens per row, or None.
+        tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
+            rows that have it; estimated when None.
         warn: of the run.
     """
 
@@ -56,7 +57,7 @@ class Measurements:
         self._estimator = estimator
         self._seed = seed
         self._per_token = per_token
-        self._lengths = RowLengths(K, tokens_per_row)
+        self._lengths = RowLengths(K, tokens_per_row, per_token=per_token)
         self._running = RunningStatistics(K, half_life=half_life)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
@@ -87,9 +88,8 @@ class Measurements:
 
     @property
     def lengths(self) -> FloatArray:
-        """(K,) what a row's loss is divided by: mean tokens per row, or ones."""
-        values = self._lengths.values
-        return values if self._per_token else np.ones_like(values)
+        """(K,) what a row's loss is divided by: mean tokens, or losses, per row."""
+        return self._lengths.values
 
     def start_lengths(self, domains: Tensor, tokens: Tensor) -> None:
         """Before anything is known of row lengths, go by the first micro-batch, (B,) each."""
@@ -111,9 +111,14 @@ class Measurements:
         fresh: Tensor,
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
+        tokens = self._counted(tokens)
         self._noise_given |= noise is not None
         self._losses_given |= losses is not None
         self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+
+    def _counted(self, tokens: Tensor) -> Tensor:
+        """Return (B,) tokens, or whether there is any where a row has one loss."""
+        return tokens if self._per_token else tokens.clamp(max=1)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""

@@ -148,7 +148,9 @@ class AdaptMixCallback(TrainerCallback):
             known.refuse_trainer(trainer)
         internals.refuse_unsupported(trainer, like)
         settings = self._settings
-        controller = self._controller = make_controller(settings, trainer, like)
+        controller = self._controller = make_controller(
+            settings, trainer, like, native=self._own["compute_loss"]
+        )
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
         self._weighting = Weighting(trainer, controller, settings, self._own["compute_loss"])

@@ -52,6 +52,11 @@ def core_model(trainer: Trainer) -> Any:
     return model if get_base_model is None else get_base_model()
 
 
+def on_device(trainer: Trainer, batch: Any) -> Any:
+    """Return a batch as the trainer hands it to ``compute_loss``."""
+    return trainer._prepare_inputs(batch)
+
+
 def rows_per_process(trainer: Trainer) -> int:
     """Return the rows of a micro-batch on this process; ``auto_find_batch_size`` lowers it."""
     return int(trainer._train_batch_size)

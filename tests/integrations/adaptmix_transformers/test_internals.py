@@ -23,7 +23,7 @@ from adaptmix import Mixture, SeamError
 from adaptmix.statistics.compiled import is_compiled
 from adaptmix_transformers import AdaptMixCallback, internals
 from adaptmix_transformers.layers import transposed_linear
-from adaptmix_transformers.lengths import mean_tokens
+from adaptmix_transformers.lengths import count_labels
 from tests.integrations.adaptmix_transformers import hf
 
 
@@ -117,18 +117,19 @@ def test_tokens_are_counted_without_touching_the_runs_randomness() -> None:
 
     mixture = Mixture.from_labels(hf.rows(), hf.rows()["source"])
     before = torch.get_rng_state()
-    first, second = (mean_tokens(mixture, masking, shifted=True, seed=3) for _ in range(2))
+    first, second = (count_labels(mixture, masking, shifted=True, seed=3) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == second
-    whole = mean_tokens(mixture, hf.pad, shifted=True, seed=3)
+    whole = count_labels(mixture, hf.pad, shifted=True, seed=3)
     lengths = {name: [] for name in hf.SIZES}  # type: dict[str, list[int]]
     for row in hf.rows():
         lengths[row["source"]].append(len(row["labels"]) - 1)
-    assert whole == pytest.approx({name: sum(n) / len(n) for name, n in lengths.items()})
-    labelless = mean_tokens(
+    assert whole.tokens == pytest.approx({name: sum(n) / len(n) for name, n in lengths.items()})
+    labelless = count_labels(
         mixture, lambda rows: {"input_ids": hf.pad(rows)["input_ids"]}, shifted=True, seed=3
     )
-    assert labelless is None
+    assert labelless.tokens is None
+    assert labelless.supervised is None
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_class_weights_of_tokens_are_kept(unit: str, tmp_path: Path) -> None:
         losses, factors = model.tokens(logits, batch.inputs["labels"])
         multipliers = batch.multipliers
         if unit == "token":
-            shares = torch.from_numpy(batch.draw.domain_shares)
+            shares = torch.from_numpy(batch.draw.row_shares)
             per_row = torch.tensor([lengths["a"], lengths["b"]], dtype=torch.float64)
             multipliers = multipliers * (shares @ per_row) / per_row[batch.draw.domains]
         total: Tensor = (multipliers * (losses * factors).sum(1)).sum() / factors.sum()
@@ -256,8 +256,14 @@ def test_a_compute_loss_that_divides_by_the_tokens_of_the_step(tmp_path: Path) -
     class Counted(Tagger):
         """Takes keywords, so that the trainer counts tokens."""
 
-        def forward(self, *args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
-            return super().forward(inputs["input_ids"], labels=labels)
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            labels: Tensor | None = None,
+            **_: Any,
+        ) -> Any:
+            return super().forward(input_ids, labels=labels)
 
     errors, _ = compare(
         tmp_path,
