@@ -84,10 +84,8 @@ class RowLengths:
         """(K,) tokens per row; a domain not seen yet gets the mean over all rows."""
         if self._known is not None:
             return self._known
-        if self._start is None:
-            return np.ones_like(self._tokens)
         if not self._rows.any():
-            return self._start
+            return np.ones_like(self._tokens) if self._start is None else self._start
         return _per_row(self._tokens, self._rows)
 
     def start(self, tokens: FloatArray, rows: FloatArray) -> None:
