@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,15 @@ class AdaptMixCallback(TrainerCallback):
         domains: a column's name in the training dataset, one label per row, or None for a
             ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
-            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied from
-            logits and labels.
+            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
+            loss is recognised as a cross-entropy or squared error of logits and labels.
         importance: how much each domain matters, by name; as much as without adaptmix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
-        loss: f(outputs, inputs) returning unreduced losses, (B,) or (B, T), or a pair of them and
-            their mask; found by itself when None.
-        head: name of the module at whose output rows are weighted, for a loss that is a mean of
-            one term per row of it; not used when None.
+        loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
+            loss is made of, or a pair of them and their mask; they are reported, and proved to be
+            the trainer's. Recognised by their gradient when None.
+        head: name of the module at whose output rows are weighted; the model's outputs when None.
         lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
         seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
         mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
@@ -170,7 +169,7 @@ class AdaptMixCallback(TrainerCallback):
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
-            return self._evaluation.loss(partial(native, tokens=num_items), model, inputs)
+            return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
         draw = self._sampler.take(number)

@@ -19,6 +19,7 @@ from adaptmix.noise import NoiseTerms
 from adaptmix_transformers import internals
 from adaptmix_transformers.capture import Seen, watch_outputs
 from adaptmix_transformers.heldout import held_out_losses
+from adaptmix_transformers.reading import NumItems
 from adaptmix_transformers.rows import RowLosses, Rule
 from adaptmix_transformers.setup import Settings
 
@@ -65,7 +66,7 @@ class DomainLosses:
 
     Args:
         mixture: of the evaluation rows.
-        read: returns rows' losses, of (loss, what the model showed, inputs); None where it cannot.
+        read: returns rows' losses of (loss, what the model showed, inputs, tokens), or None.
         unit: "sample", "token", or None to go by the shape of the losses.
         controller: of the run whose policy needs the noise of held-out rows, or None.
     """
@@ -73,7 +74,7 @@ class DomainLosses:
     def __init__(
         self,
         mixture: Mixture,
-        read: Callable[[Tensor, Seen, Mapping[str, Any]], RowLosses | None],
+        read: Callable[[Tensor, Seen, Mapping[str, Any], NumItems], RowLosses | None],
         unit: str | None,
         controller: Controller | None = None,
     ) -> None:
@@ -87,15 +88,17 @@ class DomainLosses:
         rows: Tensor,
         model: Any,
         inputs: Mapping[str, Any],
-        native: Callable[[Any], Any],
+        native: Callable[[Any, NumItems], Any],
+        num_items: NumItems,
     ) -> Any:
-        """Return what ``native(inputs)`` returns, and add the rows' losses."""
+        """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._unreadable:
-            return native(inputs)
+            return native(inputs, num_items)
         given = dict(inputs)
         with watch_outputs(model) as seen:
-            result = native(inputs)
-        losses = self._read(result[0] if isinstance(result, tuple) else result, seen, given)
+            result = native(inputs, num_items)
+        loss = result[0] if isinstance(result, tuple) else result
+        losses = self._read(loss, seen, given, num_items)
         if losses is None or len(losses.values) != len(rows):
             self._unreadable, self._sums = True, None
             _log.warning(
@@ -181,10 +184,17 @@ class Evaluation:
         ) as stand_in:
             return own(stand_in)
 
-    def _read(self, loss: Tensor, seen: Seen, given: Mapping[str, Any]) -> RowLosses | None:
-        rule = self.rule()
+    def _read(
+        self, loss: Tensor, seen: Seen, given: Mapping[str, Any], num_items: NumItems
+    ) -> RowLosses | None:
         return held_out_losses(
-            loss, seen, given, trainer=self._trainer, user_loss=self._settings.loss, rule=rule
+            loss,
+            seen,
+            given,
+            trainer=self._trainer,
+            user_loss=self._settings.loss,
+            rule=self.rule(),
+            num_items=num_items,
         )
 
     def _mixture(self, dataset: Any) -> Mixture | None:
@@ -204,14 +214,15 @@ class Evaluation:
 
     def loss(
         self,
-        native: Callable[[Any], Any],
+        native: Callable[[Any, NumItems], Any],
         model: Any,
         inputs: Mapping[str, Any],
+        num_items: NumItems,
     ) -> Any:
         """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._losses is None or self._rows is None:
-            return native(inputs)
-        return self._losses.add(self._rows, model, inputs, native)
+            return native(inputs, num_items)
+        return self._losses.add(self._rows, model, inputs, native, num_items)
 
     def loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run the trainer's loop, and add each domain's loss to its metrics."""

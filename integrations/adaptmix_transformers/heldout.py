@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from adaptmix_transformers import internals
 from adaptmix_transformers.capture import Seen
-from adaptmix_transformers.reading import UserLoss, complete
+from adaptmix_transformers.reading import NumItems, UserLoss, complete
 from adaptmix_transformers.recognition import tolerance
 from adaptmix_transformers.rows import RowLosses, Rule, causal_tokens, possible_rules, tokens
 
@@ -25,6 +25,7 @@ def held_out_losses(
     trainer: Trainer,
     user_loss: UserLoss | None,
     rule: Rule | None,
+    num_items: NumItems,
 ) -> RowLosses | None:
     """Return the losses of an evaluated batch's rows; None where they are not known.
 
@@ -38,6 +39,7 @@ def held_out_losses(
         trainer: that evaluates.
         user_loss: of ``AdaptMixCallback(loss=...)``, or None.
         rule: that training's losses follow; found by value when None.
+        num_items: supervised tokens of the batch on all processes, where they are counted.
     """
     if user_loss is not None:
         losses = user_loss(seen.outputs, given)
@@ -59,7 +61,11 @@ def held_out_losses(
     found = []
     for each in rules:
         rows = each(tensor, given)
-        mean = float(rows.totals.sum()) / max(float(rows.tokens.sum()), 1.0)
-        if abs(mean - float(loss)) <= 10.0 * tolerance(tensor.dtype) * max(abs(float(loss)), 1e-6):
+        total, number = float(rows.totals.sum()), max(float(rows.tokens.sum()), 1.0)
+        means = [total / number]
+        if num_items is not None:
+            means.append(total * internals.world_factor(trainer, num_items) / float(num_items))
+        allowed = 10.0 * tolerance(tensor.dtype) * max(abs(float(loss)), 1e-6)
+        if any(abs(mean - float(loss)) <= allowed for mean in means):
             found.append(rows)
     return found[0] if len(found) == 1 else None
