@@ -14,7 +14,13 @@ from adaptmix import checkpoint, distributed
 from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
 from adaptmix.efficiency import predicted_gain
-from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
+from adaptmix.errors import (
+    MissingStatisticError,
+    MissingStatisticWarning,
+    StateError,
+    TooFewRowsWarning,
+    WarnOnce,
+)
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.noise import NoiseTerms
@@ -338,7 +344,7 @@ class Controller:
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
         )
         measurements = self._measurements
-        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
+        # First, for it may refuse what the model ran.
         if measurements.probe is not None and self.observing:
             measurements.probe.expect(
                 domains,
@@ -349,6 +355,7 @@ class Controller:
                 values=values,
                 outputs=outputs,
             )
+        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         self._micro += 1
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
@@ -587,7 +594,14 @@ class Controller:
     def _update(self) -> None:
         """Let the policy act on the newest statistics."""
         stats = self.statistics
-        if not self._steering.update(stats, measured=self._measurements.measured):
+        try:
+            known = self._steering.update(stats, measured=self._measurements.measured)
+        except MissingStatisticError as error:
+            if self._adapting:
+                raise
+            self._warn(MissingStatisticWarning, f"Nothing is proposed: {error}")
+            return
+        if not known:
             self._warn(
                 TooFewRowsWarning,
                 "The policy waits for statistics: no domain had two rows in an observed step, or "

@@ -82,12 +82,13 @@ def test_rows_that_are_read_elsewhere_are_noticed(which: str) -> None:
     other = nn.Linear(5, 1).double()
     hidden = torch.tanh(body(x))
     z = head(hidden)
-    rest = {
+    rests: dict[str, Callable[[], Tensor]] = {
         "second head": lambda: other(hidden).square().mean(),
         "hidden": lambda: hidden.square().mean(),
         "data by function": lambda: F.linear(x, body.weight).square().mean(),
         "upstream": lambda: hidden.square().mean(),
-    }[which]()
+    }
+    rest = rests[which]()
     loss = z.square().mean() + rest
     candidates = [z, hidden] if which == "upstream" else [z]
     frontier = find_frontier(loss, candidates)

@@ -152,7 +152,9 @@ class AdaptMixCallback(TrainerCallback):
         )
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
-        self._weighting = Weighting(trainer, controller, settings, self._own["compute_loss"])
+        self._weighting = Weighting(
+            trainer, controller, settings, self._own["compute_loss"], self._unwatch
+        )
         evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
@@ -178,6 +180,10 @@ class AdaptMixCallback(TrainerCallback):
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
         return self._weighting(native, model, inputs, draw, num_items)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
 
     @property
     def _needs_gradients(self) -> bool:

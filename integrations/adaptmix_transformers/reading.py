@@ -155,6 +155,8 @@ class Reader:
             with torch.no_grad():
                 rows = self._users(seen, given)
         mask = supervised(self.rule, given) if rows is None else rows.mask
+        if mask is not None and len(mask) != size:
+            mask = rows = None  # rows were merged, which only observing gets past
         number = self._number(mask, size, num_items) if self._counted is not None else None
         scale = 1.0
         if number is not None and found is not None and found.common is not None:

@@ -34,14 +34,21 @@ class Weighting:
         controller: of the run.
         settings: of the callback.
         native: the trainer's own ``compute_loss``, a bound method.
+        unwatch: takes the gradient probe off the model.
 
     Raises:
         ValueError: a head that the model does not have.
     """
 
     def __init__(
-        self, trainer: Trainer, controller: Controller, settings: Settings, native: Any
+        self,
+        trainer: Trainer,
+        controller: Controller,
+        settings: Settings,
+        native: Any,
+        unwatch: Callable[[], None],
     ) -> None:
+        self._unwatch = unwatch
         self._trainer, self._controller = trainer, controller
         self._adapting = settings.mode == "adapt"
         self._accumulation = int(trainer.args.gradient_accumulation_steps)
@@ -174,21 +181,27 @@ class Weighting:
     ) -> None:
         controller = self._controller
         rows = reading.rows if controller.observing else None
-        if controller.observing:
+        if controller.observing and self._adapting:
             self._check_supplied(rows)
         expected = controller.expected_tokens(draw)
         factors = reading.factors(expected, parts=self._accumulation)
         terms = None if rows is None or "noise" not in controller.requires else rows.noise
-        controller.observe(
-            loss,
-            draw,
-            factors=multipliers * factors,
-            losses=None if rows is None else rows.values.detach(),
-            mask=reading.mask if rows is None else rows.mask,
-            noise=None if terms is None else terms(),
-            samples=samples,
-            outputs=outputs,
-        )
+        told: dict[str, Any] = {
+            "factors": multipliers * factors,
+            "losses": None if rows is None else rows.values.detach(),
+            "mask": reading.mask if rows is None else rows.mask,
+            "noise": None if terms is None else terms(),
+            "samples": samples,
+            "outputs": outputs,
+        }
+        try:
+            controller.observe(loss, draw, **told)
+        except SeamError as error:
+            if self._adapting:
+                raise
+            _log.warning("Gradients are not observed: %s", error)
+            self._unwatch()
+            controller.observe(loss, draw, **told)
 
     def _frontier(self, loss: Tensor, seen: Seen, rows: int) -> Frontier:
         frontier = find_frontier(

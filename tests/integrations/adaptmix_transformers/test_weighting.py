@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from adaptmix import SeamError
-from adaptmix.errors import MissingStatisticError
+from adaptmix.errors import MissingStatisticError, MissingStatisticWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.losses import (
@@ -421,3 +421,20 @@ def test_the_model_is_seen_but_not_changed(tmp_path: Path) -> None:
         trainer.train()
         trainers.append(trainer)
     assert [(trainer.calls, trainer.seen) for trainer in trainers] == [(4, [1, 2, 3, 4])] * 2
+
+
+def test_observing_rows_that_a_collator_merges(tmp_path: Path) -> None:
+    def merge(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {name: value[:-1] for name, value in stack(features).items()}
+
+    def whole(model: Any, batch: MicroBatch) -> Tensor:
+        return cross_entropy(logits_of(model, batch), batch.inputs["labels"]).mean()
+
+    with pytest.warns(MissingStatisticWarning, match="Nothing is proposed"):
+        errors, _ = compare(
+            tmp_path,
+            whole,
+            collator=merge,
+            settings={"mode": "observe", "policy": "variance_aware"},
+        )
+    assert max(errors) < 1e-12
