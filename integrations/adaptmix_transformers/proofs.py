@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Trainer
 
 from adaptmix import additivity
@@ -36,7 +35,9 @@ class Pass(NamedTuple):
     frontier: Frontier
 
 
-def prove(loss: Tensor, frontier: Frontier, rows: int, *, known: bool, seed: int) -> list[Tensor]:
+def prove(
+    loss: Tensor, frontier: Frontier, rows: int, *, known: bool, shown: bool, seed: int
+) -> list[Tensor]:
     """Return the gradients of a loss at its frontier, once it is proved to be a sum over rows.
 
     Args:
@@ -44,6 +45,7 @@ def prove(loss: Tensor, frontier: Frontier, rows: int, *, known: bool, seed: int
         frontier: of it.
         rows: B.
         known: whether the loss is one of a library's that is known to be a sum over rows.
+        shown: whether ``rehearse`` saw that rows do not depend on others.
         seed: of the proof.
 
     Raises:
@@ -72,6 +74,12 @@ def prove(loss: Tensor, frontier: Frontier, rows: int, *, known: bool, seed: int
         coupled = additivity.couplings(frontier, first, samples=rows, seed=seed)
     except RuntimeError as error:  # an operation that cannot be differentiated twice
         _log.debug("The loss has no second derivative: %s", error)
+        if rows > 1 and not (known or shown):
+            raise SeamError(
+                "The loss must be a sum of one term per row, which cannot be proved of this one: "
+                f"it has no second derivative ({error}), and could not be computed on other rows. "
+                'Write it with differentiable operations, or use AdaptMixCallback(mode="observe").'
+            ) from error
     if coupled is not None:
         refuse_coupled(coupled)
     return [part.detach() for part in first]
@@ -127,7 +135,7 @@ def rehearse(
     rows: int,
     reader: Reader,
     num_items: NumItems,
-) -> None:
+) -> bool:
     """Compute a loss on other rows, labels and numbers of tokens, and leave no trace.
 
     Args:
@@ -138,6 +146,9 @@ def rehearse(
         rows: B.
         reader: is told what they show.
         num_items: supervised tokens of the step, where the trainer counts them.
+
+    Returns:
+        Whether kept rows were seen not to depend on others.
 
     Raises:
         SeamError: kept rows, or their gradients, depend on the other rows.
@@ -157,13 +168,14 @@ def rehearse(
             return None
 
     first = again(inputs)
+    shown = False
     if first is None:
-        return
-    for seed in range(_TIMES if rows > 2 else 0):
+        return shown
+    for seed in range(_TIMES if rows > 1 else 0):
         given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
         other = again(given)
         if other is not None:
-            _compare(first, other, kept, model, again(inputs))
+            shown |= _compare(first, other, kept, again(inputs))
     changed = None if num_items is None else again(inputs, 2 * num_items)
     counted = changed is not None and rehearsal.halved(first[1], changed[1])
     labels, other = inputs.get("labels"), None
@@ -174,16 +186,16 @@ def rehearse(
     reader.generalise(
         counted, None if other is None else (other[0].seen, other[0].frontier, other[1], given)
     )
+    return shown
 
 
 def _compare(
     first: tuple[Pass, list[Tensor]],
     other: tuple[Pass, list[Tensor]],
     kept: Tensor,
-    model: nn.Module,
     repeated: tuple[Pass, list[Tensor]] | None,
-) -> None:
-    """Compare kept rows before and after the others were exchanged.
+) -> bool:
+    """Compare kept rows before and after the others were exchanged; return whether one can.
 
     Raises:
         SeamError: something of theirs changed.
@@ -192,16 +204,17 @@ def _compare(
     if rehearsal.same_values(before, after, kept):
         if not rehearsal.same_up_to_a_factor(first[1], other[1], kept):
             refuse_coupled("the gradients of rows change with the rows beside them")
-        return
+        return True
     every = torch.ones_like(kept)
     repeatable = repeated is not None and rehearsal.same_values(
         before, repeated[0].frontier.tensors, every
     )
-    if repeatable and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if repeatable:
         refuse_coupled(
             "the outputs of rows change with the rows beside them, as those of mixup or of rows "
             "that are not first in the outputs do"
         )
+    return False
 
 
 def _classes(done: Pass) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.additivity import halves
 from adaptmix_transformers.lengths import own_randomness
@@ -118,11 +119,17 @@ def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
         if isinstance(value, _COUNTED) and _plain(value)
     }
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Rows meet in the statistics of a batch, whatever the loss is; running ones keep them apart.
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
     no_sync: Callable[[], Any] | None = getattr(model, "no_sync", None)
     with nullcontext() if no_sync is None else no_sync(), own_randomness(seed):
         try:
             yield
         finally:
+            for norm in norms:
+                norm.train()
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

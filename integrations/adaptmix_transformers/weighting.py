@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ class Weighting:
         self._first: BackwardProof | None = BackwardProof()
         self._arrived: list[tuple[Frontier, list[int]]] = []
         self.rehearsed = self._known or not self._adapting
-        self._proved = False
+        self._proved = self._shown = False
 
     @property
     def rule(self) -> Rule | None:
@@ -90,10 +91,10 @@ class Weighting:
 
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
-                loss = _loss(native(dict(given), num_items))
+                loss = _loss(native(_like(inputs, given), num_items))
             return proofs.Pass(loss, seen, self._frontier(loss, seen, len(draw)))
 
-        proofs.rehearse(
+        self._shown = proofs.rehearse(
             once,
             inputs,
             trainer=self._trainer,
@@ -140,7 +141,9 @@ class Weighting:
         gradients: list[Tensor] = []
         if controller.observing or not self._proved:
             seed = controller.completed
-            gradients = proofs.prove(loss, frontier, size, known=self._known, seed=seed)
+            gradients = proofs.prove(
+                loss, frontier, size, known=self._known, shown=self._shown, seed=seed
+            )
             self._proved = True
         reading = self._reader.read(seen, frontier, gradients, given, num_items, size=size)
         multipliers = reading.multipliers(
@@ -257,6 +260,13 @@ class Weighting:
     def remove(self) -> None:
         """Give the model back as it was."""
         self._capture.remove()
+
+
+def _like(inputs: Any, given: Mapping[str, Any]) -> Any:
+    """Return ``given`` as a mapping of the kind that ``inputs`` is."""
+    changed = copy.copy(inputs)
+    changed.update(given)
+    return changed
 
 
 def _loss(result: Any) -> Tensor:

@@ -438,3 +438,65 @@ def test_observing_rows_that_a_collator_merges(tmp_path: Path) -> None:
             settings={"mode": "observe", "policy": "variance_aware"},
         )
     assert max(errors) < 1e-12
+
+
+class Twice(Trainer):
+    """Two forward passes, of which both count."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add their losses and what they differ by."""
+        one, two = (model(input_ids=inputs["input_ids"] + i)["logits"] for i in range(2))
+        parts = cross_entropy(one, inputs["labels"]) + (one - two).square().sum(1)
+        return parts.mean()
+
+
+def test_two_forward_passes_are_weighted_in_both(tmp_path: Path) -> None:
+    def expected(model: Any, batch: MicroBatch) -> Tensor:
+        one, two = (model(input_ids=batch.inputs["input_ids"] + i)["logits"] for i in range(2))
+        parts = cross_entropy(one, batch.inputs["labels"]) + (one - two).square().sum(1)
+        return (batch.multipliers * parts).mean()
+
+    errors, _ = compare(tmp_path, expected, kind=Twice, model=bert(vocab_size=hf.VOCABULARY + 1))
+    assert max(errors) < BOUND
+
+
+class Normed(Net):
+    """Batch normalisation below the logits."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(loss, outputs=2)
+        self.norm = nn.BatchNorm1d(16).double()
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """(B, 16)."""
+        return torch.as_tensor(self.norm(super().hidden(input_ids)))
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_batch_normalisation_hides_no_coupling(refused: bool, tmp_path: Path) -> None:
+    if refused:
+        model = Normed(lambda z, y: pairwise_hinge(z, y, None))
+        with pytest.raises(SeamError, match="must be a sum of one term per row"):
+            compare(tmp_path, mean_of(cross_entropy), model=model)
+        return
+    model = Normed(plain)
+    errors, _ = compare(tmp_path, mean_of(cross_entropy), model=model, max_steps=3)
+    assert max(errors) < BOUND
+
+
+def test_losses_without_a_second_derivative_are_tried_on_other_rows(tmp_path: Path) -> None:
+    """Connectionist temporal classification has none."""
+
+    def ctc(logits: Tensor, labels: Tensor) -> Tensor:
+        spread = logits.unsqueeze(0) * torch.arange(1.0, 6.0).reshape(5, 1, 1)
+        sizes = torch.full((len(logits),), 5), torch.ones(len(logits), dtype=torch.long)
+        targets = (labels + 1).unsqueeze(1)
+        return F.ctc_loss(spread.log_softmax(-1), targets, *sizes, reduction="none")
+
+    errors, _ = compare(
+        tmp_path,
+        mean_of(ctc),
+        model=bert(num_labels=4),
+        kind=overridden(lambda z, y, _: ctc(z, y).mean()),
+    )
+    assert max(errors) < BOUND
