@@ -454,7 +454,7 @@ def test_two_forward_passes_are_weighted_in_both(tmp_path: Path) -> None:
     def expected(model: Any, batch: MicroBatch) -> Tensor:
         one, two = (model(input_ids=batch.inputs["input_ids"] + i)["logits"] for i in range(2))
         parts = cross_entropy(one, batch.inputs["labels"]) + (one - two).square().sum(1)
-        return (batch.multipliers * parts).mean()
+        return torch.as_tensor((batch.multipliers * parts).mean())
 
     errors, _ = compare(tmp_path, expected, kind=Twice, model=bert(vocab_size=hf.VOCABULARY + 1))
     assert max(errors) < BOUND
