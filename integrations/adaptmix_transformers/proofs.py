@@ -35,6 +35,13 @@ class Pass(NamedTuple):
     frontier: Frontier
 
 
+class _Shown(NamedTuple):
+    """The tensors of a frontier, and the gradients there."""
+
+    tensors: list[Tensor]
+    gradients: list[Tensor]
+
+
 def prove(
     loss: Tensor, frontier: Frontier, rows: int, *, known: bool, shown: bool, seed: int
 ) -> list[Tensor]:
@@ -155,12 +162,18 @@ def rehearse(
     """
 
     def again(
-        given: Mapping[str, Any], tokens: NumItems = num_items
-    ) -> tuple[Pass, list[Tensor]] | None:
+        given: Mapping[str, Any],
+        tokens: NumItems = num_items,
+        use: Callable[[Pass, list[Tensor]], None] | None = None,
+    ) -> _Shown | None:
         try:
             with rehearsal.unseen(trainer, model, seed=_SEED):
                 done = once(given, tokens)
-                return done, additivity.gradients(done.loss, done.frontier)
+                gradients = additivity.gradients(done.loss, done.frontier)
+                if use is not None:
+                    use(done, gradients)
+                # Without the graph, so that one pass at a time is in memory.
+                return _Shown([part.detach() for part in done.frontier.tensors], gradients)
         except SeamError:
             raise
         except Exception as error:  # inputs that cannot be changed so tell nothing
@@ -175,48 +188,35 @@ def rehearse(
         given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
         other = again(given)
         if other is not None:
-            shown |= _compare(first, other, kept, again(inputs))
+            shown |= _compare(first, other, kept, lambda: again(inputs))
     changed = None if num_items is None else again(inputs, 2 * num_items)
-    counted = changed is not None and rehearsal.halved(first[1], changed[1])
-    labels, other = inputs.get("labels"), None
+    reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
+    labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
-        classes = _classes(first[0])
+        classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
         given = rehearsal.relabelled(inputs, classes=classes, seed=_SEED)
-        other = again(given)
-    reader.generalise(
-        counted, None if other is None else (other[0].seen, other[0].frontier, other[1], given)
-    )
+        again(given, use=lambda done, g: reader.generalise(done.seen, done.frontier, g, given))
     return shown
 
 
 def _compare(
-    first: tuple[Pass, list[Tensor]],
-    other: tuple[Pass, list[Tensor]],
-    kept: Tensor,
-    repeated: tuple[Pass, list[Tensor]] | None,
+    first: _Shown, other: _Shown, kept: Tensor, repeated: Callable[[], _Shown | None]
 ) -> bool:
     """Compare kept rows before and after the others were exchanged; return whether one can.
 
     Raises:
         SeamError: something of theirs changed.
     """
-    before, after = first[0].frontier.tensors, other[0].frontier.tensors
-    if rehearsal.same_values(before, after, kept):
-        if not rehearsal.same_up_to_a_factor(first[1], other[1], kept):
+    if rehearsal.same_values(first.tensors, other.tensors, kept):
+        if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept):
             refuse_coupled("the gradients of rows change with the rows beside them")
         return True
-    every = torch.ones_like(kept)
-    repeatable = repeated is not None and rehearsal.same_values(
-        before, repeated[0].frontier.tensors, every
-    )
-    if repeatable:
+    second = repeated()
+    if second is not None and rehearsal.same_values(
+        first.tensors, second.tensors, torch.ones_like(kept)
+    ):
         refuse_coupled(
             "the outputs of rows change with the rows beside them, as those of mixup or of rows "
             "that are not first in the outputs do"
         )
     return False
-
-
-def _classes(done: Pass) -> int:
-    tensor = done.frontier.tensors[0]
-    return max(2, tensor.shape[-1] if tensor.ndim > 1 else 2)

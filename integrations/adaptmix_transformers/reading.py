@@ -101,26 +101,22 @@ class Reader:
         self._counted: bool | None = None
         self._decided = False
         self._generic = True
-        self._by_step: bool | None = None
+        self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
         self.rule: Rule | None = None
 
     def generalise(
-        self,
-        counted: bool,
-        relabelled: tuple[Seen, Frontier, Sequence[Tensor], Mapping[str, Any]] | None,
+        self, seen: Seen, frontier: Frontier, gradients: Sequence[Tensor], given: Mapping[str, Any]
     ) -> None:
-        """Note what changed inputs show of a loss's divisor, whatever the first batch is like.
+        """Note from labels of all classes whether rows have factors of the loss's own.
 
         Args:
-            counted: whether it is the number of tokens of the step.
-            relabelled: what labels of all classes show, with the arguments of ``read``: rows may
-                have factors of the loss's own.
+            seen: as in ``read``.
+            frontier: as in ``read``.
+            gradients: as in ``read``.
+            given: as in ``read``.
         """
-        self._by_step = counted
-        if relabelled is not None:
-            seen, frontier, gradients, given = relabelled
-            found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
-            self._generic = found is not None and found.common is not None
+        found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
+        self._generic = found is not None and found.common is not None
 
     def read(
         self,
@@ -231,9 +227,9 @@ class Reader:
 
     def _is_by_step(self, seen: Seen) -> bool | None:
         """Return whether the loss divides by the tokens of the step; None where nothing tells."""
-        if self._by_step is None and seen.given is not None:
+        if self.by_step is None and seen.given is not None:
             return seen.given.get("num_items_in_batch") is not None
-        return self._by_step
+        return self.by_step
 
     def _number(
         self, mask: Tensor | None, size: int, num_items: NumItems, counted: bool | None = None

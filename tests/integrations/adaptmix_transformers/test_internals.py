@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (
     BertConfig,
@@ -203,3 +204,17 @@ def test_lengths_of_rows_are_found(tmp_path: Path) -> None:
         assert internals.groups_by_length(loader)
         added = int("length" in rows.column_names)
         assert internals.row_lengths(trainer, loader) == [length + added for length in lengths]
+
+
+def test_a_batch_is_handed_over_as_the_trainer_does(tmp_path: Path) -> None:
+    trainer = hf.make(tmp_path, None)
+    batch = hf.pad([hf.rows()[0]])
+    assert internals.on_device(trainer, batch)["labels"].tolist() == batch["labels"].tolist()
+
+
+def test_causal_models_shift_labels_whatever_they_are_called() -> None:
+    sizes: dict[str, Any] = {"vocab_size": hf.VOCABULARY, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    kind: Any = transformers.GPT2LMHeadModel
+    assert internals.shifts_labels(kind(transformers.GPT2Config(**sizes)))
+    assert internals.shifts_labels(hf.llama())
+    assert not internals.shifts_labels(torch.nn.Linear(1, 1))

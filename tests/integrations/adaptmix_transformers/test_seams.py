@@ -350,16 +350,6 @@ class Forgetful(Trainer):
         return super().training_step(model, known, *args, **kwargs)
 
 
-class Twice(Trainer):
-    """A user's compute_loss that adds up two forward passes."""
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Two forward passes."""
-        first: Any = super().compute_loss(model, dict(inputs), *args, **kwargs)
-        second: Any = super().compute_loss(model, inputs, *args, **kwargs)
-        return first + second
-
-
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
