@@ -63,9 +63,9 @@ class Plan:
 
     Within a step the domains' counts are stratified, ⌊N·p⌋ or ⌈N·p⌉ with mean N·p, or multinomial:
     each row's domain drawn on its own, with the noise that this adds. A stratified domain with
-    N·p ≥ 1 divides by its realised share, which is unbiased and quieter; any other domain divides by
-    its expected share. Within a domain, rows come
-    without replacement, in a new random order each time the domain is used up.
+    N·p ≥ 1 divides by its realised share, which is unbiased and quieter, any other by its expected
+    one. Within a domain, rows come without replacement, in a new random order each time the domain
+    is used up.
 
     Args:
         mixture: where rows come from.
