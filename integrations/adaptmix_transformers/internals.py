@@ -67,7 +67,10 @@ def shifts_labels(model: nn.Module) -> bool:
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     config = getattr(model, "config", None)
-    causal = getattr(model, "loss_function", None) is ForCausalLMLoss
+    function = getattr(model, "loss_function", None)
+    # A capture's stand-in tells what it stands in for.
+    function = getattr(getattr(function, "__self__", None), "loss_function", function)
+    causal = function is ForCausalLMLoss
     return causal and not getattr(config, "is_encoder_decoder", False)
 
 
