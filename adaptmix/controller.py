@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,13 @@ from adaptmix import checkpoint, distributed, schema
 from adaptmix.checks import FloatArray, choice, integer, number
 from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
 from adaptmix.efficiency import predicted_gain, sampling_gain
-from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
+from adaptmix.errors import (
+    MissingStatisticError,
+    MissingStatisticWarning,
+    StateError,
+    TooFewRowsWarning,
+    WarnOnce,
+)
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.noise import NoiseTerms
@@ -71,7 +77,9 @@ class Controller:
         half_life: optimizer steps after which statistics count half.
         tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
             name, or a function of a batch that returns each row's, (B,), by which a sample of each
-            domain is counted before training. When None, all rows must have the same number.
+            domain is counted before training. When None, all rows must have the same number. With
+            unit "sample": the share of each domain's rows that have a supervised label at all;
+            estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
         process_group: the data-parallel processes, which train on different rows; all processes
@@ -342,6 +350,13 @@ class Controller:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
 
+    def expected_tokens(self, draw: Draw) -> float:
+        """Return the mean tokens of the rows of a step that a draw is of; losses with "sample".
+
+        With unit "sample" a row has one loss, or none where all of its labels are masked.
+        """
+        return self._scaler.mean_length(draw, self._measurements.lengths)
+
     def observe(
         self,
         loss: Tensor,
@@ -352,6 +367,7 @@ class Controller:
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
         samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -361,9 +377,11 @@ class Controller:
             factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
                 with unit "token" their sum.
             losses: as for ``loss``; unknown when None.
-            mask: as for ``loss``.
+            mask: as for ``loss``; without ``losses`` it tells tokens alone.
             noise: as for ``loss``.
             samples: as for ``loss``.
+            outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
+                these, such as a penalty on parameters.
 
         Raises:
             SeamError: as ``loss`` does.
@@ -376,12 +394,13 @@ class Controller:
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
+        elif mask is not None:
+            tokens = mask.reshape(len(draw), -1).sum(1)
         domains = draw.domains.to(tokens.device, non_blocking=True)
-        self._measurements.start_lengths(
-            domains, tokens, known=losses is not None, adapting=self._adapting
-        )
+        told = losses is not None or mask is not None
+        self._measurements.start_lengths(domains, tokens, known=told, adapting=self._adapting)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise, samples=samples)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
 
     def _record(
         self,
@@ -393,6 +412,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
         samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
@@ -400,11 +420,18 @@ class Controller:
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
         )
         measurements = self._measurements
-        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
+        # First, for it may refuse what the model ran.
         if measurements.probe is not None and measurements.probe.watching:
             measurements.probe.expect(
-                domains, factors, total, segments=segments, samples=samples, values=values
+                domains,
+                factors,
+                total,
+                segments=segments,
+                samples=samples,
+                values=values,
+                outputs=outputs,
             )
+        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
         self._micro, self._accumulation = self._micro + 1, draw.layout.accumulation
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
@@ -824,7 +851,14 @@ class Controller:
         trusted = self._measurements.trusts(self._min_coverage) and not self._measurements.misread
         if reads and not trusted:
             return
-        if not self._steering.update(stats, measured=self._measurements.measured):
+        try:
+            known = self._steering.update(stats, measured=self._measurements.measured)
+        except MissingStatisticError as error:
+            if self._adapting:
+                raise
+            self._warn(MissingStatisticWarning, f"Nothing is proposed: {error}")
+            return
+        if not known:
             self._warn(
                 TooFewRowsWarning,
                 "The policy waits for statistics: no row of an observed step told what it needs. "

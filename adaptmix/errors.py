@@ -29,6 +29,10 @@ class AdaptmixWarning(UserWarning):
     """Base class of every warning adaptmix emits, so that one filter catches them all."""
 
 
+class MissingStatisticWarning(AdaptmixWarning):
+    """In mode "observe" a policy proposes nothing, for the run does not supply what it needs."""
+
+
 class NonFiniteWarning(AdaptmixWarning):
     """Losses or gradients that were NaN or infinite were left out of the statistics."""
 

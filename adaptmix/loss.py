@@ -34,7 +34,9 @@ class DomainLossScaler:
     """Weights each row's loss so that the batch's gradient is that of the stated objective.
 
     With unit "sample" the objective is Σ π w (mean row loss of domain i); a row enters with the
-    factor π w / (share · N), N being the rows of the step's global batch. With unit "token" it is
+    factor π w / (share · N), N being the rows of the step's global batch. A row whose labels are
+    all masked has no loss: the mean is over the rows that have one, so the factor is divided by
+    their share among the domain's rows, T̄ below. With unit "token" it is
     Σ π w (mean token loss of domain i); a row's summed loss enters with π w / (share · N · T̄), T̄
     being the domain's mean number of tokens per row. ``share`` is the one the row was drawn with,
     never today's.
@@ -131,7 +133,8 @@ class DomainLossScaler:
             domains: (B,) the draw's domains, on the losses' device.
             draw: whose shares divide.
             weights: whose loss weights are in force.
-            lengths: (K,) mean tokens per row with unit "token", ones otherwise.
+            lengths: (K,) mean tokens per row with unit "token", the share of rows that have a loss
+                otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
         table = _factors(weights, draw.domain_shares * lengths * micro_rows)
@@ -146,9 +149,17 @@ class DomainLossScaler:
             weights: as in ``weighted``.
             lengths: as in ``weighted``.
         """
-        # What a mean over the step's rows, or tokens, has divided by already, per row.
-        mean_length = float(draw.row_shares @ lengths)
-        return _factors(weights, draw.domain_shares * lengths / mean_length)[draw.domains]
+        divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
+        return _factors(weights, divisor)[draw.domains]
+
+    def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
+        """Return what a mean over the step's rows, or tokens, divides by on average, per row.
+
+        Args:
+            draw: of a micro-batch of the step.
+            lengths: as in ``weighted``.
+        """
+        return float(draw.row_shares @ lengths)
 
 
 def _way_on(losses: Tensor, rows: int) -> str:

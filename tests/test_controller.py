@@ -374,7 +374,7 @@ def test_refuses_loaders_that_run_ahead() -> None:
         ({"unit": "row"}, "unit must be one of sample, token"),
         ({"mode": "off"}, "mode must be one of adapt, observe"),
         ({"half_life": 0.0}, "half_life must be finite and in"),
-        ({"tokens_per_row": {"a": 1.0}}, 'tokens_per_row goes with unit="token"'),
+        ({"tokens_per_row": {"a": 1.5}}, 'tokens_per_row must be at most 1 with unit="sample"'),
         ({"unit": "token", "tokens_per_row": {"a": 1.0}}, "must name exactly the domains a, b, c"),
     ],
 )

@@ -153,14 +153,16 @@ class ParameterMap:
         """Return whether a parameter is left out."""
         return index in self._refused
 
-    def refuse_used_outside(self, loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> None:
-        """Leave out the parameters that ``loss`` depends on other than through layer ``calls``.
+    def refuse_used_outside(
+        self, losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
+    ) -> None:
+        """Leave out the parameters that ``losses`` depend on other than through layer ``calls``.
 
         Args:
-            loss: the scalar that will be differentiated.
+            losses: the scalar that will be differentiated, or all that samples' losses are made of.
             calls: {graph node of a layer call's output: nodes of its inputs}.
         """
-        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(loss, calls))
+        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(losses, calls))
         self.refuse(number for number in numbers if number is not None)
 
     def check_shape(self, index: int, gradients: Tensor) -> None:
@@ -195,13 +197,15 @@ class ParameterMap:
         return Coverage(share, unseen, twice=self.twice)
 
 
-def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:
-    """Yield the leaves that the graph of ``loss`` reaches without passing through ``calls``.
+def _leaves_outside(
+    losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
+) -> Iterator[Tensor]:
+    """Yield the leaves that the graphs of ``losses`` reach without passing through ``calls``.
 
     A parameter among them is used by a function, as in ``F.linear(x, embedding.weight)``, where
     no forward hook sees it. Uses that reentrant checkpointing hides from the graph stay hidden.
     """
-    pending = [loss.grad_fn]
+    pending = [loss.grad_fn for loss in losses]
     visited: set[Node] = set()
     while pending:
         node = pending.pop()

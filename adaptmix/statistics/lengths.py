@@ -13,24 +13,38 @@ from adaptmix import schema
 from adaptmix.checks import FloatArray, vector
 from adaptmix.errors import RowLengthWarning
 
+_TOKENS_ESTIMATED = (
+    "Rows differ in length and tokens_per_row is not given: the mean tokens per row are estimated "
+    "while training. For an objective exact from the first step pass "
+    "Controller(tokens_per_row={domain: mean supervised tokens per row})."
+)
+_LOSSES_ESTIMATED = (
+    "Some rows have no supervised label, and so no loss. The objective is the mean over the "
+    "others, whose share is estimated while training. To be exact from the first step leave these "
+    "rows out, or pass Controller(tokens_per_row={domain: share of rows that have a loss})."
+)
+
 
 def known_lengths(names: Sequence[str], unit: str, tokens_per_row: object) -> list[float] | None:
     """Return the lengths a user gave by name, in the order of the domains; None for a function.
 
     Raises:
-        TypeError: neither a mapping nor a function.
-        ValueError: given with unit "sample", or not for exactly the domains.
+        TypeError: neither a mapping nor, with unit "token", a function.
+        ValueError: more than one with unit "sample", or not for exactly the domains.
     """
     if tokens_per_row is None:
         return None
-    if unit != "token":
-        raise ValueError('tokens_per_row goes with unit="token"; got unit="sample". Leave it out.')
-    if callable(tokens_per_row):
+    if callable(tokens_per_row) and unit == "token":
         return None
     if not isinstance(tokens_per_row, Mapping):
         raise TypeError(
-            "tokens_per_row must map each domain to a number, or be a function of a batch; got "
-            f"{type(tokens_per_row).__name__}."
+            'tokens_per_row must map each domain to a number or, with unit="token", be a function '
+            f"of a batch; got {type(tokens_per_row).__name__}."
+        )
+    if unit != "token" and max(tokens_per_row.values(), default=0.0) > 1.0:
+        raise ValueError(
+            'tokens_per_row must be at most 1 with unit="sample", where it is the share of rows '
+            f"that have a loss; got {max(tokens_per_row.values())}. Leave it out."
         )
     if set(tokens_per_row) != set(names):
         raise ValueError(
@@ -60,9 +74,13 @@ class RowLengths:
     Args:
         num_domains: K.
         known: (K,) mean tokens per row, or None.
+        per_token: whether they are tokens, and not losses of which a row has one or none.
     """
 
-    def __init__(self, num_domains: int, known: ArrayLike | None = None) -> None:
+    def __init__(
+        self, num_domains: int, known: ArrayLike | None = None, *, per_token: bool = True
+    ) -> None:
+        self._per_token = per_token
         self._tokens = np.zeros(num_domains)
         self._rows = np.zeros(num_domains)
         self._sampled = np.zeros((2, num_domains))
@@ -86,12 +104,13 @@ class RowLengths:
         """(K,) tokens per row; a domain not seen yet gets the mean over all rows."""
         if self._known is not None:
             return self._known
-        if self._start is None:
-            return np.ones_like(self._tokens)
-        if self._constant or not self._rows.any():
+        if self._constant and self._start is not None:
             return self._start
+        if not self._rows.any():
+            return np.ones_like(self._tokens) if self._start is None else self._start
         tokens, rows = self._sampled + np.stack([self._tokens, self._rows])
-        return np.where(self._whole > 0.0, self._start, _per_row(tokens, rows))
+        estimated = _per_row(tokens, rows)
+        return estimated if self._start is None else np.where(self._whole, self._start, estimated)
 
     def sample(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
         """Start from (K,) tokens and rows of a sample, and whether it is the whole domain."""
@@ -145,10 +164,7 @@ class RowLengths:
         if self._known is not None:
             self._check_known(self._known)
         elif not self._sampled.any() and not np.allclose(before, self.values):
-            self._warn(
-                "Rows differ in length and tokens_per_row is not given: the mean tokens per row "
-                f"are estimated while training. {_HOW}"
-            )
+            self._warn(_TOKENS_ESTIMATED if self._per_token else _LOSSES_ESTIMATED)
 
     def _check_known(self, known: FloatArray) -> None:
         found = self._tokens / np.maximum(self._rows, 1.0)

@@ -60,7 +60,8 @@ class Measurements:
         seed: of the run.
         half_life: optimizer steps after which statistics count half.
         per_token: whether losses are sums over a row's tokens (unit "token").
-        tokens_per_row: (K,) known mean tokens per row, or None.
+        tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
+            rows that have it; estimated when None.
         gram: whether inner products between domains' mean gradients are kept.
         warn: of the run.
         group: the processes; all of them when None.
@@ -85,14 +86,14 @@ class Measurements:
         self._estimator = estimator
         self._seed = seed
         self._per_token = per_token
-        self._lengths = RowLengths(K, tokens_per_row)
+        self._lengths = RowLengths(K, tokens_per_row, per_token=per_token)
         self._half_life = half_life
         self._tokens_per_row = tokens_per_row
         self._running = RunningStatistics(K, half_life=half_life, gram=gram)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
         self._noise_given = False
-        self._losses_given = True
+        self._losses_given = False
         self._held_out = False
         self._agreed = frozenset[str]()
         self._asked = False
@@ -128,9 +129,8 @@ class Measurements:
 
     @property
     def lengths(self) -> FloatArray:
-        """(K,) what a row's loss is divided by: mean tokens per row, or ones."""
-        values = self._lengths.values
-        return values if self._per_token else np.ones_like(values)
+        """(K,) what a row's loss is divided by: mean tokens, or losses, per row."""
+        return self._lengths.values
 
     def sample_lengths(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
         """Take (K,) tokens and rows of a sample of each domain, unless more is known already."""
@@ -172,9 +172,14 @@ class Measurements:
         fresh: Tensor,
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
+        tokens = self._counted(tokens)
         self._noise_given |= noise is not None
-        self._losses_given = losses is not None
+        self._losses_given |= losses is not None
         self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+
+    def _counted(self, tokens: Tensor) -> Tensor:
+        """Return (B,) tokens, or whether there is any where a row has one loss."""
+        return tokens if self._per_token else tokens.clamp(max=1)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""
@@ -218,7 +223,7 @@ class Measurements:
         """What this process was given; other processes may have been given other things."""
         given = {
             "noise": self._noise_given,
-            "losses": self._losses_given,
+            "losses": self._losses_given or self._running.has_losses,  # of before it was saved
             "gradients": self.probe is not None,
         }
         return frozenset(name for name, is_given in given.items() if is_given)
@@ -342,7 +347,7 @@ class Measurements:
         gram = self._running.gram
         running = RunningStatistics(K, half_life=self._half_life, gram=gram)
         running.load_state_dict(saved["running"], name=f"{name}.running")
-        lengths = RowLengths(K, self._tokens_per_row)
+        lengths = RowLengths(K, self._tokens_per_row, per_token=self._per_token)
         lengths.load_state_dict(saved["lengths"], name=f"{name}.lengths")
         window, sums = saved["window"], None
         if window is not None:

@@ -185,6 +185,7 @@ class GradientProbe:
         segments: Segments | None = None,
         samples: Tensor | None = None,
         values: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
 
@@ -197,6 +198,8 @@ class GradientProbe:
             segments: where the samples are, when they are packed.
             samples: (R,) integers in [0, B): the sample that each row inside the model is of, when
                 it runs other rows than the samples. The gradients of a sample's rows add up.
+            outputs: all tensors that the samples' losses are computed from, where ``loss`` has more
+                than these, such as a penalty on parameters; ``loss`` itself when empty.
             values: (B,) ℓ_j, by which packed samples are checked not to see each other.
 
         Warns:
@@ -221,7 +224,7 @@ class GradientProbe:
             )
         self._finish()
         batch, self._upcoming = self._upcoming, self._new_batch()
-        self._parameters.refuse_used_outside(loss, batch.calls)
+        self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:

@@ -52,6 +52,11 @@ class RunningStatistics:
         self._own = DiscountedSums(products, (K,), half_life=half_life)
         self._gram = DiscountedSums(products, (K, K) if gram else (0, 0), half_life=half_life)
 
+    @property
+    def has_losses(self) -> bool:
+        """Whether any loss was told so far."""
+        return bool(self._losses["count"].any())
+
     def add_losses(self, step: int, sums: FloatArray) -> None:
         """Add a window's sums, (fields, K), at the number of steps completed."""
         s = dict(zip(FIELDS, sums, strict=True))

@@ -10,6 +10,7 @@ import torch
 
 from adaptmix import DomainStats, Weights
 from adaptmix.checks import FloatArray
+from adaptmix.data import Layout
 from adaptmix.data.draw import Draw
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.plan import Plan
