@@ -47,9 +47,10 @@ lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 
 check: lint docs test-wheel test-newest test-all ## All that CI runs
 
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)-docs/.ready ## Build the guide into build/site; a warning is an error
-	$(VENV)-docs/bin/mkdocs build --strict --quiet --config-file examples/guide/site/mkdocs.yml \
-		--site-dir "$(CURDIR)/build/site" $(ARGS)
+	PATH="$(abspath $(VENV)-docs)/bin:$$PATH" mkdocs build --strict --quiet \
+		--config-file examples/guide/site/mkdocs.yml --site-dir "$(CURDIR)/build/site" $(ARGS)
 
 bench: $(VENV)-bench/.ready ## Measure statistics beside other packages; writes table and picture
 	$(VENV)-bench/bin/python -m tests.benchmarks.bench_statistics $(ARGS)
