@@ -844,34 +844,38 @@ class Controller:
             )
 
     def _update(self) -> None:
-        """Let the policy act on the newest statistics."""
+        """Let the policy act on the newest statistics, if they are of the gradient."""
         stats = self.statistics
         self._guards.check_repetition(stats.seen)
         reads = any(name.startswith("grad_") for name in self.requires)
         trusted = self._measurements.trusts(self._min_coverage) and not self._measurements.misread
-        if reads and not trusted:
+        if (not reads or trusted) and not self._act(stats):
             return
+        if self._board is not None:
+            coverage = self._measurements.coverage
+            self._board.write(self.completed, self.scalars(), coverage=coverage)
+
+    def _act(self, stats: DomainStats) -> bool:
+        """Let the policy propose weights and publish them; returns whether it could."""
         try:
             known = self._steering.update(stats, measured=self._measurements.measured)
         except MissingStatisticError as error:
             if self._adapting:
                 raise
             self._warn(MissingStatisticWarning, f"Nothing is proposed: {error}")
-            return
+            return False
         if not known:
             self._warn(
                 TooFewRowsWarning,
                 "The policy waits for statistics: no row of an observed step told what it needs. "
                 "Gradients overflowed, or no row was fresh where noise is needed.",
             )
-            return
+            return False
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)
         estimated = bool(self._steering.requires)
         self._guards.check_weights(self.proposed, stats, estimated=estimated)
         self._publish()
-        if self._board is not None:
-            coverage = self._measurements.coverage
-            self._board.write(self.completed, self.scalars(), coverage=coverage)
+        return True
 
     def _publish(self, *, between_steps: bool = True) -> None:
         if self._adapting:

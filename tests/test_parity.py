@@ -253,7 +253,7 @@ def test_ragged_rows_of_unknown_length_are_refused() -> None:
         train(tokens_per_row=lambda batch: batch[2][:, 1:].sum(1))
     with pytest.raises(ValueError, match=r"must return one number per row, shape"):
         train(tokens_per_row=lambda batch: batch[2].sum())
-    with pytest.raises(TypeError, match="must map each domain to a number, or be a function"):
+    with pytest.raises(TypeError, match="must map each domain to a number or, with unit"):
         train(tokens_per_row=3.0)
     train(tokens_per_row=lambda batch: batch[2].sum(1))
 

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import Controller, LoggingWarning
@@ -79,8 +79,35 @@ def test_the_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) 
     assert {tag for tags in charts.values() for tag in tags} == TAGS | heldout
 
 
+class _Scale(torch.autograd.Function):
+    """A product with an autograd function of its own, as fused kernels have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum().reshape(1)
+
+
+class Hidden(nn.Module):
+    """Its parameter is used where no hook sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = _Scale.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return scaled
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
 def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
-    net = nn.Sequential(runs.model(), nn.PReLU(dtype=torch.float64))
+    net = nn.Sequential(runs.model(), Hidden())
     controller = Controller(runs.mixture(), update_every=4, lag=2)
     controller.log_to(tmp_path)
     watch = controller.watch(net)
@@ -92,7 +119,7 @@ def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
     assert covered[-1] == pytest.approx(watch.coverage.least)
     tensors = events.Tensors("adaptmix/not_measured/text_summary")
     assert [event.tensor_proto.string_val[0].decode() for event in tensors] == [
-        "| module with parameters that are not measured | type |\n|---|---|\n| `1` | PReLU |"
+        "| module with parameters that are not measured | type |\n|---|---|\n| `1` | Hidden |"
     ]
 
 

@@ -118,9 +118,15 @@ def test_its_sketch_is_that_of_the_whole_gradient(
     batch = sketch.SketchBatch(parameters, 2, projections)
     ones = torch.ones(B, dtype=torch.float64)
     batch.expect(torch.arange(B) % 2, ones)
-    batch.begin(ones[0])
     (held,) = parameters.layers
-    batch.add(held, B, batch.keep(held, x), g)
+
+    def in_backward(upstream: Tensor) -> None:
+        batch.begin(upstream)
+        batch.add(held, B, batch.keep(held, x), g)
+
+    loss = torch.ones((), dtype=torch.float64, requires_grad=True) * 1.0
+    loss.register_hook(in_backward)
+    loss.backward()
     sums = batch.finish()
     assert sums is not None
     whole = held.rule(layer, x, g)
