@@ -262,6 +262,22 @@ def test_observing_trains_on_a_mean_as_it_is() -> None:
     assert mixer.controller.predicted_gain > 1.0
 
 
+@pytest.mark.parametrize("mode", ["adapt", "observe"])
+def test_a_penalty_does_not_hide_what_rows_do(mode: str) -> None:
+    class Penalised(pl.Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            penalty = sum(p.square().sum() for p in self.parameters())
+            return super().training_step(batch, batch_idx) + 0.0 * penalty
+
+    measured = []
+    for kind in (pl.Classifier, Penalised):
+        mixer = AdaptMixCallback(mode=mode, head="net.2", update_every=2, observe_every=1)
+        fit(mixer, kind(per_sample=False))
+        measured.append(torch.from_numpy(mixer.controller.statistics.grad_var))
+    assert measured[0].min() > 0.0
+    torch.testing.assert_close(measured[1], measured[0], rtol=1e-6, atol=0.0)
+
+
 # Logging.
 
 
