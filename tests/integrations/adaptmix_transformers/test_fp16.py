@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from adaptmix import NonFiniteWarning, policies
+from adaptmix import NonFiniteWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import (
@@ -85,9 +85,7 @@ def train(
 
 def adapting() -> AdaptMixCallback:
     """Weights that move from the first updates on."""
-    return AdaptMixCallback(
-        "source", unit="sample", policy=policies.VarianceAware(), update_every=1, lag=2
-    )
+    return AdaptMixCallback("source", unit="sample", policy=hf.Moving(), update_every=1, lag=2)
 
 
 def test_the_scale_changes_nothing(tmp_path: Path) -> None:
