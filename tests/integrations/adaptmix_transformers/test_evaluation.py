@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config
-from transformers import T5ForConditionalGeneration as T5
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
@@ -23,7 +27,7 @@ def evaluate(folder: Path, **changes: Any) -> dict[str, float]:
     quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
     held_out = hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)
     trainer = Seq2SeqTrainer(
-        model=T5(config),
+        model=T5ForConditionalGeneration(config),
         args=Seq2SeqTrainingArguments(
             output_dir=str(folder), generation_max_length=4, **quiet, **changes
         ),

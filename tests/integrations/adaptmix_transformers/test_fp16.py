@@ -102,6 +102,7 @@ def test_the_scale_changes_nothing(tmp_path: Path) -> None:
     assert np.abs(after.weights.sampling - after.mixture.importance).max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore::adaptmix.RepetitionWarning")  # tiny data
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler:UserWarning")
 def test_a_skipped_step_is_only_skipped(tmp_path: Path) -> None:
     """The first scale overflows float32 and the next does not."""
