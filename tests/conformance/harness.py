@@ -75,8 +75,6 @@ class Case:
         terms: instead of ``row_loss``, for a loss with a normaliser of its own.
         penalty: what the loss has beside rows' losses, if anything.
         accumulation: micro-batches of a step.
-        summed: whether a step's loss is the sum of ``terms`` over micro-batches, not their mean, as
-            the Trainer has it for models that take ``num_items_in_batch``, with adaptmix or not.
         expect: "right", or a pattern of the sentence it is refused with, or None for either.
         tolerance: of the relative error of the gradient.
         policies: which of ``POLICIES`` it is trained with.
@@ -92,7 +90,6 @@ class Case:
     terms: Terms | None = None
     penalty: Callable[[Any], Tensor] | None = None
     accumulation: int = 1
-    summed: bool = False
     expect: str | None = None
     tolerance: float = 1e-5
     policies: tuple[str, ...] = tuple(POLICIES)
@@ -197,7 +194,7 @@ class Judge:
                 factors = counts / (share * lengths / float(share @ lengths)).clip(1e-300)
                 picked = torch.from_numpy(factors)[draw.domains]
                 parts = case.terms(self.reference, case.collate(rows))
-                total = total + picked @ parts.double() / (1 if case.summed else case.accumulation)
+                total = total + picked @ parts.double() / case.accumulation
                 self._note(picked)
                 continue
             assert case.row_loss is not None

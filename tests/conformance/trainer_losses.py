@@ -182,7 +182,6 @@ def _classification() -> list[Case]:
             CLASSIFIED,
             kind=Weighted,
             arguments={"gradient_accumulation_steps": 2},
-            summed=True,
             **terms,
         ),
         trainer(
