@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ GROUPED: dict[str, Any] = (
 
 @dataclass(frozen=True)
 class Moving:
-    """Sampling p ∝ π √E‖g‖² as soon as it is known, however few rows tell it.
+    """Sampling p ∝ π (E‖g‖²)^power as soon as it is known, however few rows tell it.
 
     ``VarianceAware`` waits for evidence, of which runs of a few steps have too little.
     """
 
-    requires = frozenset({"grad_sq"})
+    power: float = 0.5
+    requires: ClassVar[frozenset[str]] = frozenset({"grad_sq"})
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: only the importance."""
@@ -42,7 +43,7 @@ class Moving:
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the weights; a domain that is not known has the others' mean."""
-        importance, norms = state["importance"], np.sqrt(stats.grad_sq)
+        importance, norms = state["importance"], stats.grad_sq**self.power
         known = np.isfinite(norms)
         norms = np.where(known, norms, norms[known].mean() if known.any() else 1.0)
         sampling = importance * norms / (importance @ norms)

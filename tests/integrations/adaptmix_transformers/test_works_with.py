@@ -142,7 +142,7 @@ def test_observing_changes_nothing_but_the_order_of_rows(
     accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "max_steps": 6}
-    callback = adapting(mode="observe")
+    callback = adapting(mode="observe", policy=hf.Moving(power=4.0))
     caplog.set_level(logging.INFO, logger="adaptmix")
     observed = hf.train(tmp_path, callback, **options)
     from datasets import Dataset
