@@ -23,7 +23,7 @@ def evaluate(folder: Path, **changes: Any) -> dict[str, float]:
     """Metrics of two evaluation sets of a tiny T5."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    config = T5Config(vocab_size=hf.VOCABULARY, decoder_start_token_id=0, **sizes)
+    config = T5Config(vocab_size=hf.VOCABULARY, **(sizes | {"decoder_start_token_id": 0}))
     quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
     held_out = hf.rows({"code": 5, "news": 4, "math": 4}, seed=1)
     trainer = Seq2SeqTrainer(
