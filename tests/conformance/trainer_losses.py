@@ -398,7 +398,8 @@ def _spans() -> list[Case]:
             data.bert(BertForMultipleChoice),
             chosen,
             collate=data.stack,
-            row_loss=cross_entropy,  # the default policy refuses it: the probe counts its rows twice
+            # Refused under the default policy, whose probe counts the choices twice.
+            row_loss=cross_entropy,
         ),
     ]
 
