@@ -49,6 +49,11 @@ class Steering:
         self._free = self.proposed = Weights.proportional(domains.importance)
 
     @property
+    def given(self) -> str:
+        """The policy as the user wrote it."""
+        return self._given
+
+    @property
     def description(self) -> str:
         """What the user asked for, comparable between runs."""
         return _description(self._declared)
