@@ -475,7 +475,7 @@ class Controller:
             weights=self.proposed,
             stats=self.statistics,
             in_force=normalise(in_force),
-            sizes=self.mixture.sizes,
+            sizes=self.mixture.info.sizes,
             lengths=measurements.lengths,
             drawing=self._drawing,
             per_token=self.unit == "token",

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix.monitoring.names import safe_names
-from adaptmix.monitoring.quantities import OVERALL, PER_DOMAIN, weight_tags
+from adaptmix.monitoring.quantities import CHARTED, CHARTED_OVERALL, weight_tags
 from adaptmix.monitoring.texts import (
     CONFIGURATION,
     NOT_MEASURED,
@@ -46,11 +46,11 @@ def layout(
     labels = safe_names(names)
     charts = {
         quantity: [f"{root}{quantity}/{label}" for label in labels]
-        for quantity in (*weight_tags(observing=observing), *PER_DOMAIN)
+        for quantity in (*weight_tags(observing=observing), *CHARTED)
     }
     if heldout is not None:
         charts[_HELDOUT] = [f"{heldout}{name}" for name in names]
-    charts |= {tag: [root + tag] for tag in OVERALL}
+    charts |= {tag: [root + tag] for tag in CHARTED_OVERALL}
     return {"adaptmix": {title: ["Multiline", tags] for title, tags in charts.items()}}
 
 
@@ -123,9 +123,9 @@ class TensorBoardLog:
     least possible), ``predicted_gain`` (the one under sampling by importance over the least
     possible) with its standard error and bias, ``proposed_gain`` (the same with the proposed
     shares), the effective number of domains, ``coverage`` (how much the probe sees of the
-    parameters or, if that is less, of their gradient's squared norm), and ``overhead`` (the share
-    of time that measured steps take beyond others). The page Text holds the configuration, all
-    warnings, and the modules that the probe does not see.
+    parameters or, if that is less, of their gradient's squared norm), and ``overhead`` (the time
+    that measuring adds, as a share of that without it). The page Text holds the configuration,
+    all warnings, and the modules that the probe does not see.
 
     A directory that already holds events of later steps (of a run that was stopped after its last
     checkpoint) is cut off at ``step``, so that nothing appears twice.

@@ -75,9 +75,7 @@ def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
         )
 
 
-def _nothing_to_gain(
-    group: Group, gain: Gains, comparison: Comparison | None
-) -> Iterator[Advice]:
+def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
     if gain.nothing_to_gain and not _weighted(group) and not helped:
         yield Advice(

@@ -116,7 +116,9 @@ def weights_chart(group: Group, names: Sequence[str], *, quantity: str, title: s
         for i, name in enumerate(names)
     ]
     known = [(i, one) for i, one in drawn if one is not None]
-    if not known:
+    if not known or (
+        quantity == "loss_weight" and all((one.mean == 1.0).all() for _, one in known)
+    ):
         return None
     with _figure(_SIZE) as (figure, axes):
         if quantity == "loss_weight":
@@ -222,4 +224,3 @@ def _percent(axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-

@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def saved(self) -> float:
-        """Share of the steps after which the baseline's loss was reached earlier; 0 if it was not."""
+        """Share of the steps that the baseline's loss was reached earlier by; 0 if it was not."""
         return 0.0 if self.reached is None else max(1.0 - self.reached / self.step, 0.0)
 
 
@@ -97,7 +97,9 @@ def _error(name: str) -> Callable[[RunRecord, int], float]:
 def _objective_error(run: RunRecord, step: int) -> float:
     """Return the standard error of the mean over domains, whose rows are independent."""
     counted = run.importance > 0.0
-    errors = [_error(name)(run, step) for name, own in zip(run.domains, counted, strict=True) if own]
+    errors = [
+        _error(name)(run, step) for name, own in zip(run.domains, counted, strict=True) if own
+    ]
     return float(np.linalg.norm(run.importance[counted] * np.array(errors)))
 
 

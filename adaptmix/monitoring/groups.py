@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from scipy import stats as distributions
@@ -129,7 +129,8 @@ def _label(group: Group) -> str:
     labels = [run.label for run in group.runs]
     if len(set(labels)) == 1:
         return labels[0]
-    common = _SEED_AT_END.sub("", os.path.commonprefix(labels))
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*labels, strict=False))
+    common = _SEED_AT_END.sub("", "".join(letters[0] for letters in alike))
     return common or ("observed" if group.observing else group.first.policy)
 
 

@@ -95,8 +95,10 @@ def page(records: Sequence[RunRecord]) -> Page:
     context = {
         "verdict": said,
         "tiles": list(_tiles(judged, gain, comparison)),
-        "others": [(group.label, _verdict(group, gains(group), compare(groups[0], group)))
-                   for group in others],
+        "others": [
+            (group.label, _verdict(group, gains(group), compare(groups[0], group)))
+            for group in others
+        ],
         "groups": groups,
         "judged": judged,
         "drawn": drawn,
@@ -165,7 +167,7 @@ def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterato
         yield Tile(f"{worse} of {len(comparison.domains)}", "domains worse", tone)
     overhead = _overhead(judged)
     if np.isfinite(overhead):
-        yield Tile(words.share(overhead), "of the time spent measuring")
+        yield Tile(words.share(overhead), "more time, for measuring")
 
 
 def _pictures(
@@ -183,9 +185,7 @@ def _pictures(
             yield legend, chart
 
 
-def _weights(
-    judged: Group, drawn: Sequence[str], quantity: str, title: str
-) -> charts.Chart | None:
+def _weights(judged: Group, drawn: Sequence[str], quantity: str, title: str) -> charts.Chart | None:
     return charts.weights_chart(judged, drawn, quantity=quantity, title=title)
 
 

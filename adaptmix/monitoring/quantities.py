@@ -28,6 +28,15 @@ PER_DOMAIN = (
     "epochs",
     "tokens_per_row",
 )
+# Those that every run has, with a probe and losses.
+CHARTED = ("loss", "grad_std", "samples_seen", "epochs")
+CHARTED_OVERALL = (
+    "variance_ratio",
+    "predicted_gain",
+    "proposed_gain",
+    "effective_domains",
+    "coverage",
+)
 OVERALL = (
     "variance_ratio",
     "predicted_gain",

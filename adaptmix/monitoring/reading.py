@@ -41,7 +41,7 @@ def read_runs(paths: Iterable[str | PathLike[str]]) -> list[RunRecord]:
         label, folder = _labelled(path)
         if not folder.is_dir():
             raise ValueError(f"run must be a directory that log_to wrote; {folder} is not there.")
-        found = [record for record in _below(folder, label)]
+        found = list(_below(folder, label))
         if not found:
             raise ValueError(
                 f"run must hold events of adaptmix; none lie in or below {folder}. Log with "

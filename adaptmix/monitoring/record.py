@@ -77,7 +77,9 @@ class RunRecord:
     def observing(self) -> bool:
         """Whether weights were only proposed."""
         told = self.configuration.get("mode")
-        return told == "observe" or (told is None and f"{PROPOSED}sampling_weight" in self.by_domain)
+        return told == "observe" or (
+            told is None and f"{PROPOSED}sampling_weight" in self.by_domain
+        )
 
     @property
     def policy(self) -> str:

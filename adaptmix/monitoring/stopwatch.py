@@ -43,7 +43,7 @@ class Stopwatch:
 
     @property
     def overhead(self) -> float:
-        """Time that measured steps take beyond the others', as a share of the whole; NaN early."""
+        """Time that measuring adds, as a share of the time without it; NaN early."""
         plain, measured = self._times[False], self._times[True]
         if min(len(plain), len(measured)) < _LEAST:
             return float("nan")

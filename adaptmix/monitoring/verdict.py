@@ -68,9 +68,7 @@ def observed(group: Group, gain: Gains) -> Verdict:
     """Return the verdict on runs that only measured."""
     if not gain.known:
         text = "gradients were not measured, so what sampling would gain is not known"
-        return Verdict(
-            OPEN, "Not measured", sentence([text]), "Call `controller.watch(model)`."
-        )
+        return Verdict(OPEN, "Not measured", sentence([text]), "Call `controller.watch(model)`.")
     estimate = gain.predicted
     interval = (
         f" (95 % interval {figure(max(estimate.low, 1.0))} to {figure(estimate.high)})"
@@ -85,13 +83,14 @@ def observed(group: Group, gain: Gains) -> Verdict:
     }[estimate.source]
     best = f"the best shares would make the gradient {figure(estimate.value)} times less noisy"
     if gain.nothing_to_gain:
-        text = [f"{best} at most{interval}", "sampling has nothing to gain here"]
-        return Verdict(SAME, "Nothing to gain", sentence(text), source)
+        text = f"{best} at most{interval}"
+        text = sentence([text, "sampling has nothing to gain here"])
+        return Verdict(SAME, "Nothing to gain", text, source)
     if gain.worth_it:
-        text = [f"{best} than proportional sampling{interval}", _proposal(gain)]
-        return Verdict(BETTER, "Worth a try", sentence(text), source)
-    text = [f"{best}{interval}", "whether that is more than nothing is not sure yet"]
-    return Verdict(OPEN, "Not sure yet", sentence(text), f"{source} Observe for longer.")
+        text = sentence([f"{best} than proportional sampling{interval}", _proposal(gain)])
+        return Verdict(BETTER, "Worth a try", text, source)
+    text = sentence([f"{best}{interval}", "whether that is more than nothing is not sure yet"])
+    return Verdict(OPEN, "Not sure yet", text, f"{source} Observe for longer.")
 
 
 def _proposal(gain: Gains) -> str:
@@ -156,7 +155,9 @@ def how_sure(comparison: Comparison) -> str:
     source = "" if outcome is None else outcome.change.source
     runs = [len(group.runs) for group in (comparison.baseline, comparison.judged)]
     if source == "seeds":
-        seeds = number(runs[0]) if runs[0] == runs[1] else f"{number(runs[0])} and {number(runs[1])}"
+        seeds = (
+            number(runs[0]) if runs[0] == runs[1] else f"{number(runs[0])} and {number(runs[1])}"
+        )
         few = " Three or more seeds make it much narrower." if max(runs) < 3 else ""
         return f"± is a 95 % interval over {seeds} seeds.{few}"
     if source == "rows":
@@ -169,4 +170,3 @@ def how_sure(comparison: Comparison) -> str:
         f"by up to {share(RESHUFFLED)}, so a smaller change counts as none. Train three seeds "
         "each to be sure."
     )
-

@@ -51,7 +51,7 @@ def figure(value: float, *, digits: int = 3) -> str:
 
 
 def with_margin(value: float, margin: float) -> str:
-    """Return "0.021 ± 0.008", as precise as the margin's two digits; one number without a margin."""
+    """Return "0.021 ± 0.008", as precise as two digits of the margin; no ± without one."""
     if not math.isfinite(margin) or margin <= 0.0:
         return figure(value)
     places = min(max(1 - math.floor(math.log10(margin)), 0), 8)

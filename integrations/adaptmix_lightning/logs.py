@@ -7,15 +7,26 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from adaptmix import Controller, Coverage
-from adaptmix.tensorboard import PREFIX, lay_out
+from adaptmix.tensorboard import PREFIX, RecordTexts, lay_out
 
 
-def begin(trainer: Trainer, controller: Controller, coverage: Coverage | None) -> None:
-    """Lay out the charts in loggers that write for TensorBoard."""
+def begin(trainer: Trainer, controller: Controller, coverage: Coverage | None) -> list[RecordTexts]:
+    """Lay out the charts in loggers that write for TensorBoard; returns what writes their texts."""
+    texts = []
     for logger in trainer.loggers:
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_custom_scalars"):
-            lay_out(writer, controller.mixture.domains, coverage=coverage)
+            observing = controller.configuration["mode"] == "observe"
+            lay_out(writer, controller.mixture.domains, observing=observing, coverage=coverage)
+            texts.append(RecordTexts(writer))
+    tell(texts, controller)
+    return texts
+
+
+def tell(texts: list[RecordTexts], controller: Controller) -> None:
+    """Write configuration and warnings, as far as they are new."""
+    for text in texts:
+        text.write(controller.completed, controller.configuration, controller.warnings)
 
 
 def write(trainer: Trainer, controller: Controller) -> None:

@@ -15,7 +15,7 @@ from adaptmix.data import PlanSampler, numbered_loader
 from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix.tensorboard import PREFIX, lay_out
+from adaptmix.tensorboard import PREFIX, RecordTexts, lay_out
 from adaptmix_transformers import internals, layers  # noqa: F401 (registers its rules)
 from adaptmix_transformers.choice import AnyWeighting, make_weighting
 from adaptmix_transformers.evaluation import Evaluation
@@ -90,6 +90,7 @@ class AdaptMixCallback(TrainerCallback):
         self._weighting: AnyWeighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
+        self._texts: RecordTexts | None = None
 
     @property
     def controller(self) -> Controller:
@@ -184,6 +185,7 @@ class AdaptMixCallback(TrainerCallback):
 
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if self._weighting is not None and "loss" in logs:
+            self._write_texts(self.controller.completed)
             scalars = self.controller.scalars()
             logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
         return self._own["log"](logs, *args, **kwargs)
@@ -234,8 +236,11 @@ class AdaptMixCallback(TrainerCallback):
                 self.controller.mixture.domains,
                 prefix="train/",
                 heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                observing=self._settings.mode == "observe",
                 coverage=None if self._watch is None else self._watch.coverage,
             )
+        self._texts = None if writer is None else RecordTexts(writer, prefix="train/")
+        self._write_texts(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.
@@ -256,8 +261,13 @@ class AdaptMixCallback(TrainerCallback):
         for key in [key for key in logs if key.startswith(PREFIX)]:
             del logs[key]
 
+    def _write_texts(self, step: int) -> None:
+        if self._texts is not None:
+            self._texts.write(step, self.controller.configuration, self.controller.warnings)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give model and trainer back as they were, and say what was found."""
+        self._write_texts(state.global_step)
         _log.info("%s", self.controller.report())
         self._release()
 
