@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from adaptmix.monitoring.record import RunRecord, Series
 
 # Shares and loss weights that move by less over the second half of a run stay as they are.
 _STEADY = 0.05
+_PLAIN = re.compile(r"[A-Za-z_][\w,-]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def mixture_lines(weights: StaticWeights) -> dict[str, str]:
     blend = "".join(f"  - {share:g}\n  - {name}\n" for name, share in named)
     return {
         "LLaMA-Factory": (
-            f"dataset: {','.join(weights.names)}\nmix_strategy: interleave_over\n"
+            f"dataset: {_quoted(','.join(weights.names))}\nmix_strategy: interleave_over\n"
             f"interleave_probs: {listed}"
         ),
         "LLM Foundry, Streaming": f"streams:\n{streams}".rstrip(),
@@ -108,4 +110,4 @@ def _mapping(names: tuple[str, ...], values: FloatArray) -> str:
 
 def _quoted(name: str) -> str:
     """Return a name as YAML takes it."""
-    return name if name.replace("_", "").replace("-", "").isalnum() else json.dumps(name)
+    return name if _PLAIN.fullmatch(name) else json.dumps(name)

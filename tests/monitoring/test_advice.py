@@ -104,8 +104,9 @@ def test_weights_that_stay_constant() -> None:
 def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
     found = titles(made.record(mode="observe", noise=[1.0, 4.0, 2.0]))
     assert found['Try policy="variance_aware"'].startswith("Variance:")
-    assert "the targets of code are 4.00 times as noisy as those of web" in (
-        found['Try policy="joint"']
+    assert (
+        "the targets of code are 4.00 times as noisy as those of web"
+        in (found['Try policy="joint"'])
     )
     assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
 
