@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix.monitoring.names import safe_names
@@ -169,9 +170,7 @@ class TensorBoardLog:
         if coverage is not None and coverage.unseen != self._unseen:
             self._unseen = dict(coverage.unseen)
             self._writer.add_text(f"{PREFIX}{NOT_MEASURED}", _unseen_table(coverage), step)
-        for tag, value in values.items():
-            self._scalar(tag, value, step)
-        self.flush()
+        self._scalars(values, step)
 
     def write_evaluation(
         self,
@@ -180,10 +179,15 @@ class TensorBoardLog:
         errors: Mapping[str, float] | None = None,
     ) -> None:
         """Write held-out losses by domain, and their standard errors where they are known."""
-        for quantity, values in ((_HELDOUT, losses), (f"{_HELDOUT}_error", errors or {})):
-            for name, value in values.items():
-                self._scalar(f"{quantity}/{self._labels[name]}", value, step)
-        self.flush()
+        tables = ((_HELDOUT, losses), (f"{_HELDOUT}_error", errors or {}))
+        self._scalars(
+            {
+                f"{quantity}/{self._labels[name]}": value
+                for quantity, table in tables
+                for name, value in table.items()
+            },
+            step,
+        )
 
     def write_texts(
         self, step: int, configuration: Mapping[str, Any], warnings: Sequence[Caution]
@@ -196,8 +200,15 @@ class TensorBoardLog:
         for writer in (self._writer, *self._domains.values()):
             writer.flush()
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        quantity, _, label = tag.partition("/")
-        writer = self._domains.get(label, self._writer)
-        shown = tag if writer is self._writer else quantity
-        writer.add_scalar(f"{PREFIX}{shown}", float(value), step)
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write values by tag: one event for each run, for that is many times faster."""
+        entries: dict[SummaryWriter, list[Any]] = {}
+        for tag, value in values.items():
+            quantity, _, label = tag.partition("/")
+            writer = self._domains.get(label, self._writer)
+            shown = tag if writer is self._writer else quantity
+            entry = Summary.Value(tag=f"{PREFIX}{shown}", simple_value=float(value))
+            entries.setdefault(writer, []).append(entry)
+        for writer, own in entries.items():
+            writer._get_file_writer().add_summary(Summary(value=own), step)
+        self.flush()

@@ -18,7 +18,10 @@ from tests.monitoring import made
 
 pytest.importorskip("matplotlib")
 
-_VOID = {"meta", "link", "br", "hr", "img", "input"}
+_OVERALL = (
+    *("predicted_gain", "predicted_gain_error", "predicted_gain_bias"),
+    *("variance_ratio", "proposed_gain"),
+)
 HOSTILE = '<script>alert("x")</script> & co'
 
 
@@ -37,7 +40,7 @@ def large(K: int, *, updates: int, label: str = "large", mode: str = "adapt") ->
     by_domain = {quantity: wander(1.0) for quantity in quantities}
     by_domain |= {f"{own}sampling_weight": wander(1.0 / K), f"{own}loss_weight": wander(1.0)}
     by_domain["heldout_loss"] = wander(2.0)
-    overall = {name: Series(steps, 1.0 + 0.1 * generator.random(updates)) for name in made_overall}
+    overall = {name: Series(steps, 1.0 + 0.1 * generator.random(updates)) for name in _OVERALL}
     return RunRecord(
         label=label,
         folder=label,
@@ -46,10 +49,6 @@ def large(K: int, *, updates: int, label: str = "large", mode: str = "adapt") ->
         by_domain=by_domain,
         overall=overall,
     )
-
-
-made_overall = ("predicted_gain", "variance_ratio", "proposed_gain", "predicted_gain_error")
-made_overall = (*made_overall, "predicted_gain_bias")
 
 
 def several() -> dict[str, list[RunRecord]]:
