@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaptmix.monitoring import words
 from adaptmix.monitoring.comparison import Comparison
 from adaptmix.monitoring.exports import StaticWeights, steady
 from adaptmix.monitoring.gains import Gains
@@ -18,6 +19,7 @@ _COVERED = 0.9
 _TIMES_OVER, _MORE_THAN_ALL = 4.0, 2.0
 _MOVED = 0.05
 _NOT_ATTAINED = 0.5
+_RISEN = 0.02
 # What must be alike for two groups to train the same objective on the same rows.
 _ALIKE = {
     "domains": "domains",
@@ -49,6 +51,7 @@ def advise(group: Group, gain: Gains, comparison: Comparison | None) -> list[Adv
         *_nothing_to_gain(group, gain, comparison),
         *_not_attained(group, gain, comparison),
         *_harm(comparison),
+        *_past_the_best(group),
         *_policies(group, gain),
         *_repetition(group),
         *_coverage(group),
@@ -131,9 +134,25 @@ def _harm(comparison: Comparison | None) -> Iterator[Advice]:
         first = comparison.worse[0]
         yield Advice(
             "Protect the domains that paid",
-            f"{listed(comparison.worse)}: higher held-out loss than the baseline's. Bound them, "
-            f"for instance `controller.pin({first!r}, sampling=(low, high))`, or raise their "
-            "importance.",
+            f"The held-out loss of {listed(comparison.worse)} is higher than the baseline's. Bound "
+            f"{'it' if len(comparison.worse) == 1 else 'them'}, for instance "
+            f"`controller.pin({first!r}, sampling=(low, high))`, or raise the importance.",
+        )
+
+
+def _past_the_best(group: Group) -> Iterator[Advice]:
+    """Tell of a held-out loss that has long been rising again."""
+    curve = group.first.heldout()
+    if curve is None:
+        return
+    best = int(curve.values.argmin())
+    risen = curve.last - float(curve.values[best])
+    if best < curve.values.size - 2 and risen > _RISEN * abs(float(curve.values[best])):
+        yield Advice(
+            "Stop earlier",
+            f"The held-out loss was lowest at step {words.grouped(int(curve.steps[best]))} and has "
+            f"risen by {share(risen / abs(float(curve.values[best])))} since: the model learns its "
+            "rows by heart. Train for fewer steps, regularise, or add rows.",
         )
 
 

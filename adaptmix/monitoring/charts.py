@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptmix.checks import FloatArray
-from adaptmix.monitoring.comparison import common_steps
+from adaptmix.monitoring.comparison import Comparison, common_steps
 from adaptmix.monitoring.groups import Group
 from adaptmix.monitoring.record import RunRecord, Series, values_at
 from adaptmix.monitoring.svg import (
+    BETTER,
     DOMAIN_COLOURS,
     FAINT,
     GRID,
     INK,
+    WORSE,
     domain_colour,
     group_colour,
     inline,
@@ -26,7 +28,10 @@ from adaptmix.monitoring.svg import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIZE, _SMALL = (4.2, 2.5), (2.7, 1.75)
+_SIZE, _SMALL = (3.9, 2.3), (2.7, 1.75)
+# Losses are highest before a run has learnt anything; the axis shows what comes after.
+_EARLY = 0.15
+_LONGEST = 22
 # More points than a chart has pixels are no use.
 _POINTS = 240
 _STYLE: dict[Any, Any] = {
@@ -125,13 +130,17 @@ def weights_chart(group: Group, names: Sequence[str], *, quantity: str, title: s
             axes.axhline(1.0, color=FAINT, linewidth=1.0, linestyle=(0, (2, 3)))
         for i, one in known:
             _draw(axes, one, domain_colour(i))
-        axes.set_ylim(bottom=0.0)
         if quantity == "sampling_weight":
+            axes.set_ylim(bottom=0.0)
             _percent(axes)
+        else:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.9), max(high, 1.1))
         _finish(axes, max(int(one.steps[-1]) for _, one in known))
         note = "only proposed: the run drew rows by importance" if group.observing else ""
         svg = inline(figure, name=quantity, title=title)
-    return Chart(f"{'Proposed ' if group.observing else ''}{title}", note, svg)
+    shown = f"Proposed {title[0].lower()}{title[1:]}" if group.observing else title
+    return Chart(shown, note, svg)
 
 
 def gain_chart(group: Group) -> Chart | None:
@@ -179,6 +188,40 @@ def domain_chart(groups: Sequence[Group], name: str, number: int) -> Chart | Non
     return None if svg is None else Chart(name, "", svg)
 
 
+def change_chart(comparison: Comparison, names: Sequence[str]) -> Chart | None:
+    """Return by how much each domain's held-out loss changed, with intervals.
+
+    Args:
+        comparison: of two groups.
+        names: the domains to draw.
+    """
+    outcomes = [
+        (_short(name), comparison.domains[name]) for name in names if name in comparison.domains
+    ]
+    if comparison.objective is None or len(outcomes) < 2:
+        return None
+    outcomes.append(("mean", comparison.objective))
+    outcomes.reverse()
+    with _figure((_SIZE[0], 0.75 + 0.24 * len(outcomes))) as (figure, axes):
+        axes.axvline(0.0, color=FAINT, linewidth=1.0)
+        for place, (_, outcome) in enumerate(outcomes):
+            colour = {-1: BETTER, 0: FAINT, 1: WORSE}[outcome.sign]
+            reach = outcome.threshold
+            change = outcome.change.value
+            axes.plot([change - reach, change + reach], [place, place], color=colour, alpha=0.45)
+            axes.plot([change], [place], color=colour, marker="o", markersize=5.0)
+        axes.set_yticks(range(len(outcomes)), [name for name, _ in outcomes])
+        axes.grid(visible=False)
+        axes.set_xlabel("← better   worse →")
+        svg = inline(figure, name="change", title="Change of the held-out loss by domain")
+    bars = "95 % intervals" if comparison.objective.change.sure else "what another order could do"
+    return Chart("Change of the held-out loss", f"after minus before; bars: {bars}", svg)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
 def _loss_svg(
     curves: Sequence[Sequence[Series | None]], name: str, size: tuple[float, float]
 ) -> str | None:
@@ -189,7 +232,17 @@ def _loss_svg(
     with _figure(size) as (figure, axes):
         for i, one in known:
             _draw(axes, one, group_colour(i))
-        _finish(axes, max(int(one.steps[-1]) for _, one in known))
+        last = max(int(one.steps[-1]) for _, one in known)
+        _finish(axes, last)
+        late = np.concatenate(
+            [
+                values[one.steps >= _EARLY * last]
+                for _, one in known
+                for values in (one.low, one.high)
+            ]
+        )
+        margin = 0.06 * float(np.ptp(late)) or 0.01
+        axes.set_ylim(late.min() - margin, late.max() + margin)
         return inline(figure, name=name, title="Held-out loss")
 
 
@@ -221,6 +274,4 @@ def _finish(axes: Axes, last: int) -> None:
 
 
 def _percent(axes: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100.0 * value:g} %")

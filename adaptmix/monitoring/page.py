@@ -20,7 +20,7 @@ from adaptmix.monitoring.exports import adaptmix_lines, mixture_lines, steady
 from adaptmix.monitoring.gains import Gains, gains
 from adaptmix.monitoring.groups import Group, grouped
 from adaptmix.monitoring.record import RunRecord
-from adaptmix.monitoring.tables import rows_seen, signed, table
+from adaptmix.monitoring.tables import rows_seen, table
 
 # More small pictures than this are folded, and many more are not drawn.
 _SHOWN, _DRAWN = 12, 24
@@ -103,7 +103,7 @@ def page(records: Sequence[RunRecord]) -> Page:
         "judged": judged,
         "drawn": drawn,
         "more": len(judged.first.domains) - len(drawn),
-        "pictures": list(_pictures(groups, judged, drawn)),
+        "pictures": list(_pictures(groups, judged, drawn, comparison)),
         "small": list(_small(groups, judged)),
         "shown": _SHOWN,
         "table": table(groups, judged, drawn, comparison),
@@ -159,7 +159,7 @@ def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterato
     outcome = None if comparison is None else comparison.objective
     if comparison is not None and outcome is not None:
         tone = {-1: verdict.BETTER, 0: "", 1: verdict.WORSE}[outcome.sign]
-        yield Tile(signed(outcome.change.value, outcome.change.margin), "held-out loss", tone)
+        yield Tile(words.signed(outcome.change.value, outcome.change.margin), "held-out loss", tone)
         if outcome.sign < 0 and outcome.saved >= 0.01:
             yield Tile(words.share(outcome.saved), "fewer steps to the same loss", verdict.BETTER)
         worse = len(comparison.worse)
@@ -171,11 +171,12 @@ def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterato
 
 
 def _pictures(
-    groups: Sequence[Group], judged: Group, drawn: Sequence[str]
+    groups: Sequence[Group], judged: Group, drawn: Sequence[str], comparison: Comparison | None
 ) -> Iterator[tuple[str, charts.Chart]]:
     """Yield pictures, each with the legend that it needs: "groups", "domains" or ""."""
     found = (
         ("groups", charts.objective_chart(groups)),
+        ("", None if comparison is None else charts.change_chart(comparison, drawn)),
         ("", charts.gain_chart(judged)),
         ("domains", _weights(judged, drawn, "sampling_weight", "Share of a batch")),
         ("domains", _weights(judged, drawn, "loss_weight", "Loss weight")),

@@ -18,7 +18,8 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
 # Colours a figure is drawn in stand for those of the page's style sheet.
 DOMAIN_COLOURS = 10
 INK, FAINT, GRID = "#010001", "#010002", "#010003"
-_ROLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid"}
+BETTER, WORSE = "#010004", "#010005"
+_ROLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", BETTER: "--better", WORSE: "--worse"}
 _ROLES |= {f"#0200{i:02x}": f"--d{i}" for i in range(DOMAIN_COLOURS)}
 _ROLES |= {f"#0300{i:02x}": f"--g{i}" for i in range(DOMAIN_COLOURS)}
 

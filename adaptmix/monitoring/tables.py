@@ -11,7 +11,7 @@ from adaptmix.checks import FloatArray
 from adaptmix.monitoring.comparison import Comparison
 from adaptmix.monitoring.groups import Group
 from adaptmix.monitoring.record import RunRecord
-from adaptmix.monitoring.words import figure, grouped, share, with_margin
+from adaptmix.monitoring.words import figure, grouped, share, signed, with_margin
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,6 @@ def _mean_of(group: Group, names: Sequence[str]) -> list[float]:
         else float("nan")
         for runs in curves
     ]
-
-
-def signed(value: float, margin: float) -> str:
-    """Return a change with its sign."""
-    sign = "−" if value < 0.0 else "+"
-    return f"{sign}{with_margin(abs(value), margin)}"
 
 
 def rows_seen(run: RunRecord) -> str:

@@ -15,6 +15,7 @@ from adaptmix.monitoring.words import (
     number,
     sentence,
     share,
+    signed,
     with_margin,
 )
 
@@ -123,8 +124,7 @@ def heldout(outcome: Outcome) -> str:
     """Return how the held-out loss changed, as a clause."""
     change, after = outcome.change, f"after {grouped(outcome.step)} steps"
     if outcome.sign == 0:
-        moved = with_margin(change.value, change.margin) if change.value else "0"
-        moved = moved.replace("-", "−")
+        moved = signed(change.value, change.margin)
         return f"held-out loss shows no difference {after} (change {moved})"
     words = "lower" if change.value < 0.0 else "higher"
     return f"held-out loss is {with_margin(abs(change.value), change.margin)} {words} {after}"

@@ -58,6 +58,12 @@ def with_margin(value: float, margin: float) -> str:
     return f"{value:.{places}f} ± {margin:.{places}f}"
 
 
+def signed(value: float, margin: float) -> str:
+    """Return a change with its sign: "−0.021 ± 0.008"."""
+    sign = "−" if value < 0.0 else "+"
+    return f"{sign}{with_margin(abs(value), margin)}"
+
+
 def sentence(clauses: Sequence[str]) -> str:
     """Join clauses by semicolons into one sentence."""
     text = "; ".join(clause for clause in clauses if clause)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adaptmix.monitoring.advice import advise
 from adaptmix.monitoring.comparison import compare
 from adaptmix.monitoring.gains import gains
 from adaptmix.monitoring.groups import grouped
-from adaptmix.monitoring.record import RunRecord
+from adaptmix.monitoring.record import RunRecord, Series
 from adaptmix.monitoring.texts import Caution
 from tests.monitoring import made
 
@@ -109,6 +110,15 @@ def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
         in (found['Try policy="joint"'])
     )
     assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
+
+
+def test_a_loss_that_rises_again() -> None:
+    run = made.record(**LIKE_NOTHING)
+    turned = Series(made.EVALUATIONS, np.abs(made.EVALUATIONS / 600 - 1.0) + 1.0)
+    for name in run.domains:
+        run.by_domain["heldout_loss"][name] = turned  # type: ignore[index]
+    assert "lowest at step 600 and has risen by 100 %" in titles(run)["Stop earlier"]
+    assert "Stop earlier" not in titles(made.record())
 
 
 def test_runs_that_are_not_alike() -> None:

@@ -126,8 +126,9 @@ def test_of_300_domains_the_top_movers_are_drawn_and_the_rest_is_folded() -> Non
         ("seeds", "It helped"),
         ("harmful", "It did harm"),
         ("three kinds", "The other runs"),
-        ("observed", "Proposed Share of a batch"),
-        ("many", "small"),
+        ("observed", "Proposed share of a batch"),
+        ("harmful", "Change of the held-out loss"),
+        ("many", "290 more domains"),
     ],
 )
 def test_pages_say_what_the_figures_say(kind: str, words: str) -> None:
