@@ -46,8 +46,12 @@ class Estimate:
         return self.value + self.margin
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
+def over_seeds(values: Sequence[float], *, together: int = 1) -> Estimate:
     """Return mean and 95 % interval of one figure per run; no margin for a single one.
+
+    Args:
+        values: one per run, NaN where it is not known.
+        together: number of intervals that shall hold together (Bonferroni).
 
     Source:
         Student (1908).
@@ -58,8 +62,13 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     if known.size == 1:
         return Estimate(float(known[0]))
     error = known.std(ddof=1) / np.sqrt(known.size)
-    margin = float(distributions.t.ppf(0.975, known.size - 1) * error)
+    margin = float(distributions.t.ppf(level(together), known.size - 1) * error)
     return Estimate(float(known.mean()), margin, "seeds")
+
+
+def level(together: int) -> float:
+    """Return the quantile that ends a two-sided interval, one of several that hold together."""
+    return 1.0 - 0.025 / together
 
 
 @dataclass(frozen=True)
