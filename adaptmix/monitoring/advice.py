@@ -83,9 +83,9 @@ def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -
     if gain.nothing_to_gain and not _weighted(group) and not helped:
         yield Advice(
             "Remove AdaptMix",
-            f"Domains' gradients are about equally noisy: even the best shares make them only "
-            f"{figure(gain.predicted.value)} times less noisy than proportional sampling. Train "
-            "without it, and measure again when the mixture or the model changes.",
+            "Domains' gradients are about equally noisy: the best shares would make a step's "
+            f"gradient {figure(gain.predicted.value)} times less noisy than proportional sampling. "
+            "Train without it, and measure again when the mixture or the model changes.",
         )
 
 

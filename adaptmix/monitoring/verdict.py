@@ -85,6 +85,8 @@ def observed(group: Group, gain: Gains) -> Verdict:
     best = f"the best shares would make the gradient {figure(estimate.value)} times less noisy"
     if gain.nothing_to_gain:
         text = f"{best} at most{interval}"
+        if estimate.value < 1.005:
+            text = f"even the best shares would leave the gradient as noisy as it is{interval}"
         text = sentence([text, "sampling has nothing to gain here"])
         return Verdict(SAME, "Nothing to gain", text, source)
     if gain.worth_it:

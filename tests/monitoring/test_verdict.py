@@ -151,6 +151,12 @@ def test_a_run_alone_is_not_judged() -> None:
             "1.00 to 1.04); sampling has nothing to gain here.",
         ),
         (
+            {"gain": 1.0, "doubt": 0.01},
+            "Nothing to gain",
+            "Even the best shares would leave the gradient as noisy as it is (95 % interval 1.00 "
+            "to 1.02); sampling has nothing to gain here.",
+        ),
+        (
             {"gain": 1.2, "doubt": 0.15},
             "Not sure yet",
             "(95 % interval 1.00 to 1.49); whether that is more than nothing is not sure yet.",
