@@ -137,11 +137,11 @@ def bert(kind: Any, **changes: Any) -> Callable[[], Any]:
     return built(lambda: kind(BertConfig(**(BERT | {"num_labels": CLASSES} | changes))))
 
 
-def built(make: Callable[[], nn.Module]) -> Callable[[], Any]:
-    """Return what makes a model with fixed seed in float64."""
+def built(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> Callable[[], Any]:
+    """Return what makes a model with fixed seed, in float64 unless told otherwise."""
 
     def model() -> Any:
         torch.manual_seed(7)
-        return make().double()
+        return make().to(dtype)
 
     return model

@@ -14,6 +14,7 @@ from tests.conformance import (
     trainer_losses,
     trainer_models,
     trainer_modules,
+    trls,
 )
 from tests.integrations.adaptmix_lightning import pl
 
@@ -22,6 +23,7 @@ CASES = harness.by_name(
         *trainer_losses.CASES,
         *trainer_models.CASES,
         *trainer_modules.CASES,
+        *trls.CASES,
         *lightnings.CASES,
         *loops.CASES,
     ]
