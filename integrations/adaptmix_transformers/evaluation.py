@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -16,7 +16,9 @@ from transformers import Trainer
 from adaptmix import Controller, Mixture, distributed
 from adaptmix.data import as_mixture
 from adaptmix.errors import SeamError
+from adaptmix.monitoring.names import safe_names
 from adaptmix.noise import NoiseTerms
+from adaptmix.tensorboard import PREFIX
 from adaptmix_transformers import internals
 from adaptmix_transformers.reading import NumItems, RowReader
 from adaptmix_transformers.seams import watch_outputs
@@ -81,6 +83,7 @@ class DomainLosses:
         self._reader, self._unit, self._controller = reader, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
+        self.errors: dict[str, float] = {}
 
     def add(
         self,
@@ -135,12 +138,30 @@ class DomainLosses:
         times = times.clamp(min=1)
         domains = torch.from_numpy(self.mixture.domain_of(torch.arange(len(self.mixture))))
         table = torch.zeros(2, len(self.mixture.domains), dtype=torch.float64)
-        table.index_add_(1, domains, torch.stack([totals / times, tokens / times]))
+        totals, tokens = totals / times, tokens / times
+        table.index_add_(1, domains, torch.stack([totals, tokens]))
+        self.errors = self._errors(totals, tokens, domains)
         return {
             name: float(total / count)
             for name, total, count in zip(self.mixture.domains, *table, strict=True)
             if count > 0
         }
+
+    def _errors(self, totals: Tensor, tokens: Tensor, domains: Tensor) -> dict[str, float]:
+        """Return standard errors of means, which are ratios of two sums over rows.
+
+        Source:
+            Cochran, Sampling Techniques, section 2.11.
+        """
+        errors = {}
+        for index, name in enumerate(self.mixture.domains):
+            mine = (domains == index) & (tokens > 0)
+            rows, size = int(mine.sum()), tokens[mine].sum()
+            if rows > 1:
+                mean = totals[mine].sum() / size
+                squares = (totals[mine] - mean * tokens[mine]).square().sum()
+                errors[name] = float((squares * rows / (rows - 1)).sqrt() / size)
+        return errors
 
 
 class Evaluation:
@@ -221,9 +242,21 @@ class Evaluation:
                 mean = float(domains.importance @ np.array(list(known.values())))
                 # Ends with "loss", by which the Trainer knows that less is better.
                 metrics[f"{metric_key_prefix}_weighted_loss"] = mean
-            self.controller.record_evaluation({n: v for n, v in known.items() if isfinite(v)})
+            finite = {name: value for name, value in known.items() if isfinite(value)}
+            errors = {} if losses is None else losses.errors
+            errors = {name: errors[name] for name in finite if isfinite(errors.get(name, np.nan))}
+            self.controller.record_evaluation(finite, errors=errors)
+            self._write_errors(errors, domains.names)
         output.metrics.update(metrics)
         return output
+
+    def _write_errors(self, errors: Mapping[str, float], names: Sequence[str]) -> None:
+        """Write standard errors to TensorBoard alone: they would crowd the trainer's metrics."""
+        writer = internals.tensorboard_writer(self._trainer)
+        labels = dict(zip(names, safe_names(names), strict=True))
+        for name, error in errors.items() if writer is not None else ():
+            tag = f"train/{PREFIX}heldout_loss_error/{labels[name]}"
+            writer.add_scalar(tag, error, self._trainer.state.global_step)
 
 
 def evaluation_mixture(dataset: Any, settings: Settings) -> Mixture | None:
