@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptmix import Controller
+from adaptmix import Controller, policies
 from adaptmix.cli import main
 from tests import runs
 
@@ -56,3 +56,23 @@ def test_a_directory_without_a_run_ends_the_command(
         main(["report", str(tmp_path)])
     assert ended.value.code == 2
     assert "adaptmix report: run must hold events of adaptmix" in capsys.readouterr().err
+
+
+def test_a_harmful_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shares that starve the domain whose gradients are the noisiest."""
+    starved = policies.Static({"a": 0.9, "b": 0.05, "c": 0.05})
+    for mode, loss in (("observe", 2.0), ("adapt", 2.2)):
+        net = runs.model()
+        policy = starved if mode == "adapt" else "variance_aware"
+        mixture = runs.mixture(dict.fromkeys("abc", 1.0))
+        controller = Controller(mixture, policy=policy, update_every=4, lag=2, mode=mode)
+        controller.watch(net)
+        controller.log_to(tmp_path / mode)
+        runs.Run(controller, net, batch_size=40, steps=40).train()
+        controller.record_evaluation(dict.fromkeys("abc", loss))
+    assert main(["report", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("It did harm. Sampling made the gradient ")
+    assert "times noisier than proportional sampling" in out
+    assert "held-out loss is 0.200 higher after 40 steps; all three domains paid" in out
+    assert "Stop this set-up" in (tmp_path / "page.html").read_text(encoding="utf-8")
