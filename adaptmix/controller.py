@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
@@ -21,7 +20,7 @@ from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.monitoring import Page, page, read_runs
 from adaptmix.monitoring.quantities import scalars
 from adaptmix.monitoring.stopwatch import Stopwatch
-from adaptmix.monitoring.texts import Caution
+from adaptmix.monitoring.texts import Caution, installed_version
 from adaptmix.noise import NoiseTerms
 from adaptmix.pins import Bound
 from adaptmix.policies import Policy
@@ -489,7 +488,7 @@ class Controller:
         """What identifies this run in its record, as plain data."""
         return {
             **self._identity(),
-            "version": version("adaptmix"),
+            "version": installed_version(),
             "policy": self._steering.given.strip("'"),
             "mode": "adapt" if self._adapting else "observe",
             "requires": sorted(self.requires),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -169,8 +169,9 @@ class TensorBoardLog:
         """
         if coverage is not None and coverage.unseen != self._unseen:
             self._unseen = dict(coverage.unseen)
-            self._writer.add_text(f"{PREFIX}{NOT_MEASURED}", _unseen_table(coverage), step)
-        self._scalars(values, step)
+            table = _unseen_table(coverage)
+            self._write(lambda: self._writer.add_text(f"{PREFIX}{NOT_MEASURED}", table, step))
+        self._write(lambda: self._add_scalars(values, step))
 
     def write_evaluation(
         self,
@@ -180,27 +181,31 @@ class TensorBoardLog:
     ) -> None:
         """Write held-out losses by domain, and their standard errors where they are known."""
         tables = ((_HELDOUT, losses), (f"{_HELDOUT}_error", errors or {}))
-        self._scalars(
-            {
-                f"{quantity}/{self._labels[name]}": value
-                for quantity, table in tables
-                for name, value in table.items()
-            },
-            step,
-        )
+        values = {
+            f"{quantity}/{self._labels[name]}": value
+            for quantity, table in tables
+            for name, value in table.items()
+        }
+        self._write(lambda: self._add_scalars(values, step))
 
     def write_texts(
         self, step: int, configuration: Mapping[str, Any], warnings: Sequence[Caution]
     ) -> None:
-        """Write configuration and warnings, as far as they are new."""
-        self._texts.write(step, configuration, warnings)
+        """Write configuration and warnings, as far as they are new; flushed with what follows."""
+        self._write(lambda: self._texts.write(step, configuration, warnings), flush=False)
 
     def flush(self) -> None:
         """Bring all that was written to the files."""
         for writer in (self._writer, *self._domains.values()):
             writer.flush()
 
-    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+    def _write(self, write: Callable[[], None], *, flush: bool = True) -> None:
+        """Write and flush: all that is written goes through here."""
+        write()
+        if flush:
+            self.flush()
+
+    def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write values by tag: one event for each run, for that is many times faster."""
         entries: dict[SummaryWriter, list[Any]] = {}
         for tag, value in values.items():
@@ -211,4 +216,3 @@ class TensorBoardLog:
             entries.setdefault(writer, []).append(entry)
         for writer, own in entries.items():
             writer._get_file_writer().add_summary(Summary(value=own), step)
-        self.flush()

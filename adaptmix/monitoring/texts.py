@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 CONFIGURATION, WARNING, NOT_MEASURED = "configuration", "warning", "not_measured"
 _FENCE, _CLOSE = "```json\n", "\n```"
 _WARNING = re.compile(r"\*\*(\w+)\*\*\n\n(.*)", re.DOTALL)
+
+
+@cache
+def installed_version() -> str:
+    """Return the version of this package, "unknown" where it is not installed."""
+    try:
+        return version("adaptmix")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class Caution(NamedTuple):
