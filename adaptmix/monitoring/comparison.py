@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special
 
 from adaptmix.checks import FloatArray
 from adaptmix.monitoring.groups import Estimate, Group, level, over_seeds
@@ -132,7 +132,7 @@ def _outcome(
     )
     if len(old) == len(new) == 1:
         errors = error(baseline.first, last), error(judged.first, last)
-        margin = float(distributions.norm.ppf(level(together)) * np.hypot(*errors))
+        margin = float(special.ndtri(level(together)) * np.hypot(*errors))
         source = "rows" if np.isfinite(margin) else ""
         change = Estimate(float(new[0, -1] - old[0, -1]), margin, source)
     else:
@@ -163,7 +163,7 @@ def _level(
 ) -> Estimate:
     if len(values) > 1:
         return over_seeds([float(value) for value in values[:, -1]])
-    margin = float(distributions.norm.ppf(level(1))) * error(group.first, step)
+    margin = float(special.ndtri(level(1))) * error(group.first, step)
     return Estimate(float(values[0, -1]), margin, "rows" if np.isfinite(margin) else "")
 
 
@@ -193,13 +193,13 @@ def _change(old: FloatArray, new: FloatArray, *, paired: bool, together: int) ->
         # One of the groups has no spread of its own: it is taken to have the other's.
         more = new if len(new) > 1 else old
         error = more.std(ddof=1) * np.sqrt(1.0 / len(old) + 1.0 / len(new))
-        quantile = float(distributions.t.ppf(level(together), len(more) - 1))
+        quantile = float(special.stdtrit(len(more) - 1, level(together)))
         return Estimate(value, quantile * float(error), "seeds")
     parts = np.array([old.var(ddof=1) / len(old), new.var(ddof=1) / len(new)])
     if not parts.any():
         return Estimate(value, 0.0, "seeds")
     freedom = parts.sum() ** 2 / (parts**2 / (np.array([len(old), len(new)]) - 1)).sum()
-    quantile = float(distributions.t.ppf(level(together), freedom))
+    quantile = float(special.stdtrit(freedom, level(together)))
     return Estimate(value, quantile * float(np.sqrt(parts.sum())), "seeds")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special
 
 from adaptmix.monitoring.record import RunRecord
 
@@ -62,7 +62,7 @@ def over_seeds(values: Sequence[float], *, together: int = 1) -> Estimate:
     if known.size == 1:
         return Estimate(float(known[0]))
     error = known.std(ddof=1) / np.sqrt(known.size)
-    margin = float(distributions.t.ppf(level(together), known.size - 1) * error)
+    margin = float(special.stdtrit(known.size - 1, level(together)) * error)
     return Estimate(float(known.mean()), margin, "seeds")
 
 
