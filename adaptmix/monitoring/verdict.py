@@ -164,8 +164,9 @@ def how_sure(comparison: Comparison) -> str:
         return f"± is a 95 % interval over {seeds} seeds.{few}"
     if source == "rows":
         return (
-            "± is a 95 % interval from the standard errors of the held-out rows. It does not hold "
-            "what another seed would change: train two or three seeds to be sure."
+            "± is a 95 % interval from the standard errors of the held-out rows; it is wider than "
+            "it need be where both runs were evaluated on the same rows, and does not hold what "
+            "another seed would change. Train three seeds each to be sure."
         )
     return (
         f"One run each, and no standard errors. Another order of the rows alone moves such a loss "
