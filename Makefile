@@ -2,16 +2,39 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+INSTALL := -m pip install --disable-pip-version-check --quiet
+PINNED := $(INSTALL) --constraint constraints.txt
+PIP := $(BIN)/python $(PINNED)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+EVERYTHING := --editable ".[examples,lightning,report,transformers]"
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+COVERAGE := --cov --cov-report=term --cov-fail-under=95
 
-.PHONY: demo test test-transformers-oldest lint check bench clean
+.PHONY: demo test test-all test-newest test-wheel test-transformers-oldest lint check docs bench clean
 
 demo: $(VENV)/.examples ## Train the example twice, print its table and write its picture
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
-test: $(VENV)/.dev ## Run the test suite, with the coverage it must have
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=95 $(ARGS)
+test: $(VENV)/.dev ## Run the test suite without its slow tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev ## Run every test, with the coverage the suite must have
+	$(PYTEST) $(COVERAGE) $(ARGS)
+
+test-newest: $(VENV)-newest/.torch ## Run the integrations' tests on today's releases
+	$(VENV)-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager \
+		"$(TORCH)" $(EVERYTHING) --group test
+	$(VENV)-newest/bin/python -m pip list | grep -iE "^(accelerate|datasets|lightning|peft|torch|transformers|trl) "
+	$(VENV)-newest/bin/python -m pytest -n auto --dist loadfile tests/integrations $(ARGS)
+
+test-wheel: $(VENV)-wheel/.ready ## Build the wheel and test it in a folder without the source
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(VENV)-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(VENV)-wheel/bin/python $(INSTALL) --no-deps --force-reinstall build/wheel/*.whl
+	cp -r tests pyproject.toml build/wheel
+	cd build/wheel && "$(abspath $(VENV)-wheel)/bin/python" -m pytest -c pyproject.toml \
+		-o pythonpath=. -p no:cacheprovider tests/wheel/check_wheel.py tests/test_controller.py \
+		tests/test_doctests.py tests/policies/test_policies.py $(ARGS)
 
 test-transformers-oldest: $(VENV)-oldest/.ready ## Run the Trainer's tests on the oldest transformers
 	$(VENV)-oldest/bin/python -m pytest tests/integrations/adaptmix_transformers $(ARGS)
@@ -22,18 +45,26 @@ lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test ## All that CI runs
+check: lint docs test-wheel test-newest test-all ## All that CI runs
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)-docs/.ready ## Build the guide into build/site; a warning is an error
+	PATH="$(abspath $(VENV)-docs)/bin:$$PATH" mkdocs build --strict --quiet \
+		--config-file examples/guide/site/mkdocs.yml --site-dir "$(CURDIR)/build/site" $(ARGS)
 
 bench: $(VENV)-bench/.ready ## Measure statistics beside other packages; writes table and picture
 	$(VENV)-bench/bin/python -m tests.benchmarks.bench_statistics $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-wheel $(VENV)-docs $(VENV)-oldest $(VENV)-bench build \
+		.mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 # torch comes first and exactly, so that no dependency can pull in another build of it.
-$(VENV)/.torch: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
+# A pip that knows dependency groups comes next.
+%/.torch: constraints.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python $(PINNED) "$(TORCH)"
+	$*/bin/python $(PINNED) --upgrade pip
 	touch $@
 
 $(VENV)/.examples: $(VENV)/.torch pyproject.toml
@@ -41,22 +72,31 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[dev]"
+	$(PIP) $(EVERYTHING) --group dev
+	touch $@
+
+# The core's own dependencies and nothing else, so that the wheel must do without the extras.
+$(VENV)-wheel/.ready: $(VENV)-wheel/.torch pyproject.toml
+	$(VENV)-wheel/bin/python $(PINNED) . pytest hypothesis
+	touch $@
+
+# Pages are built from the source as text: torch is not needed.
+$(VENV)-docs/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python $(PINNED) --upgrade pip
+	$(VENV)-docs/bin/python $(PINNED) --group docs
 	touch $@
 
 # What adaptmix is compared with; without torchvision, which one of them asks for and does not need.
-$(VENV)-bench/.ready: constraints.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-bench/bin/python -m pip install --quiet --constraint constraints.txt \
-		--editable ".[examples,transformers]" einops unfoldNd opacus==1.6.0
-	$(VENV)-bench/bin/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
+$(VENV)-bench/.ready: $(VENV)-bench/.torch pyproject.toml
+	$(VENV)-bench/bin/python $(PINNED) --editable ".[examples,transformers]" einops unfoldNd opacus==1.6.0
+	$(VENV)-bench/bin/python $(PINNED) --no-deps backpack-for-pytorch==1.7.1
 	touch $@
 
 # The lower bounds of the extra "transformers"; TRL needs newer ones, so its tests are skipped.
-$(VENV)-oldest/.ready: constraints.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-oldest/bin/python -m pip install --quiet transformers==4.57.1 accelerate==1.10.1 \
+$(VENV)-oldest/.ready: $(VENV)-oldest/.torch pyproject.toml
+	$(VENV)-oldest/bin/python $(INSTALL) transformers==4.57.1 accelerate==1.10.1 \
 		"peft<0.18" "datasets<5" "pytest>=8.3" hypothesis --editable .
 	touch $@
+
+.PRECIOUS: %/.torch

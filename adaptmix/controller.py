@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import checkpoint, distributed
+from adaptmix import checkpoint, distributed, schema
 from adaptmix.checks import FloatArray, choice, integer, number
-from adaptmix.data import Draw, Layout, Loader, Mixture, Plan, PlanSampler
-from adaptmix.efficiency import predicted_gain
-from adaptmix.errors import StateError, TooFewRowsWarning, WarnOnce
+from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
+from adaptmix.efficiency import predicted_gain, sampling_gain
+from adaptmix.errors import (
+    MissingStatisticError,
+    MissingStatisticWarning,
+    StateError,
+    TooFewRowsWarning,
+    WarnOnce,
+)
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.monitoring import Page, page, read_runs
@@ -26,14 +34,24 @@ from adaptmix.pins import Bound
 from adaptmix.policies import Policy
 from adaptmix.report import report
 from adaptmix.seams import BackwardProof
-from adaptmix.segments import Segments
+from adaptmix.segments import Segments, sample_numbers
 from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
+from adaptmix.tensor_parallel import refuse_tensor_parallel
 from adaptmix.tensorboard import TensorBoardLog
 from adaptmix.types import DomainStats, Weights
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _MODES = ("adapt", "observe")
+# Up to so many, inner products between domains cost less than anything else in an update.
+_GRAM_DOMAINS = 256
+_ANEW = (
+    "After an error that was caught, set gradients to zero and start the loader anew (for batch, "
+    "draw in loader), which begins the unfinished step again."
+)
 
 
 class Controller:
@@ -41,9 +59,9 @@ class Controller:
 
     Args:
         mixture: the domains and their rows.
-        policy: a policy, its name, or None: "joint" when the run supplies noise terms,
-            "variance_aware" otherwise, which leaves the objective as it is. Policies by name
-            shrink noisy statistics first (``policies.Shrink``); a policy object is used as it is.
+        policy: a policy or its name. The default adapts sampling alone and leaves the objective as
+            it is, whatever is measured. Policies by name shrink noisy statistics first
+            (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
         observe_every: optimizer steps between observations of per-sample gradients;
             ``update_every`` when None.
@@ -57,11 +75,20 @@ class Controller:
         seed: of everything that is drawn.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
             supervised token).
-        mode: "adapt", or "observe" to measure and log what would be done and change nothing: rows
-            are drawn by importance and the loss is their plain mean.
+        mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
+            "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
+            drawn by importance: what an adapting run starts from, and is compared with.
         half_life: optimizer steps after which statistics count half.
-        tokens_per_row: mean supervised tokens per row of each domain, for ``unit="token"``;
+        tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
+            name, or a function of a batch that returns each row's, (B,), by which a sample of each
+            domain is counted before training. When None, all rows must have the same number. With
+            unit "sample": the share of each domain's rows that have a supervised label at all;
             estimated while training when None.
+        min_coverage: share of the gradient's squared norm that the probe must see for the weights
+            to move on its statistics, in [0, 1]; with 0 they always move.
+        process_group: the data-parallel processes, which train on different rows; all processes
+            when None. Ranks that share a model's layers (tensor parallelism) have to see the same
+            rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -75,7 +102,7 @@ class Controller:
         self,
         mixture: Mixture,
         *,
-        policy: Policy | str | None = None,
+        policy: Policy | str = "variance_aware",
         update_every: int = 10,
         observe_every: int | None = None,
         estimator: str = "sketch",
@@ -85,7 +112,9 @@ class Controller:
         unit: str = "sample",
         mode: str = "adapt",
         half_life: float = 50.0,
-        tokens_per_row: Mapping[str, float] | None = None,
+        tokens_per_row: Mapping[str, float] | Count | None = None,
+        min_coverage: float = 0.9,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(mixture, Mixture):
             raise TypeError(
@@ -97,28 +126,38 @@ class Controller:
         self._estimator = choice("estimator", estimator, ESTIMATORS)
         every = update_every if observe_every is None else observe_every
         self._observe_every = integer("observe_every", every, minimum=1)
-        self._adapting = choice("mode", mode, _MODES) == "adapt"
+        self._mode = choice("mode", mode, _MODES)
+        self._adapting = mode == "adapt"
+        self._group = distributed.group_of(process_group)
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
+        self._min_coverage = number("min_coverage", min_coverage, minimum=0.0, maximum=1.0)
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
         self._steering = Steering(mixture.info, policy, sampler=sampler)
         self._warn = WarnOnce()
-        self._guards = Guards(mixture.domains, self._warn)
+        self._guards = Guards(mixture.info, self._warn)
+        self._tokens_per_row = known_lengths(mixture.domains, unit, tokens_per_row)
         self._measurements = Measurements(
             mixture.info,
             estimator=estimator,
             seed=seed,
             half_life=self._half_life,
             per_token=unit == "token",
-            tokens_per_row=known_lengths(mixture.domains, unit, tokens_per_row),
+            tokens_per_row=self._tokens_per_row,
+            gram=self._keeps_gram(),
             warn=self._warn,
+            group=process_group,
         )
         self._weights = Weights.proportional(mixture.importance)
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
+        self._count = tokens_per_row if callable(tokens_per_row) else None
         self._board: TensorBoardLog | None = None
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
-        self._layout = Layout(1)
+        self._accumulation = 1
+        self._sampler: PlanSampler | None = None
+        self._agreed_starts = 0
+        self._device: torch.device | None = None
         self._step_rows = self._horizon = 0
 
     # What the user calls.
@@ -151,7 +190,32 @@ class Controller:
             StateError: another global batch than the restored run's.
         """
         sampler = self.sampler(batch_size, accumulation=accumulation, steps=steps)
-        return Loader(sampler, num_workers=num_workers, collate_fn=collate_fn, **dataloader_options)
+        self.count_tokens(collate_fn or default_collate)
+        return Loader(
+            sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            count=self._count,
+            **dataloader_options,
+        )
+
+    def count_tokens(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        """Count the tokens of some rows of each domain, if ``tokens_per_row`` is a function.
+
+        ``loader`` does so by itself. Call it where a trainer makes the loader.
+
+        Args:
+            collate_fn: makes a batch of rows.
+
+        Raises:
+            ValueError: ``tokens_per_row`` does not return one number per row.
+        """
+        if self._count is None or self.completed:
+            return
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        if sample is not None:
+            self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
+            self._plan.begin_with(self._row_shares())
 
     def sampler(
         self,
@@ -173,21 +237,36 @@ class Controller:
             ValueError: an option out of its range.
             StateError: another global batch than the restored run's.
         """
-        rank, world_size = distributed.world()
-        layout = Layout(batch_size, accumulation, rank, world_size)
-        step_rows = layout.step_rows
-        if self.completed and self._step_rows != step_rows:
+        layout = Layout(batch_size, accumulation, *distributed.world(self._group))
+        self._check_step_rows(layout)
+        if steps is None:
+            steps = max(1, len(self.mixture) // layout.step_rows)
+
+        def prepare() -> None:
+            self._step_rows, self._horizon = layout.step_rows, steps
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+
+        def begin() -> None:
+            self.abandon_step()
+            self._check_step_rows(layout)
+            self._sampler = sampler
+            prepare()
+
+        sampler = PlanSampler(
+            self._plan, layout, steps=steps, epoch_steps=epoch_steps, on_start=begin
+        )
+        # A loader that is made and not used changes nothing for the one in use.
+        if not self._step_rows:
+            prepare()
+        return sampler
+
+    def _check_step_rows(self, layout: Layout) -> None:
+        if self.completed and self._step_rows != layout.step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {self._step_rows} in a run; got "
-                f"{batch_size} × {world_size} × {accumulation} = {step_rows}. Choose batch_size so "
-                "that the product is the same."
+                f"{layout.batch_size} × {layout.world_size} × {layout.accumulation} = "
+                f"{layout.step_rows}. Choose batch_size so that the product is the same."
             )
-        if steps is None:
-            steps = max(1, len(self.mixture) // step_rows)
-        sampler = PlanSampler(self._plan, layout, steps=steps, epoch_steps=epoch_steps)
-        self._layout, self._step_rows, self._horizon = layout, step_rows, steps
-        self._steering.prepare(batch_size=step_rows, horizon=steps)
-        return sampler
 
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
@@ -197,9 +276,13 @@ class Controller:
         runs uncompiled, if the model or a part of it is compiled.
 
         Raises:
-            ValueError: a probe is installed already, or the model has no parameters to watch.
+            ValueError: a probe is installed already, or the model has no parameters to watch; or
+                its parameters are spread by tensor parallelism, and no ``process_group`` was given.
         """
+        if self._group is None and distributed.world()[1] > 1:
+            refuse_tensor_parallel(model)
         self._measurements.watch(model)
+        self._device = next(model.parameters()).device
         self._arm()
         return Watch(self._measurements)
 
@@ -211,6 +294,7 @@ class Controller:
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -224,29 +308,36 @@ class Controller:
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
             segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
                 ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
+            samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
+                as for pairs or several crops: the row of the draw that each is of.
+                ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
+                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
+                keeps one entry per drawn row.
 
         Raises:
+            SeamError: the model ran other rows than ``samples``, or the draw, tells.
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller or
                 of another step, segments of other rows.
+            ProcessMismatchError: the first time in a run, processes that do not agree.
         """
+        self._device = losses.device if isinstance(losses, Tensor) else None
         self._check_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
+        self._check_tokens(draw, rows.tokens)
         measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens)
-        if self._adapting:
-            total, factors = self._scaler.weighted(
-                rows,
-                domains,
-                draw,
-                self._weights,
-                lengths=measurements.lengths,
-                micro_rows=self._layout.process_rows,
-            )
-        else:
-            total, factors = self._scaler.plain(rows, self._layout.accumulation)
-        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments)
+        measurements.start_lengths(domains, rows.tokens, adapting=self._adapting)
+        # An observed run has weights, too: importance and loss weights of 1.
+        total, factors = self._scaler.weighted(
+            rows,
+            domains,
+            draw,
+            self._weights,
+            lengths=measurements.lengths,
+            micro_rows=draw.layout.process_rows,
+        )
+        self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
         if self._proof is not None and total.requires_grad:
             self._proof.watch(total)
         return total
@@ -266,6 +357,13 @@ class Controller:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
 
+    def expected_tokens(self, draw: Draw) -> float:
+        """Return the mean tokens of the rows of a step that a draw is of; losses with "sample".
+
+        With unit "sample" a row has one loss, or none where all of its labels are masked.
+        """
+        return self._scaler.mean_length(draw, self._measurements.lengths)
+
     def observe(
         self,
         loss: Tensor,
@@ -275,6 +373,8 @@ class Controller:
         losses: Tensor | None = None,
         mask: Tensor | None = None,
         noise: NoiseTerms | Tensor | None = None,
+        samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
@@ -284,22 +384,30 @@ class Controller:
             factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
                 with unit "token" their sum.
             losses: as for ``loss``; unknown when None.
-            mask: as for ``loss``.
+            mask: as for ``loss``; without ``losses`` it tells tokens alone.
             noise: as for ``loss``.
+            samples: as for ``loss``.
+            outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
+                these, such as a penalty on parameters.
 
         Raises:
+            SeamError: as ``loss`` does.
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
+        self._device = loss.device
         self._check_draw(draw)
         values, tokens = None, torch.ones(len(draw), device=loss.device)
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
             values, tokens = rows.values, rows.tokens
-            domains = draw.domains.to(values.device, non_blocking=True)
-            self._measurements.start_lengths(domains, tokens)
+        elif mask is not None:
+            tokens = mask.reshape(len(draw), -1).sum(1)
+        domains = draw.domains.to(tokens.device, non_blocking=True)
+        told = losses is not None or mask is not None
+        self._measurements.start_lengths(domains, tokens, known=told, adapting=self._adapting)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
 
     def _record(
         self,
@@ -310,16 +418,28 @@ class Controller:
         tokens: Tensor,
         noise: NoiseTerms | Tensor | None,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
+        samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (
             part.to(tokens.device, non_blocking=True) for part in (draw.domains, draw.fresh)
         )
         measurements = self._measurements
+        # First, for it may refuse what the model ran.
+        if measurements.probe is not None and measurements.probe.watching:
+            measurements.probe.expect(
+                domains,
+                factors,
+                total,
+                segments=segments,
+                samples=samples,
+                values=values,
+                outputs=outputs,
+            )
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
-        if measurements.probe is not None and self.observing:
-            measurements.probe.expect(domains, factors, total, segments=segments, values=values)
-        self._micro += 1
+        self._micro, self._accumulation = self._micro + 1, draw.layout.accumulation
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows, once training has been through all of a domain.
@@ -343,8 +463,9 @@ class Controller:
             ValueError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
             SeamError: in the first step, losses that were divided by the accumulation once more.
+            ProcessMismatchError: when an update is due, processes that do not agree.
         """
-        accumulation = self._layout.accumulation
+        accumulation = self._accumulation
         if self._micro != accumulation:
             raise ValueError(
                 f"step() must follow {accumulation} calls of loss(), one per micro-batch; "
@@ -360,15 +481,32 @@ class Controller:
         if updated:
             self._update()
         due = self.completed % self._update_every == 0
-        self._measurements.close_step(self.completed, due=due, observed=observed)
+        self._measurements.close_step(
+            self.completed, due=due, observed=observed, agree=self._agree_on_step
+        )
         self._arm()
         self._stopwatch.tick(measured=observed or updated)
+
+    def abandon_step(self) -> None:
+        """Forget what was recorded of a step that was not finished; it is trained anew.
+
+        For a step that an exception cut short, such as a lack of memory. Iterating a loader and
+        loading a state do it by themselves. Set gradients to zero, too. Between steps it does
+        nothing.
+        """
+        self._measurements.forget_step()
+        self._micro = 0
+        if self._proof is not None:
+            self._proof = BackwardProof()
+        self._arm()
 
     def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
         """Hold or bound one domain's weights, whatever the policy says; the others keep proportion.
 
         New loss weights count at once, new shares ``lag`` + 1 steps later. Each call replaces the
-        domain's bounds, so that ``pin(domain)`` takes them off.
+        domain's bounds, so that ``pin(domain)`` takes them off. With several processes all of them
+        call it, and it counts from the next step on in which an update is due, when they are
+        known to have asked for the same.
 
         Args:
             domain: its name.
@@ -380,7 +518,8 @@ class Controller:
         """
         index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
         self._steering.pin(index, sampling=sampling, loss=loss)
-        self._publish(between_steps=False)
+        if distributed.world(self._group)[1] == 1:
+            self._take_pins()
 
     def record_evaluation(
         self, losses: Mapping[str, float], *, errors: Mapping[str, float] | None = None
@@ -408,6 +547,8 @@ class Controller:
 
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
+
+        What cannot be written is a LoggingWarning, and training goes on without a log.
 
         Args:
             target: a directory, or a SummaryWriter.
@@ -446,7 +587,7 @@ class Controller:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics that the policy reads; with policy None those of either choice."""
+        """The statistics that the policy reads."""
         return self._steering.requires
 
     @property
@@ -458,12 +599,17 @@ class Controller:
     @property
     def predicted_gain(self) -> float:
         """How many times quieter the gradient is with the best shares than by importance."""
-        return predicted_gain(self.proposed, self.statistics, sampler=self._plan.sampler)
+        return predicted_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def sampling_gain(self) -> float:
+        """How many times quieter the gradient is with the proposed shares than by importance."""
+        return sampling_gain(self.proposed, self.statistics, **self._drawing)
 
     @property
     def _drawing(self) -> dict[str, Any]:
         """What the variance of a step depends on beside weights and statistics."""
-        return {"sampler": self._plan.sampler}
+        return {"rows": self._step_rows or None, "sampler": self._plan.sampler}
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
@@ -490,7 +636,6 @@ class Controller:
             **self._identity(),
             "version": installed_version(),
             "policy": self._steering.given.strip("'"),
-            "mode": "adapt" if self._adapting else "observe",
             "requires": sorted(self.requires),
             "rows_per_step": self._step_rows,
             "steps": self._horizon,
@@ -502,7 +647,7 @@ class Controller:
         return [Caution(*given) for given in self._warn.messages]
 
     def report(self, *, html: str | PathLike[str] | None = None) -> str:
-        """Return a table of the proposed weights, the statistics and the predicted gain.
+        """Return a table of the proposed weights and the statistics, and what they predict.
 
         Args:
             html: where to write the page that tells whether it helped, from what ``log_to`` wrote
@@ -515,11 +660,16 @@ class Controller:
         if html is not None:
             self._page().save(html)
         return report(
-            self.mixture.domains, self.proposed, self.statistics, sampler=self._plan.sampler
+            self.mixture.domains,
+            self.proposed,
+            self.statistics,
+            unit=self.unit,
+            observing=not self._adapting,
+            **self._drawing,
         )
 
     def _page(self) -> Page:
-        if self._board is None:
+        if self._board is None or not self._board.folder:
             raise ValueError(
                 "report(html=...) must have a record to read; call controller.log_to(directory) "
                 "before training. Runs that a trainer's logger wrote are read by `adaptmix report`."
@@ -546,12 +696,15 @@ class Controller:
 
         Raises:
             ValueError: called between the micro-batches of a step.
+            ProcessMismatchError: processes that do not agree.
         """
         if self._micro:
             raise ValueError(
                 f"state_dict() must be called between optimizer steps; got {self._micro} "
-                "micro-batches of an unfinished one. Call step() first."
+                "micro-batches of an unfinished one. Call step() first, or abandon_step() to leave "
+                "it out."
             )
+        self._agree_on_run()
         state = {
             **self._identity(),
             "step_rows": self._step_rows,
@@ -561,37 +714,64 @@ class Controller:
             "guards": self._guards.state_dict(),
             "warned": sorted(self._warn.given),
         }
-        return dict(checkpoint.encode(state))
+        return checkpoint.seal(checkpoint.encode(state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved controller stopped.
 
         Raises:
-            StateError: the state is damaged, or of another mixture, seed or configuration.
+            StateError: the state is damaged, or of another mixture, seed or configuration. The
+                controller is then as it was.
         """
-        saved = checkpoint.decode(state)
-        checkpoint.expect(saved, **self._identity())
+        saved = checkpoint.unseal(state)
+        identity = self._identity()
+        checkpoint.expect(saved, names=self.mixture.domains, **identity)
+        parts: dict[str, Any] = {
+            "plan": self._plan,
+            "measurements": self._measurements,
+            "steering": self._steering,
+            "guards": self._guards,
+        }
+        fields = {
+            **dict.fromkeys(identity, schema.anything),
+            **dict.fromkeys(parts, schema.mapping),
+            "step_rows": schema.integer(),
+            "warned": schema.several(schema.text),
+        }
+        saved = schema.read(saved, fields)
         if self._step_rows and saved["step_rows"] != self._step_rows:
             raise StateError(
                 f"batch_size × processes × accumulation must stay {saved['step_rows']}, as in the "
                 f"saved run; got {self._step_rows}. Make the loader with that product."
             )
         with checkpoint.damage():
-            self._plan.load_state_dict(saved["plan"])
-            self._measurements.load_state_dict(saved["measurements"])
-            self._steering.load_state_dict(saved["steering"])
-            self._guards.load_state_dict(saved["guards"])
-            self._warn.given = set(saved["warned"])
-            self._step_rows = int(saved["step_rows"])
+            # Whatever is refused is refused by a copy first, so that all of it is taken or nothing.
+            for name, part in parts.items():
+                copy(part).load_state_dict(saved[name])
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+        self._warn.given = set(saved["warned"])
+        self._step_rows = saved["step_rows"]
         self._weights = self.proposed if self._adapting else self._weights
-        self._arm()
+        self.abandon_step()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A Controller must not be copied or pickled: it is part of a run, with its model, its "
+            "loader and its logs. Build another one with the same arguments, and call its "
+            "load_state_dict(controller.state_dict())."
+        )
 
     def _identity(self) -> dict[str, Any]:
+        """Return what a run is, in plain values: the same in every process and when it goes on."""
         return {
-            "schema": checkpoint.SCHEMA,
             "domains": list(self.mixture.domains),
             "sizes": self.mixture.sizes.tolist(),
             "importance": self.mixture.importance.tolist(),
+            "labels": self.mixture.labels_digest,
+            "policy": self._steering.description,
+            "mode": self._mode,
+            "tokens_per_row": self._tokens_per_row,
             "seed": self._plan.seed,
             "lag": self._plan.lag,
             "sampler": self._plan.sampler,
@@ -600,13 +780,85 @@ class Controller:
             "observe_every": self._observe_every,
             "estimator": self._estimator,
             "half_life": self._half_life,
+            "min_coverage": self._min_coverage,
         }
 
     # How it works.
 
+    def _agree_on_run(self) -> None:
+        """Let processes go on if they are of one mind about the whole run."""
+
+        def common() -> dict[str, Any]:
+            sampler = self._sampler
+            loader = {} if sampler is None else sampler.settings
+            return {**self._identity(), **loader, **self._position()}
+
+        self._agree(common)
+
+    def _agree_on_step(self, *, problem: str | None, summed: list[list[int]]) -> None:
+        """Let processes go on if they are of one mind about where they are.
+
+        Args:
+            problem: why this process cannot go on.
+            summed: the shapes of what they are going to add up.
+        """
+        self._agree(lambda: {**self._position(), "summed": summed}, problem=problem)
+
+    def _agree(self, common: Callable[[], dict[str, Any]], *, problem: str | None = None) -> None:
+        """Let processes go on if they are of one mind; all of them call this in the same places.
+
+        Args:
+            common: returns what they must have in common.
+            problem: why this process cannot go on.
+
+        Raises:
+            ProcessMismatchError: they are not.
+            ValueError: a problem, where there is one process only.
+        """
+        here = distributed.world(self._group)
+        layout = None if self._sampler is None else self._sampler.layout
+        if layout is not None and here != (layout.rank, layout.world_size):
+            problem = (
+                f"the loader was made as rank {layout.rank} of {layout.world_size} processes, and "
+                f"this is rank {here[0]} of {here[1]}. Make the loader after "
+                "torch.distributed.init_process_group(), and anew when processes change."
+            )
+        told = distributed.agree(
+            common,
+            facts=self._measurements.told,
+            problem=problem,
+            names=self.mixture.domains,
+            group=self._group,
+            device=self._device,
+        )
+        self._measurements.agree_on(told)
+        self._take_pins()
+
+    def _position(self) -> dict[str, Any]:
+        """Return where a run is: what processes must have in common at any time."""
+        return {
+            "completed": self.completed,
+            "watched": self._measurements.probe is not None,
+            "pins": self._steering.wanted_pins,
+            "sampling_weights": self._weights.sampling,
+            "loss_weights": self._weights.loss,
+            "row_lengths": self._measurements.lengths,
+        }
+
+    def _take_pins(self) -> None:
+        if self._steering.take_pins():
+            self._publish(between_steps=False)
+
     def _arm(self) -> None:
-        if self._measurements.probe is not None:
-            self._measurements.probe.arm(self.observing, step=self.completed)
+        probe = self._measurements.probe
+        if probe is not None:
+            # The first step is looked at in any case: what cannot be is known before others follow.
+            probe.arm(self.observing or not probe.inspected, step=self.completed)
+
+    def _keeps_gram(self) -> bool:
+        """Return whether (K, K) sums are kept: for predicted variances, or for the policy."""
+        few = len(self.mixture.domains) <= _GRAM_DOMAINS
+        return few or "grad_gram" in self._steering.requires
 
     def _check_draw(self, draw: Draw) -> None:
         if not isinstance(draw, Draw):
@@ -616,32 +868,87 @@ class Controller:
                 "draw must be one of this controller's; got another controller's. Use the loader "
                 "and the loss of the same controller."
             )
-        expected = self.completed * self._layout.accumulation + self._micro
-        if draw.ordinal != expected:
+        if self._agreed_starts != self._plan.starts:
+            self._agree_on_run()
+            self._agreed_starts = self._plan.starts
+        accumulation = draw.layout.accumulation
+        expected = self.completed * accumulation + self._micro
+        if draw.ordinal == expected and self._micro < accumulation:
+            return
+        if self._micro and self._accumulation != accumulation:
             raise ValueError(
-                f"draw must be number {expected}, the next to train; got {draw.ordinal}. Call "
-                "loss() once for every batch in order, and step() after each optimizer.step(). "
-                "Rows are this process's already: keep a loader out of Accelerator.prepare, and "
-                "use setup_dataloaders(..., use_distributed_sampler=False) in Fabric."
+                f"draw must be of the loader that the step began with; got one with accumulation "
+                f"{accumulation} after {self._micro} micro-batches of {self._accumulation}. Train "
+                f"a step with the batches of one loader. {_ANEW}"
+            )
+        if self._micro == accumulation and draw.ordinal >= expected:
+            raise ValueError(
+                f"controller.step() must be called after each optimizer.step(), once in "
+                f"{accumulation} micro-batches; got the batch of the next step (number "
+                f"{draw.ordinal}) without it. Call controller.step(). {_ANEW}"
+            )
+        if draw.ordinal < expected:
+            raise ValueError(
+                f"draw must be number {expected}, the next to train; got {draw.ordinal} again. "
+                "Call loss() once for each batch: for several terms add up their unreduced losses "
+                "first, and call step() once for each optimizer.step()."
+            )
+        raise ValueError(
+            f"draw must be number {expected}, the next to train; got {draw.ordinal}, so a batch "
+            "was left out, and with it the part of the objective it was drawn for. Call loss() for "
+            "every batch in order, with the draw that came with it; to leave rows out, pass "
+            "mask= or losses of 0. Rows are this process's already: keep a loader out of "
+            "Accelerator.prepare, and use setup_dataloaders(..., use_distributed_sampler=False) "
+            f"in Fabric. {_ANEW}"
+        )
+
+    def _check_tokens(self, draw: Draw, tokens: Tensor) -> None:
+        """Check that the function that counts tokens counts those of the mask."""
+        if draw.tokens is None or not (self.observing or self.completed == 0):
+            return
+        counted = draw.tokens.to(tokens.device)
+        if not torch.equal(counted.long(), tokens.long()):
+            row = int((counted.long() != tokens.long()).int().argmax())
+            raise ValueError(
+                "tokens_per_row(batch) must count the tokens that the mask of loss() keeps; got "
+                f"{int(counted[row])} for a row of which {int(tokens[row])} are kept. Where labels "
+                "are shifted inside of the loss, count batch['labels'][:, 1:]."
             )
 
     def _update(self) -> None:
-        """Let the policy act on the newest statistics."""
+        """Let the policy act on the newest statistics, if they are of the gradient."""
         stats = self.statistics
-        if not self._steering.update(stats, measured=self._measurements.measured):
-            self._warn(
-                TooFewRowsWarning,
-                "The policy waits for statistics: no domain had two rows in an observed step, or "
-                "none was fresh, or gradients overflowed. Use larger batches or more accumulation.",
-            )
+        self._guards.check_repetition(stats.seen)
+        reads = any(name.startswith("grad_") for name in self.requires)
+        trusted = self._measurements.trusts(self._min_coverage) and not self._measurements.misread
+        if (not reads or trusted) and not self._act(stats):
             return
-        self._measurements.warn_of_gaps(stats, required=self._steering.requires)
-        self._guards.check_weights(self.proposed)
-        self._publish()
         if self._board is not None:
             coverage = self._measurements.coverage
             self._record_texts()
             self._board.write(self.completed, self.scalars(), coverage=coverage)
+
+    def _act(self, stats: DomainStats) -> bool:
+        """Let the policy propose weights and publish them; returns whether it could."""
+        try:
+            known = self._steering.update(stats, measured=self._measurements.measured)
+        except MissingStatisticError as error:
+            if self._adapting:
+                raise
+            self._warn(MissingStatisticWarning, f"Nothing is proposed: {error}")
+            return False
+        if not known:
+            self._warn(
+                TooFewRowsWarning,
+                "The policy waits for statistics: no row of an observed step told what it needs. "
+                "Gradients overflowed, or no row was fresh where noise is needed.",
+            )
+            return False
+        self._measurements.warn_of_gaps(stats, required=self._steering.requires)
+        estimated = bool(self._steering.requires)
+        self._guards.check_weights(self.proposed, stats, estimated=estimated)
+        self._publish()
+        return True
 
     def _publish(self, *, between_steps: bool = True) -> None:
         if self._adapting:

@@ -13,6 +13,10 @@ class StateError(ValueError):
     """A saved state does not fit the controller that should load it."""
 
 
+class ProcessMismatchError(ValueError):
+    """Processes that train together do not agree; raised on every one of them."""
+
+
 class MissingStatisticError(ValueError):
     """A policy needs a statistic that the run does not supply."""
 
@@ -25,6 +29,10 @@ class AdaptmixWarning(UserWarning):
     """Base class of every warning adaptmix emits, so that one filter catches them all."""
 
 
+class MissingStatisticWarning(AdaptmixWarning):
+    """In mode "observe" a policy proposes nothing, for the run does not supply what it needs."""
+
+
 class NonFiniteWarning(AdaptmixWarning):
     """Losses or gradients that were NaN or infinite were left out of the statistics."""
 
@@ -35,6 +43,10 @@ class CoverageWarning(AdaptmixWarning):
 
 class PackingWarning(AdaptmixWarning):
     """Rows that are packed together see each other, or it could not be checked that they do not."""
+
+
+class RowOrderWarning(AdaptmixWarning):
+    """It is not known whether a batch, or the model inside, keeps rows in the order drawn."""
 
 
 class NoiseWarning(AdaptmixWarning):
@@ -54,11 +66,15 @@ class ExhaustedLoaderWarning(AdaptmixWarning):
 
 
 class TooFewRowsWarning(AdaptmixWarning):
-    """No domain had two rows in an observed step, so no variance within domains is known yet."""
+    """Nothing is known yet of what the policy goes by: no row told it in an observed step."""
 
 
 class LengthGroupingWarning(AdaptmixWarning):
     """Rows are to be grouped by length, but a step has one micro-batch, so all are padded alike."""
+
+
+class LoggingWarning(AdaptmixWarning):
+    """Something could not be logged; training goes on without it."""
 
 
 class FreshStartWarning(AdaptmixWarning):
@@ -71,6 +87,14 @@ class CollapseWarning(AdaptmixWarning):
 
 class RegressionWarning(AdaptmixWarning):
     """A domain's held-out loss has risen well above its best."""
+
+
+class RepetitionWarning(AdaptmixWarning):
+    """A domain's rows are drawn many times over, far more often than those of the others."""
+
+
+class LossWeightWarning(AdaptmixWarning):
+    """Loss weights all but switch a domain off, or make it count several times what was stated."""
 
 
 class WarnOnce:

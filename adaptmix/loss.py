@@ -34,7 +34,9 @@ class DomainLossScaler:
     """Weights each row's loss so that the batch's gradient is that of the stated objective.
 
     With unit "sample" the objective is Σ π w (mean row loss of domain i); a row enters with the
-    factor π w / (share · N), N being the rows of the step's global batch. With unit "token" it is
+    factor π w / (share · N), N being the rows of the step's global batch. A row whose labels are
+    all masked has no loss: the mean is over the rows that have one, so the factor is divided by
+    their share among the domain's rows, T̄ below. With unit "token" it is
     Σ π w (mean token loss of domain i); a row's summed loss enters with π w / (share · N · T̄), T̄
     being the domain's mean number of tokens per row. ``share`` is the one the row was drawn with,
     never today's.
@@ -101,7 +103,7 @@ class DomainLossScaler:
         if losses.shape[0] != len(draw):
             raise ValueError(
                 f"losses must have the draw's {len(draw)} rows first; got shape "
-                f"{tuple(losses.shape)}. Reshape (B·T,) losses to (B, T)."
+                f"{tuple(losses.shape)}. {_way_on(losses, len(draw))}"
             )
         if mask is not None and mask.shape != losses.shape:
             raise ValueError(
@@ -113,23 +115,6 @@ class DomainLossScaler:
                 'losses must have shape (B, T) with unit="token"; got (B,). Pass per-token losses '
                 'and a mask, or use unit="sample".'
             )
-
-    def plain(self, rows: RowLosses, accumulation: int) -> tuple[Tensor, Tensor]:
-        """Return what a loop without adaptmix computes, and the (B,) factors it amounts to.
-
-        With unit "sample" that is the mean over rows, with unit "token" the mean over tokens, of
-        this micro-batch, divided by the number of micro-batches.
-        """
-        if self.unit == "token":
-            number = rows.tokens.sum().clamp(min=1)
-            total = rows.values.sum() / number
-        else:
-            number = torch.full((), len(rows.values), device=rows.values.device)
-            total = rows.values.mean()
-        if accumulation > 1:
-            total = total / accumulation
-        factors = (number * accumulation).to(rows.values.dtype).reciprocal()
-        return total, factors.expand(len(rows.values))
 
     def weighted(
         self,
@@ -148,7 +133,8 @@ class DomainLossScaler:
             domains: (B,) the draw's domains, on the losses' device.
             draw: whose shares divide.
             weights: whose loss weights are in force.
-            lengths: (K,) mean tokens per row with unit "token", ones otherwise.
+            lengths: (K,) mean tokens per row with unit "token", the share of rows that have a loss
+                otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
         table = _factors(weights, draw.domain_shares * lengths * micro_rows)
@@ -163,8 +149,32 @@ class DomainLossScaler:
             weights: as in ``weighted``.
             lengths: as in ``weighted``.
         """
-        shares = draw.domain_shares
-        return _factors(weights, shares * lengths / float(shares @ lengths))[draw.domains]
+        divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
+        return _factors(weights, divisor)[draw.domains]
+
+    def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
+        """Return what a mean over the step's rows, or tokens, divides by on average, per row.
+
+        Args:
+            draw: of a micro-batch of the step.
+            lengths: as in ``weighted``.
+        """
+        return float(draw.row_shares @ lengths)
+
+
+def _way_on(losses: Tensor, rows: int) -> str:
+    """Return what to do about losses of another number of rows."""
+    if losses.ndim > 1 and losses.shape[1] == rows:
+        return "Put rows first: losses.transpose(0, 1), and the mask alike."
+    if len(losses) % rows == 0:
+        return (
+            "Reshape (B·T,) losses to (B, T); of several losses per row, as of pairs or crops, "
+            "pass their mean."
+        )
+    return (
+        "If collate_fn left out rows, return placeholder rows and mask their losses; if it packed "
+        'rows together, pass segments=; a loss per batch needs reduction="none".'
+    )
 
 
 def _unpacked(

@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import number, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray, number
+from adaptmix.errors import StateError
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import Domains, Weights
+
+# Bounds such as 1/K need not add up to exactly one in float64.
+_ROUNDING = 1e-12
 
 Bound = float | tuple[float, float]
 """A weight to hold, or the lowest and the highest it may have."""
@@ -66,13 +71,46 @@ class Pins:
             ValueError: bounds that no weights meet together.
         """
         pi = weights.importance
-        sampling = neyman_shares(weights.sampling, **self._limits("sampling", np.ones_like(pi)))
-        used = neyman_shares(pi * weights.loss, **self._limits("loss", pi))
+        ones = np.ones_like(pi)
+        low, high = self._limits("sampling", ones)
+        sampling = neyman_shares(weights.sampling, lower=low, upper=high)
+        low, high = self._limits("loss", pi)
+        used = neyman_shares(pi * weights.loss, lower=low, upper=high)
+        if (lost := (sampling == 0.0) & (used > 0.0)).any():
+            name = self._domains.names[int(lost.argmax())]
+            raise ValueError(
+                f"sampling must be > 0 for {name!r}, which counts in the objective; got 0. Pin a "
+                "small share, or pin its loss weight at 0 too: pin(domain, sampling=0, loss=0)."
+            )
         return Weights(sampling, used / pi, pi)
 
-    def _limits(self, kind: str, scale: Any) -> dict[str, Any]:
+    def _limits(self, kind: str, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the bounds on what adds up to 1: shares, or importance times loss weights."""
         lower, upper = self._bounds[kind]
-        return {"lower": lower * scale, "upper": np.minimum(upper * scale, 1.0)}
+        least, most = lower * scale, np.minimum(upper * scale, 1.0)
+        what = "sampling" if kind == "sampling" else "importance · loss"
+        if least.sum() > 1.0 + _ROUNDING:
+            raise ValueError(
+                f"{what} must add up to 1 over the domains, and the lowest values that pins allow "
+                f"add up to {least.sum():.4g}: {self._listed(kind, 0)}. Lower one, or take it off "
+                "with controller.pin(domain)."
+            )
+        if most.sum() < 1.0 - _ROUNDING:
+            raise ValueError(
+                f"{what} must add up to 1 over the domains, and the highest values that pins "
+                f"allow add up to {most.sum():.4g}: {self._listed(kind, 1)}. Raise one, or take "
+                "it off with controller.pin(domain)."
+            )
+        return least, most
+
+    def _listed(self, kind: str, end: int) -> str:
+        """Return the lower (0) or upper (1) ends of the pins, as they were given."""
+        free = Pins(self._domains)._bounds[kind][end]
+        bounds, sign = self._bounds[kind][end], (">=", "<=")[end]
+        return ", ".join(
+            f"{kind} {sign} {bounds[i]:.4g} for {self._domains.names[i]!r}"
+            for i in np.flatnonzero(bounds != free)
+        )
 
     @property
     def any(self) -> bool:
@@ -85,12 +123,18 @@ class Pins:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the bounds as arrays."""
-        return {kind: list(bounds) for kind, bounds in self._bounds.items()}
+        """Return (2, K) bounds of each kind, the lower ones first."""
+        return {kind: np.stack(bounds) for kind, bounds in self._bounds.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved bounds."""
-        K = len(self._domains)
-        for kind in self._bounds:
-            lower, upper = (vector(kind, bound, size=K, minimum=0.0) for bound in state[kind])
-            self._bounds[kind] = (lower, upper)
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "pins") -> None:
+        """Take over saved bounds.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        fields = dict.fromkeys(self._bounds, schema.array(2, len(self._domains), minimum=0.0))
+        saved = schema.read(state, fields, name=name)
+        for kind, (lower, upper) in saved.items():
+            if (lower > upper).any():
+                raise StateError(f"{name}.{kind} must have lower bounds below the upper ones.")
+        self._bounds = {kind: (lower, upper) for kind, (lower, upper) in saved.items()}

@@ -75,6 +75,7 @@ class HeadSeam:
             )
         self.name = name
         self._factors: Tensor | None = None
+        self._output: Tensor | None = None
         self._forwards = 0
         self._backwards = 0
         self._handle: RemovableHandle | None = modules[name].register_forward_hook(self._on_forward)
@@ -85,19 +86,27 @@ class HeadSeam:
         self._forwards = 0
         self._backwards = 0
 
-    def close(self) -> None:
+    def close(self) -> Tensor:
         """Stop weighting, and check that the forward pass went through the module once.
+
+        Returns:
+            The module's output, as whoever called it got it.
 
         Raises:
             SeamError: it did not.
         """
-        self._factors = None
-        if self._forwards != 1:
+        self._factors, output, self._output = None, self._output, None
+        if self._forwards != 1 or output is None:
             raise SeamError(
                 f"head {self.name!r} must be called once in a training forward pass; got "
                 f"{self._forwards} calls, so rows would not be weighted as stated. Name the module "
                 "whose output the loss is computed from, and switch off fused losses."
             )
+        return output
+
+    def forget_backward(self) -> None:
+        """Let gradients that were looked at so far not count."""
+        self._backwards = 0
 
     def check_backward(self) -> None:
         """Check that gradients flowed back through the module since ``open``.
@@ -123,6 +132,7 @@ class HeadSeam:
         self._forwards += 1
         scaled = scale_rows(output, self._factors.to(output.device, non_blocking=True))
         scaled.register_hook(self._on_backward)
+        self._output = scaled
         return scaled
 
     def _on_backward(self, gradient: Tensor) -> None:

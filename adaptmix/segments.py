@@ -117,3 +117,28 @@ def _on_host(name: str, values: Any) -> Tensor:
     if values.ndim != 2 or not values.numel():
         raise ValueError(f"{name} must have shape (P, T), not empty; got {tuple(values.shape)}.")
     return values.detach().long().cpu()
+
+
+def sample_numbers(samples: Tensor, size: int) -> Tensor:
+    """Return (R,) int64 numbers of samples, after checking them.
+
+    Args:
+        samples: the sample that each row inside a model is of. Values on another device than the
+            CPU are not looked at, for that would be waited for.
+        size: B, of samples.
+
+    Raises:
+        TypeError: no tensor of integers.
+        ValueError: not (R,), or numbers outside [0, B).
+    """
+    if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.is_complex():
+        kind = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
+        raise TypeError(f"samples must be a tensor of integers; got {kind}.")
+    if samples.ndim != 1 or not samples.numel():
+        raise ValueError(f"samples must have shape (R,), not empty; got {tuple(samples.shape)}.")
+    if samples.device.type == "cpu" and not 0 <= int(samples.min()) <= int(samples.max()) < size:
+        raise ValueError(
+            f"samples must be numbers of the draw's rows, in [0, {size}); got "
+            f"{int(samples.min())} to {int(samples.max())}."
+        )
+    return samples.detach().long()

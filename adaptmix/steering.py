@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from adaptmix.checkpoint import expect
-from adaptmix.errors import MissingStatisticError
+import numpy as np
+
+from adaptmix import schema
+from adaptmix.errors import MissingStatisticError, StateError
+from adaptmix.identity import describe
 from adaptmix.pins import Bound, Pins
-from adaptmix.policies import Policy, bind, named
+from adaptmix.policies import Policy, bind, cautions, named
 from adaptmix.types import Domains, DomainStats, Weights
 
 _log = logging.getLogger("adaptmix")
-_WITH_NOISE, _WITHOUT_NOISE = "joint", "variance_aware"
 _SUPPLIERS = {
     "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
     "grad_var": "controller.watch(model)",
@@ -28,7 +30,7 @@ class Steering:
 
     Args:
         domains: of the mixture.
-        policy: a policy, its name, or None to choose at the first update by what the run supplies.
+        policy: a policy or its name.
         sampler: how the plan draws rows.
 
     Raises:
@@ -36,16 +38,19 @@ class Steering:
         ValueError: an unknown name.
     """
 
-    def __init__(self, domains: Domains, policy: Policy | str | None, *, sampler: str) -> None:
+    def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
         self._declared = named(policy) if isinstance(policy, str) else policy
-        self._given = _description(policy)
         _check(self._declared)
-        self._chosen = ""
+        self._given = _written(policy)
+        # As it is now: a policy that remembers something in itself is the same one later on.
+        self.description = describe(self._declared)
+        for caution in cautions(self._declared):
+            _log.warning("policy=%s: %s", self._given, caution)
         self._bound: Policy | None = None
         self._state: Any = None
         self._run: dict[str, Any] = {"sampler": sampler}
-        self._pins = Pins(domains)
+        self._pins = self._wanted = Pins(domains)
         self._free = self.proposed = Weights.proportional(domains.importance)
 
     @property
@@ -53,21 +58,10 @@ class Steering:
         """The policy as the user wrote it."""
         return self._given
 
-    @property
-    def description(self) -> str:
-        """What the user asked for, comparable between runs."""
-        return _description(self._declared)
-
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
         self._run |= {"batch_size": batch_size, "horizon": horizon}
-        if self._declared is not None:
-            self._adopt(self._declared)
-        elif self._chosen:
-            self._adopt(named(self._chosen))
-
-    def _adopt(self, policy: Policy) -> None:
-        self._bound = bind(policy, **self._run)
+        self._bound = bind(self._declared, **self._run)
         fresh = self._bound.init(self._domains)
         self._state = fresh if self._state is None else self._state
 
@@ -80,35 +74,59 @@ class Steering:
 
         Raises:
             MissingStatisticError: the policy needs one that it does not.
+            ValueError: the policy returned another importance than the run's.
         """
-        if self._bound is None:
-            self._chosen = _WITH_NOISE if "noise" in measured else _WITHOUT_NOISE
-            _log.info("policy=None: this run uses %r.", self._chosen)
-            self._adopt(named(self._chosen))
         policy = self._policy
         missing = policy.requires - stats.supplied()
         for name in sorted(missing - measured):
-            chosen = f", which chose {self._chosen!r}," if self._chosen else ""
             way_out = _SUPPLIERS.get(name, "a policy that does not need it")
             raise MissingStatisticError(
-                f"policy={self._given}{chosen} needs the statistic {name!r}, which this run does "
+                f"policy={self._given} needs the statistic {name!r}, which this run does "
                 f"not supply. Use {way_out}."
             )
         if missing:
             return False
-        self._free, self._state = policy.update(stats, self._state)
+        free, self._state = policy.update(stats, self._state)
+        self._check_importance(free)
+        self._free = free
         self.proposed = self._pinned(self._pins)
         return True
 
+    def _check_importance(self, weights: Weights) -> None:
+        """Refuse weights of another objective: multipliers would follow it without a word."""
+        given, own = weights.importance, self._domains.importance
+        if given.shape != own.shape or not np.allclose(given, own, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"policy={self._given} must return weights with the importance of the run, "
+                f"{own.round(6).tolist()}; got {given.round(6).tolist()}. Return "
+                "Weights(sampling, loss, domains.importance); what a domain counts beyond its "
+                "importance goes into loss."
+            )
+
     def pin(self, domain: int, **bounds: Bound | None) -> None:
-        """Bound one domain's weights from now on; None takes a bound off.
+        """Ask for bounds on one domain's weights; None takes a bound off.
+
+        They count from ``take_pins`` on, once all processes are known to have asked for the same.
 
         Raises:
             ValueError: bounds that no weights meet; nothing is changed then.
         """
-        pins = self._pins.with_bounds(domain, **bounds)
-        self.proposed = self._pinned(pins)
-        self._pins = pins
+        pins = self._wanted.with_bounds(domain, **bounds)
+        self._pinned(pins)
+        self._wanted = pins
+
+    @property
+    def wanted_pins(self) -> dict[str, Any]:
+        """The bounds that were asked for last."""
+        return self._wanted.state_dict()
+
+    def take_pins(self) -> bool:
+        """Let the bounds count that were asked for; returns whether there are new ones."""
+        new = self._pins is not self._wanted
+        if new:
+            self.proposed = self._pinned(self._wanted)
+            self._pins = self._wanted
+        return new
 
     def _pinned(self, pins: Pins) -> Weights:
         return pins.apply(self._free) if pins.any else self._free
@@ -121,48 +139,52 @@ class Steering:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The statistics the policy reads; while it is to be chosen, those of either choice."""
-        if self._bound is not None:
-            return self._bound.requires
-        choices = (_WITH_NOISE, _WITHOUT_NOISE) if self._declared is None else ()
-        chosen = (bind(named(name), **self._run) for name in choices)
-        return frozenset().union(*(policy.requires for policy in chosen))
+        """The statistics the policy reads."""
+        return (self._bound or bind(self._declared, **self._run)).requires
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""
         return {
-            "policy": self.description,
-            "chosen": self._chosen,
             "state": self._state,
             "sampling": self._free.sampling,
             "loss": self._free.loss,
             "pins": self._pins.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved policy's state.
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "steering") -> None:
+        """Take over a saved policy's state; the policy must be the saved one.
 
         Raises:
-            StateError: it is of another policy.
+            StateError: a damaged state.
         """
-        expect(state, policy=self.description)
-        self._chosen = str(state["chosen"])
-        self._state = state["state"]
-        importance = self._domains.importance
-        self._free = Weights(state["sampling"], state["loss"], importance)
-        self._pins.load_state_dict(state["pins"])
-        self.proposed = self._pinned(self._pins)
+        weights = schema.array(len(self._domains), minimum=0.0)
+        fields = {
+            "state": schema.anything,
+            "sampling": weights,
+            "loss": weights,
+            "pins": schema.mapping,
+        }
+        saved = schema.read(state, fields, name=name)
+        pins = Pins(self._domains)
+        pins.load_state_dict(saved["pins"], name=f"{name}.pins")
+        try:
+            free = Weights(saved["sampling"], saved["loss"], self._domains.importance)
+        except ValueError as error:
+            raise StateError(f"{name}.sampling and {name}.loss must be weights: {error}") from error
+        self._free, self._pins, self._wanted = free, pins, pins
+        self.proposed = self._pinned(pins)
+        self._state = saved["state"]
         if "horizon" in self._run:
             self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
 
 
-def _description(policy: object) -> str:
-    is_written = policy is None or isinstance(policy, str) or is_dataclass(policy)
-    return repr(policy) if is_written else type(policy).__qualname__
+def _written(policy: object) -> str:
+    is_short = isinstance(policy, str) or is_dataclass(policy)
+    return repr(policy) if is_short else type(policy).__qualname__
 
 
 def _check(policy: object) -> None:
-    if policy is not None and (isinstance(policy, type) or not isinstance(policy, Policy)):
+    if isinstance(policy, type) or not isinstance(policy, Policy):
         raise TypeError(
             f"policy must be a name, or an object with requires, init and update; got {policy!r}."
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from adaptmix.errors import LoggingWarning, WarnOnce
 from adaptmix.monitoring.names import safe_names
 from adaptmix.monitoring.quantities import CHARTED, CHARTED_OVERALL, weight_tags
 from adaptmix.monitoring.texts import (
@@ -113,6 +115,26 @@ def _unseen_table(coverage: Coverage) -> str:
     )
 
 
+@contextmanager
+def tolerant(warn: WarnOnce) -> Iterator[None]:
+    """Let training go on when something in here cannot be logged.
+
+    Args:
+        warn: of the run's logs.
+
+    Warns:
+        LoggingWarning: the first time.
+    """
+    try:
+        yield
+    except Exception as error:  # writers of all kinds raise all kinds
+        warn(
+            LoggingWarning,
+            f"adaptmix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
+            "disk, or choose another directory.",
+        )
+
+
 class TensorBoardLog:
     """Writes a run record: scalars at every update, and the texts that explain them.
 
@@ -129,12 +151,16 @@ class TensorBoardLog:
     all warnings, and the modules that the probe does not see.
 
     A directory that already holds events of later steps (of a run that was stopped after its last
-    checkpoint) is cut off at ``step``, so that nothing appears twice.
+    checkpoint) is cut off at ``step``, so that nothing appears twice. After something could not be
+    written, nothing more is: a writer's thread ends with its first error.
 
     Args:
         target: a directory, or a SummaryWriter of the caller's.
         names: K domain names.
         step: optimizer steps completed so far.
+
+    Attributes:
+        folder: where the record is; "" when it could not be opened.
     """
 
     def __init__(
@@ -144,21 +170,26 @@ class TensorBoardLog:
         *,
         step: int,
     ) -> None:
-        self._writer: SummaryWriter = (
-            target
-            if isinstance(target, SummaryWriter)
-            else SummaryWriter(str(target), purge_step=step or None)
-        )
-        self.folder = str(self._writer.log_dir)
+        self._warn = WarnOnce()
+        self._unseen: Mapping[str, str] = {}
         self._labels = dict(zip(names, safe_names(names), strict=True))
         self._domains: dict[str, SummaryWriter] = {}
-        if len(names) <= _MOST_RUNS:
-            self._domains = {
-                label: SummaryWriter(f"{self.folder}/{label}", purge_step=step or None)
-                for label in self._labels.values()
-            }
-        self._unseen: Mapping[str, str] = {}
-        self._texts = RecordTexts(self._writer)
+        self._open = False
+        self.folder = ""
+        with tolerant(self._warn):
+            self._writer: SummaryWriter = (
+                target
+                if isinstance(target, SummaryWriter)
+                else SummaryWriter(str(target), purge_step=step or None)
+            )
+            folder = str(self._writer.log_dir)
+            if len(names) <= _MOST_RUNS:
+                self._domains = {
+                    label: SummaryWriter(f"{folder}/{label}", purge_step=step or None)
+                    for label in self._labels.values()
+                }
+            self._texts = RecordTexts(self._writer)
+            self.folder, self._open = folder, True
 
     def write(
         self, step: int, values: Mapping[str, float], *, coverage: Coverage | None = None
@@ -196,14 +227,22 @@ class TensorBoardLog:
 
     def flush(self) -> None:
         """Bring all that was written to the files."""
+        self._write(lambda: None)
+
+    def _flush(self) -> None:
         for writer in (self._writer, *self._domains.values()):
             writer.flush()
 
     def _write(self, write: Callable[[], None], *, flush: bool = True) -> None:
-        """Write and flush: all that is written goes through here."""
-        write()
-        if flush:
-            self.flush()
+        """Write and flush: all that is written goes through here, and nothing after a failure."""
+        if not self._open:
+            return
+        self._open = False
+        with tolerant(self._warn):
+            write()
+            if flush:
+                self._flush()
+            self._open = True
 
     def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write values by tag: one event for each run, for that is many times faster."""

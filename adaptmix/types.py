@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from adaptmix.checks import FloatArray, vector
 
-# How rows are drawn, and the statistic that the gradient's variance is then made of.
-MOMENTS = {"stratified": "grad_var", "multinomial": "grad_sq"}
+# How the domains of a step's rows are drawn.
+SAMPLERS = ("stratified", "multinomial")
 
 # Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
 _SIMPLEX_TOLERANCE = 1e-6
@@ -160,6 +160,15 @@ class DomainStats:
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
+        grad_sq_var: (K,) variance of ‖∇ℓ‖² over rows, grad⁴: how much an estimate of ``grad_sq``
+            scatters.
+        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_var``; 0 when left out.
+        grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
+            adds to it, so that it may come out negative; grad².
+        grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
+            when left out.
+        tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
+            moments are divided to become a row's; ones, for unit "sample", when left out.
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
 
     Raises:
@@ -177,6 +186,11 @@ class DomainStats:
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
+    grad_sq_var: FloatArray
+    grad_sq_freedom: FloatArray
+    grad_mean_sq: FloatArray
+    grad_mean_pairs: FloatArray
+    tokens_per_row: FloatArray
     grad_gram: FloatArray | None
 
     def __init__(
@@ -193,6 +207,11 @@ class DomainStats:
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
+        grad_sq_var: ArrayLike | None = None,
+        grad_sq_freedom: ArrayLike | None = None,
+        grad_mean_sq: ArrayLike | None = None,
+        grad_mean_pairs: ArrayLike | None = None,
+        tokens_per_row: ArrayLike | None = None,
         grad_gram: ArrayLike | None = None,
     ) -> None:
         given = {
@@ -207,6 +226,11 @@ class DomainStats:
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
+            "grad_sq_var": grad_sq_var,
+            "grad_sq_freedom": grad_sq_freedom,
+            "grad_mean_sq": grad_mean_sq,
+            "grad_mean_pairs": grad_mean_pairs,
+            "tokens_per_row": tokens_per_row,
         }
         arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
         gram = None if grad_gram is None else np.array(grad_gram, dtype=np.float64)
@@ -218,8 +242,9 @@ class DomainStats:
                 "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
                 f"got shapes {sorted(shapes)}."
             )
-        unknown = dict.fromkeys(("seen", "loss_count", "noise_count"), 0.0)
-        unknown |= dict.fromkeys(("count", "grad_freedom", "age"), np.inf)
+        unknown = dict.fromkeys(("seen", "loss_count", "noise_count", "grad_sq_freedom"), 0.0)
+        unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
+        unknown["tokens_per_row"] = 1.0
         for name in given:
             array = arrays.get(name)
             if array is None:

@@ -21,7 +21,6 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from adaptmix import Controller, Mixture, noise
-from adaptmix.efficiency import variance_ratio
 from adaptmix.monitoring import page, read_runs
 
 LENGTH = 64
@@ -53,12 +52,6 @@ def evaluate(
         errors[name] = float(losses.std() / math.sqrt(len(losses)))
     model.train()
     return means, errors
-
-
-def gain(controller: Controller) -> float:
-    """Return how many times quieter the gradient is with the proposed shares than without."""
-    weights, stats = controller.proposed, controller.statistics
-    return controller.predicted_gain / variance_ratio(weights.sampling, weights, stats)
 
 
 def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) -> Run:
@@ -108,7 +101,7 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
             for name in names:
                 run.sampling.setdefault(name, []).append(weights[name]["sampling"])
                 run.loss_weights.setdefault(name, []).append(weights[name]["loss"])
-            gains.append(gain(controller))
+            gains.append(controller.sampling_gain)
         if done % every == 0 or done == args.steps:
             run.eval_steps.append(done)
             evaluated, errors = evaluate(model, domains, device)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray
-from adaptmix.data import Draw, Mixture
+from adaptmix.data import Draw, Layout, Mixture
 from adaptmix.data.plan import Plan, StepRows
 
 # How far from its mean a statistic may lie, in standard deviations, before a test fails. For a
@@ -63,8 +63,10 @@ def draw_of(domains: Sequence[int], domain_shares: Sequence[float]) -> Draw:
         rows=np.arange(len(ids)),
         fresh=np.ones(len(ids), dtype=bool),
         domain_shares=np.asarray(domain_shares, dtype=np.float64),
+        row_shares=np.bincount(ids, minlength=len(domain_shares)) / len(ids),
         ordinal=0,
         step=0,
+        layout=Layout(max(1, len(ids))),
         plan=None,
     )
 
@@ -77,4 +79,5 @@ def same_step(left: StepRows, right: StepRows) -> bool:
         and np.array_equal(left.domains, right.domains)
         and np.array_equal(left.fresh, right.fresh)
         and np.array_equal(left.domain_shares, right.domain_shares)
+        and np.array_equal(left.row_shares, right.row_shares)
     )

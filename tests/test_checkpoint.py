@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import signal
+import socket
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +152,9 @@ class Dangerous:
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save(Dangerous(), path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(StateError, match="must be a file that adaptmix") as caught:
         checkpoint.load(path)
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
 
 
 def test_expect_takes_the_same_values() -> None:
@@ -155,7 +162,7 @@ def test_expect_takes_the_same_values() -> None:
 
 
 def test_expect_names_what_is_missing() -> None:
-    with pytest.raises(StateError, match=r"^state must hold 'seed'; it has lag, unit\.$"):
+    with pytest.raises(StateError, match=r"^seed must be in the state; it is missing\.$"):
         checkpoint.expect({"lag": 1, "unit": "token"}, seed=1)
 
 
@@ -181,3 +188,100 @@ def test_other_errors_pass_through_damage(error: Exception) -> None:
     with pytest.raises(type(error), match=r"^as it is$") as caught, checkpoint.damage():
         raise error
     assert caught.value is error
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save({"n": 1}, path)
+    usual = path.stat().st_mode
+    path.chmod(0o640)
+    checkpoint.save({"n": 2}, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert checkpoint.load(path) == {"n": 2}
+    checkpoint.save({"n": 3}, tmp_path / "new.pt")
+    assert (tmp_path / "new.pt").stat().st_mode == usual
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_a_link(tmp_path: Path, relative: bool, there: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "state-3.pt"
+    if there:
+        checkpoint.save({"n": 1}, target)
+    link = tmp_path / "latest.pt"
+    link.symlink_to("elsewhere/state-3.pt" if relative else target)
+    checkpoint.save({"n": 2}, link)
+    assert link.is_symlink()
+    assert not target.is_symlink()
+    assert checkpoint.load(link) == checkpoint.load(target) == {"n": 2}
+    assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "elsewhere", target, link])
+
+
+KILLED = """
+import os, signal, sys, torch
+from adaptmix import checkpoint
+
+def half(state, file):
+    file.write(b"half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = half
+checkpoint.save({"n": 2}, sys.argv[1])
+"""
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_save_no_traces(tmp_path: Path) -> None:
+    path = tmp_path / "state [1].pt"
+    checkpoint.save({"n": 1}, path)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoint.load(path) == {"n": 1}
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.save({"n": 3}, path)
+    assert checkpoint.load(path) == {"n": 3}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_partial_files_of_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    host = socket.gethostname()
+    others = [
+        f".state.pt.{host}.{os.getppid()}",  # of a process that runs
+        ".state.pt.another-host.1234567",  # which nothing is known of
+        f".state.pt.old.{host}.1234567",  # of another file
+        ".state.pt.backup",
+    ]
+    abandoned = [f".state.pt.{host}.{2**22 + 1}", ".state.pt.another-host.7"]
+    for name in (*others, *abandoned):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / abandoned[1], (0, 0))
+    checkpoint.save({"n": 1}, path)
+    assert {file.name for file in tmp_path.iterdir()} == {*others, "state.pt"}
+
+
+def test_the_folder_is_synchronised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    sync = os.fsync
+
+    def record(handle: int) -> None:
+        kinds.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    checkpoint.save({"n": 1}, tmp_path / "state.pt")
+    assert kinds == ["file", "folder"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint at all", bytes(1000)])
+def test_a_file_of_another_kind_is_a_state_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    with pytest.raises(StateError, match=r"state\.pt must be a file that .*save wrote"):
+        checkpoint.load(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "state.pt")

@@ -13,6 +13,7 @@ from adaptmix import efficiency
 from adaptmix.checks import FloatArray
 from adaptmix.solvers import neyman_shares
 from adaptmix.types import DomainStats, Weights
+from adaptmix.variance import StepVariance
 from tests.helpers_data import simplex
 
 
@@ -93,11 +94,45 @@ def test_domains_without_variance_need_no_samples() -> None:
     assert predicted_gain(weights, np.array([3.0, 0.0])) == 2.0
 
 
-def test_unknown_domains_are_left_out() -> None:
+def test_unknown_domains_are_taken_to_be_as_the_others() -> None:
     weights = Weights.proportional([0.25, 0.25, 0.5])
     shares = np.array([0.3, 0.2, 0.5])
     ratio = variance_ratio(shares, weights, np.array([1.0, 4.0, np.nan]))
-    assert ratio == pytest.approx((1.0 / 0.3 + 4.0 / 0.2) / 9.0)
+    assert ratio == pytest.approx(variance_ratio(shares, weights, np.array([1.0, 4.0, 2.5])))
+
+
+@pytest.mark.parametrize(
+    ("b", "expected"),
+    [(0.5, 5.0 / 0.5 - 4.0), (1.0, 1.0), (1.5, 0.75), (2.0, 0.5), (2.5, (1 / 2 + 1 / 3) / 2)],
+)
+def test_a_domains_part_of_the_variance_at_small_counts(b: float, expected: float) -> None:
+    """a² (s²/b − ‖μ‖²) where it may be absent, a² v² E[1/n] where it is not: v = 1, ‖μ‖ = 2."""
+    used, stats = np.array([1.0, 0.0]), DomainStats(grad_var=[1.0, 1.0], grad_sq=[5.0, 5.0])
+    variance = StepVariance.of(used, stats, rows=8, sampler=None)
+    at = variance.at(np.array([b, 8.0 - b]) / 8.0)
+    assert at * 5.0 == pytest.approx(expected)  # relative to the largest a² s²
+
+
+def test_rows_are_counted_where_the_unit_is_tokens() -> None:
+    """One short and one long domain: half of the tokens are a fifth of the rows."""
+    stats = DomainStats(grad_var=[4.0, 1.0], grad_sq=[4.0, 1.0], tokens_per_row=[4.0, 1.0])
+    weights = Weights.proportional([0.5, 0.5])
+    variance = StepVariance.of(weights.importance, stats, rows=10, sampler=None)
+    np.testing.assert_allclose(variance.row_shares(weights.importance), [0.2, 0.8])
+    np.testing.assert_allclose(variance.unit_shares(np.array([0.2, 0.8])), [0.5, 0.5])
+    # Two rows of variance 4/4 and eight of 1.
+    assert variance.at(np.array([0.2, 0.8])) == pytest.approx(1.0 / 2 + 1.0 / 8)
+    by_rows = efficiency.variance_ratio(weights.importance, weights, stats, rows=10)
+    assert by_rows == pytest.approx((1.0 / 2 + 1.0 / 8) / (1.0 / 5 + 1.0 / 5))
+
+
+def test_the_gain_of_shares_is_below_one_where_they_do_harm() -> None:
+    stats = DomainStats(grad_var=[1.0, 1.0])
+    assert efficiency.sampling_gain(
+        Weights([0.9, 0.1], [1.0, 1.0], [0.5, 0.5]), stats
+    ) == pytest.approx(4.0 / (1.0 / 0.9 + 1.0 / 0.1))
+    assert efficiency.sampling_gain(Weights.proportional([0.3, 0.7]), stats) == 1.0
+    assert efficiency.sampling_gain(Weights.proportional([0.3, 0.7]), DomainStats(seen=[1, 1])) == 1
 
 
 @pytest.mark.parametrize("grad_var", [[np.nan, np.nan], [0.0, 0.0], [0.0, np.nan]])

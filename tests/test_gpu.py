@@ -12,12 +12,12 @@ from tests import runs
 
 
 def trained(device: str) -> tuple[Tensor, Weights]:
-    """Parameters and weights after twelve steps, four of them observed."""
+    """Parameters and weights after forty steps."""
     net = runs.model().to(device)
-    controller = Controller(runs.mixture(), policy="joint", update_every=3, lag=4)
+    controller = Controller(runs.mixture(), policy="joint", update_every=3, observe_every=1, lag=4)
     controller.watch(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
-    for (inputs, targets, _), draw in controller.loader(12, steps=12):
+    for (inputs, targets, _), draw in controller.loader(12, steps=40):
         logits, classes = net(inputs.to(device)), targets.to(device)
         losses = F.cross_entropy(logits, classes, reduction="none")
         controller.loss(losses, draw, noise=noise.softmax(logits, classes)).backward()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaptmix import Controller, Mixture
 from adaptmix.loss import DomainLossScaler, RowLosses
 from adaptmix.types import Weights
 from tests.helpers_data import draw_of
@@ -178,22 +179,39 @@ def test_weighted_leaves_out_a_domain_that_does_not_count() -> None:
     assert float(total) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("unit", ["sample", "token"])
-def test_plain_is_a_loop_without_adaptmix(unit: str, masked: bool, accumulation: int) -> None:
-    """The mean over rows, or over tokens, divided by the number of micro-batches."""
-    rows, losses, tokens = rows_of(unit, masked)
-    total, factors = DomainLossScaler(unit).plain(rows, accumulation)
-    number = len(losses) if unit == "sample" else sum(tokens)
-    assert float(total.detach()) == pytest.approx(
-        math.fsum(losses) / number / accumulation, rel=1e-13
+@pytest.mark.parametrize(
+    ("shape", "way_on"),
+    [
+        ((9, 5), r"Put rows first: losses\.transpose\(0, 1\)"),  # (T, B), as CTC has it
+        ((10,), r"Reshape \(B·T,\) losses to \(B, T\); of several losses per row"),
+        ((4,), "If collate_fn left out rows, return placeholder rows"),
+    ],
+)
+def test_losses_of_other_rows_name_the_way_on(shape: tuple[int, ...], way_on: str) -> None:
+    draw = draw_of([0, 0, 1, 1, 1], [0.4, 0.6])
+    with pytest.raises(ValueError, match=rf"the draw's 5 rows first; got .*{way_on}"):
+        DomainLossScaler("sample").rows(torch.ones(shape), draw, None)
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.RowLengthWarning")
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_without_labels_have_no_loss(known: bool) -> None:
+    """The mean is over rows that have one: half of domain "b" have none, and weigh nothing."""
+    rows = {"a": list(range(50)), "b": list(range(50))}
+    controller = Controller(
+        Mixture(rows, importance={"a": 1.0, "b": 1.0}),
+        policy="static",
+        lag=0,
+        update_every=1,
+        tokens_per_row={"a": 1.0, "b": 0.5} if known else None,
     )
-    check_factors(total, factors, rows, [1.0 / (number * accumulation)] * 5)
-
-
-def test_plain_without_any_token_is_zero() -> None:
-    rows = RowLosses(torch.zeros(5), torch.zeros(5, dtype=torch.int64))
-    total, factors = DomainLossScaler("token").plain(rows, 1)
-    assert float(total) == 0.0
-    assert factors.isfinite().all()
+    totals = []
+    for _, draw in controller.loader(20, steps=400):
+        losses = torch.ones(20, 2)
+        alive = (draw.domains == 0) | (draw.rows % 2 == 0)
+        loss = controller.loss(losses, draw, mask=alive.unsqueeze(1).expand(20, 2))
+        totals.append(float(loss))
+        controller.step()
+    # All losses are 1, and so is the objective. A step's standard deviation is at most .5.
+    settled = totals if known else totals[100:]
+    assert sum(settled) / len(settled) == pytest.approx(1.0, abs=5 * 0.5 / len(settled) ** 0.5)

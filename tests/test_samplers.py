@@ -67,8 +67,9 @@ def test_policies_take_the_moment_that_fits_the_sampler() -> None:
             bound = bind(policy, batch_size=100, horizon=10, sampler=sampler)
             weights, _ = bound.update(stats, bound.init(info))
             assert weights.sampling[1] == pytest.approx(share)
+    # Single rows tell the second moment, and pairs the variance where there are any.
     assert VarianceAware(sampler="multinomial").requires == {"grad_sq"}
-    assert VarianceAware().requires == {"grad_var"}
+    assert VarianceAware().requires == {"grad_sq"}
     with pytest.raises(ValueError, match="sampler must be one of stratified, multinomial"):
         VarianceAware(sampler="poisson").init(info)
     with pytest.raises(ValueError, match="sampler must be one of stratified, multinomial"):
@@ -79,7 +80,12 @@ def test_policies_take_the_moment_that_fits_the_sampler() -> None:
 def test_a_multinomial_run_adapts_and_resumes() -> None:
     def make(net: torch.nn.Module) -> runs.Run:
         controller = Controller(
-            runs.mixture(), sampler="multinomial", update_every=5, lag=2, policy="joint"
+            runs.mixture(),
+            sampler="multinomial",
+            update_every=5,
+            observe_every=1,
+            lag=2,
+            policy="joint",
         )
         controller.watch(net)
         return runs.Run(controller, net)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from torch import nn
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import Controller
+from adaptmix import Controller, LoggingWarning
 from adaptmix.tensorboard import TensorBoardLog, lay_out
 from tests import runs
 
@@ -92,8 +98,35 @@ def test_very_many_domains_are_tags_of_one_run(tmp_path: Path) -> None:
     assert read(tmp_path).Scalars("adaptmix/loss/domain 50")[0].value == 2.0
 
 
+class _Scale(torch.autograd.Function):
+    """A product with an autograd function of its own, as fused kernels have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum().reshape(1)
+
+
+class Hidden(nn.Module):
+    """Its parameter is used where no hook sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = _Scale.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return scaled
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
 def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
-    net = nn.Sequential(runs.model(), nn.PReLU(dtype=torch.float64))
+    net = nn.Sequential(runs.model(), Hidden())
     controller = Controller(runs.mixture(), update_every=4, lag=2)
     controller.log_to(tmp_path)
     watch = controller.watch(net)
@@ -105,7 +138,7 @@ def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
     assert covered[-1] == pytest.approx(watch.coverage.least)
     tensors = events.Tensors("adaptmix/not_measured/text_summary")
     assert [event.tensor_proto.string_val[0].decode() for event in tensors] == [
-        "| module with parameters that are not measured | type |\n|---|---|\n| `1` | PReLU |"
+        "| module with parameters that are not measured | type |\n|---|---|\n| `1` | Hidden |"
     ]
 
 
@@ -132,7 +165,9 @@ def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
 def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         net = runs.model()
-        controller = Controller(runs.mixture(), update_every=4, lag=2, mode="observe")
+        controller = Controller(
+            runs.mixture(), update_every=4, observe_every=1, lag=2, mode="observe"
+        )
         controller.watch(net)
         controller.log_to(writer)
         runs.Run(controller, net, steps=30).train()
@@ -160,3 +195,69 @@ def test_errors_of_evaluations_are_checked(errors: dict[str, float], match: str)
     controller = Controller(runs.mixture())
     with pytest.raises(ValueError, match=match):
         controller.record_evaluation({"a": 1.5}, errors=errors)
+
+
+GONE = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def warned_of_logs(run: Callable[[], Any]) -> list[str]:
+    """The warnings of a run about its logs."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(w.message) for w in caught if w.category is LoggingWarning]
+
+
+@GONE
+def test_a_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    run = logged_run(folder).train(6)
+    shutil.rmtree(folder)
+    messages = warned_of_logs(run.train)
+    assert len(messages) == 1
+    assert "adaptmix could not log (FileNotFoundError" in messages[0]
+    same = logged_run(tmp_path / "others").train()
+    assert run.controller.completed == 30
+    assert run.weights == same.weights
+    run.controller.record_evaluation({"a": 1.0})
+
+
+@GONE
+def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = logged_run(tmp_path).train(6)
+
+    def full(_writer: RecordWriter, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    messages = warned_of_logs(run.train)
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
+    assert run.controller.completed == 30
+
+
+def test_a_directory_that_cannot_be_made_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    messages = warned_of_logs(lambda: logged_run(tmp_path / "file" / "logs").train())
+    assert len(messages) == 1
+    assert "(NotADirectoryError" in messages[0] or "(FileExistsError" in messages[0]
+
+
+@GONE
+def test_a_writer_of_the_users_that_fails_is_a_warning(tmp_path: Path) -> None:
+    class Broken(SummaryWriter):
+        def __init__(self, folder: Path) -> None:
+            self.log_dir, self.calls = str(folder), 0
+
+        def _get_file_writer(self) -> Any:
+            self.calls += 1
+            raise RuntimeError("closed")
+
+    writer = Broken(tmp_path)
+    controller = Controller(runs.mixture(), policy="static", update_every=4, lag=2)
+    controller.log_to(writer)
+    messages = warned_of_logs(runs.Run(controller, runs.model(), steps=10).train)
+    assert len(messages) == 1
+    assert "(RuntimeError: closed)" in messages[0]
+    assert controller.completed == 10
+    assert writer.calls == 1

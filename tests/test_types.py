@@ -117,7 +117,17 @@ def test_weights_as_dict() -> None:
         Weights.proportional([0.5, 0.5]).as_dict(["a"])
 
 
-COUNTS = {"count", "seen", "age", "loss_count", "noise_count", "grad_freedom"}
+COUNTS = {
+    "count",
+    "grad_mean_pairs",
+    "seen",
+    "age",
+    "loss_count",
+    "noise_count",
+    "grad_freedom",
+    "tokens_per_row",
+    "grad_sq_freedom",
+}
 
 
 def test_statistics_left_out_are_unknown() -> None:

@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
+from adaptmix.data.collation import NumberedCollate, NumberedRows
 from adaptmix.data.mixture import Mixture
-from adaptmix.data.sampler import NumberedRows, PlanSampler
+from adaptmix.data.sampler import PlanSampler
 
 # What a new loader keeps of the one it replaces; the plan decides on the rest.
 _KEPT = (
@@ -84,8 +85,10 @@ def column(dataset: Any, name: str) -> Any:
             f"domains must name a column of the dataset; got {name!r}, and it has "
             f"{', '.join(names)}. Keep the column in map(), or pass one label per row."
         )
+    # A transform makes rows of its own, without the column: read what is stored.
+    plain = getattr(dataset, "with_format", None)
     try:
-        return dataset[name]
+        return dataset[name] if plain is None else plain(None)[name]
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"domains must name a column that dataset[name] returns; got {name!r} for a "
@@ -113,31 +116,6 @@ def loader_options(loader: Any) -> dict[str, Any]:
     if not getattr(loader, "in_order", True):
         raise ValueError("in_order must be True, so that batches meet their draws; got False.")
     return {name: getattr(loader, name) for name in _KEPT}
-
-
-class NumberedCollate:
-    """Collates the rows of ``NumberedRows`` and writes the micro-batch's number into the batch.
-
-    A class and not a function, so that worker processes can be spawned with it.
-
-    Args:
-        collate_fn: of the loader that is replaced.
-        key: under which the number goes into the batch, which must be a mapping.
-    """
-
-    def __init__(self, collate_fn: Any, key: str) -> None:
-        self.collate_fn, self.key = collate_fn, key
-
-    def __call__(self, numbered: tuple[list[Any], int]) -> Any:
-        """Return the batch of the numbered rows."""
-        rows, ordinal = numbered
-        batch = self.collate_fn(rows)
-        if not hasattr(batch, "keys"):
-            raise TypeError(
-                f"collate_fn must return a mapping of tensors; got {type(batch).__name__}."
-            )
-        batch[self.key] = ordinal
-        return batch
 
 
 def numbered_loader(sampler: PlanSampler, like: Any, *, key: str) -> DataLoader[Any]:

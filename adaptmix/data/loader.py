@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
 
+from adaptmix.data.collation import CheckedCollate, NumberedRows
 from adaptmix.data.draw import Draw
+from adaptmix.data.lengths import Count
 from adaptmix.data.sampler import PlanSampler
 from adaptmix.errors import ExhaustedLoaderWarning
 
@@ -27,6 +30,7 @@ class Loader:
         sampler: draws the rows.
         num_workers: as for ``DataLoader``.
         collate_fn: as for ``DataLoader``.
+        count: of each row's supervised tokens in a batch, for the draws to carry.
         options: further ``DataLoader`` options.
 
     Raises:
@@ -42,6 +46,7 @@ class Loader:
         *,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        count: Count | None = None,
         **options: Any,
     ) -> None:
         for name in _OURS:
@@ -49,7 +54,7 @@ class Loader:
                 raise TypeError(f"{name} must not be given: the plan decides it. Leave it out.")
         if not options.get("in_order", True):
             raise ValueError("in_order must be True, so that batches meet their draws; got False.")
-        self.sampler = sampler
+        self.sampler, self._count = sampler, count
         plan = sampler.plan
         sampler.layout.check_lag(
             plan.lag,
@@ -59,10 +64,10 @@ class Loader:
         # A generator of its own: iterating must not move the user's global random state.
         options.setdefault("generator", torch.Generator().manual_seed(plan.seed))
         self._loader: DataLoader[Any] = DataLoader(
-            plan.mixture,
+            NumberedRows(plan.mixture),
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate_fn,
+            collate_fn=cast(Any, CheckedCollate(collate_fn)),
             **options,
         )
 
@@ -79,6 +84,8 @@ class Loader:
                 stacklevel=2,
             )
             return
-        first = self.sampler.plan.completed * self.sampler.layout.accumulation
-        for ordinal, batch in enumerate(self._loader, start=first):
-            yield batch, self.sampler.take(ordinal)
+        for batch, number in self._loader:
+            draw = self.sampler.take(number)
+            if self._count is not None:
+                draw = replace(draw, tokens=torch.as_tensor(self._count(batch)))
+            yield batch, draw

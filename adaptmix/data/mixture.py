@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
 from adaptmix.checks import FloatArray, vector
+from adaptmix.identity import digest
 from adaptmix.types import Domains
 
 
@@ -100,7 +102,8 @@ class Mixture(Dataset[Any]):
         if len(values) != len(dataset):
             raise ValueError(
                 f"labels must have one entry per row of the dataset ({len(dataset)}); "
-                f"got {len(values)}."
+                f"got {len(values)}. Pass the labels of the rows in this very dataset: a subset, "
+                "or each fold, has its own."
             )
         if values.dtype.kind not in "iu":
             values = values.astype(str)
@@ -154,6 +157,11 @@ class Mixture(Dataset[Any]):
     def sizes(self) -> NDArray[np.int64]:
         """(K,) number of rows of each domain."""
         return self._sizes.copy()
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """A hash of which row is of which domain; empty where domains are datasets in a row."""
+        return "" if self._order is None else digest(self._order)
 
     @property
     def importance(self) -> FloatArray:

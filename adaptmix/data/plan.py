@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptmix.checks import FloatArray, choice, integer, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray, choice, integer
 from adaptmix.data.mixture import Mixture
 from adaptmix.data.permutation import Feistel, Table, permutation
 from adaptmix.data.rounding import systematic_counts, whole_part
-from adaptmix.errors import LagError
-from adaptmix.types import MOMENTS
+from adaptmix.errors import LagError, StateError
+from adaptmix.types import SAMPLERS
 
 # Steps that are drawn at once.
 _TOGETHER = 8
+# Shares add up to 1 but for rounding.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,9 @@ class StepRows:
         rows: (N,) int64 rows, in random order.
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
-        domain_shares: (K,) what multipliers divide by.
+        domain_shares: (K,) what multipliers divide by: a domain's realised share of the rows where
+            every step is sure of one, its expected share otherwise. They need not add up to 1.
+        row_shares: (K,) every domain's realised share of the rows.
     """
 
     step: int
@@ -39,6 +44,7 @@ class StepRows:
     domains: NDArray[np.int64]
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
+    row_shares: FloatArray
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -59,8 +65,10 @@ class Plan:
     given, and a short history of shares.
 
     Within a step the domains' counts are stratified, ⌊N·p⌋ or ⌈N·p⌉ with mean N·p, or multinomial:
-    each row's domain drawn on its own, with the noise that this adds. Within a domain, rows come
-    without replacement, in a new random order each time the domain is used up.
+    each row's domain drawn on its own, with the noise that this adds. A stratified domain with
+    N·p ≥ 1 divides by its realised share, which is unbiased and quieter, any other by its expected
+    one. Within a domain, rows come without replacement, in a new random order each time the domain
+    is used up.
 
     Args:
         mixture: where rows come from.
@@ -81,10 +89,11 @@ class Plan:
         sampler: str = "stratified",
     ) -> None:
         self.mixture = mixture
-        self.sampler = choice("sampler", sampler, tuple(MOMENTS))
+        self.sampler = choice("sampler", sampler, SAMPLERS)
         self.lag = integer("lag", lag, minimum=0)
         self.seed = integer("seed", seed, minimum=0)
         self.completed = 0
+        self.starts = 0  # how often drawing has begun
         self._history: dict[int, FloatArray] = {0: shares}
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -98,6 +107,10 @@ class Plan:
         in_force = max(step for step in self._history if step <= self.completed)
         for step in [step for step in self._history if step < in_force]:
             del self._history[step]
+
+    def begin_with(self, shares: FloatArray) -> None:
+        """Let ``shares`` (K,) of rows be in force from the first step, before anything is drawn."""
+        self._history = {0: shares}
 
     def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
         """Let ``shares`` (K,) of rows take effect ``lag`` steps after the next one to train.
@@ -128,6 +141,7 @@ class Plan:
         training steps that leave nothing of the drawing in the caches, each takes several times as
         long.
         """
+        self.starts += 1
         drawing = self._draw(start, stop, size)
         ahead: deque[StepRows] = deque()
         for step in range(start, stop):
@@ -163,6 +177,7 @@ class Plan:
                 domains=np.repeat(present, counts[present])[shuffle],
                 fresh=np.concatenate(fresh)[shuffle],
                 domain_shares=divisor,
+                row_shares=counts / size,
             )
 
     def _counts(
@@ -171,9 +186,12 @@ class Plan:
         """Return each domain's rows of a step, and the shares that multipliers divide by."""
         if self.sampler == "multinomial":
             return rng.multinomial(size, shares), shares
-        counts = systematic_counts(size * shares, rng.random())
-        sure = (whole_part(size * shares) >= 1) | (shares == 0.0)
-        return counts, counts / size if sure.all() else shares
+        # In a new order each time, or neighbours would never be drawn together.
+        order = rng.permutation(shares.size)
+        counts = np.empty(shares.size, dtype=np.int64)
+        counts[order] = systematic_counts(size * shares[order], rng.random())
+        # Domain by domain: one that may be absent makes no other noisier.
+        return counts, np.where(whole_part(size * shares) >= 1, counts / size, shares)
 
     def _order(self, domain: int, epoch: int) -> Table | Feistel:
         size = int(self.mixture.sizes[domain])
@@ -183,23 +201,41 @@ class Plan:
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
         return {
-            "seed": self.seed,
-            "lag": self.lag,
             "completed": self.completed,
             "drawn": self._drawn[self.completed],
             "history_steps": np.array(sorted(self._history), dtype=np.int64),
             "history_shares": np.stack([self._history[step] for step in sorted(self._history)]),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved position; the mixture must be the saved one."""
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "plan") -> None:
+        """Go back to a saved position; the mixture must be the saved one.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
         K = len(self.mixture.domains)
-        completed = integer("completed", state["completed"], minimum=0)
-        drawn = vector("drawn", state["drawn"], size=K, minimum=0.0).astype(np.int64)
-        steps = np.asarray(state["history_steps"], dtype=np.int64)
-        shares = [vector("history_shares", row, size=K) for row in state["history_shares"]]
+        fields = {
+            "completed": schema.integer(),
+            "drawn": schema.array(K, dtype=np.int64, minimum=0),
+            "history_steps": schema.array(None, dtype=np.int64, minimum=0),
+            "history_shares": schema.array(None, K, minimum=0.0, maximum=1.0),
+        }
+        saved = schema.read(state, fields, name=name)
+        completed, steps = saved["completed"], saved["history_steps"]
+        shares = saved["history_shares"]
+        known = steps.size > 0 and steps[0] <= completed and (np.diff(steps) > 0).all()
+        if not known or steps[-1] > completed + self.lag + 1:
+            raise StateError(
+                f"{name}.history_steps must increase from at most {completed} to at most "
+                f"{completed + self.lag + 1}; got {steps[:8].tolist()}."
+            )
+        if len(shares) != len(steps) or (np.abs(shares.sum(1) - 1.0) > _ROUNDING).any():
+            raise StateError(
+                f"{name}.history_shares must have {len(steps)} rows that sum to 1; got "
+                f"{len(shares)} with sums {shares.sum(1)[:8].tolist()}."
+            )
         self._history = dict(zip(steps.tolist(), shares, strict=True))
-        self._drawn = {completed: drawn}
+        self._drawn = {completed: saved["drawn"]}
         self.completed = completed
 
 

@@ -3,90 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from adaptmix.checks import integer
+from adaptmix.data.collation import DrawnRows
 from adaptmix.data.draw import Draw
-from adaptmix.data.mixture import Mixture
+from adaptmix.data.layout import Layout
 from adaptmix.data.plan import Plan, StepRows
-from adaptmix.errors import LagError, LengthGroupingWarning
-
-# Enough for eight workers with two batches each.
-DEFAULT_LAG = 16
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a step's global batch is cut into micro-batches of processes.
-
-    Args:
-        batch_size: rows of a micro-batch on one process.
-        accumulation: micro-batches of an optimizer step.
-        rank: this process, in [0, world_size).
-        world_size: number of processes.
-    """
-
-    batch_size: int
-    accumulation: int = 1
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        integer("batch_size", self.batch_size, minimum=1)
-        integer("accumulation", self.accumulation, minimum=1)
-
-    @property
-    def process_rows(self) -> int:
-        """Rows of a step on one process."""
-        return self.batch_size * self.accumulation
-
-    @property
-    def step_rows(self) -> int:
-        """Rows of a step on all processes."""
-        return self.process_rows * self.world_size
-
-    def steps_ahead(self, num_workers: int, prefetch_factor: int) -> int:
-        """Return how many steps a loader draws beyond the one that is trained.
-
-        Workers hold ``num_workers * prefetch_factor`` micro-batches beyond the one handed out, and
-        a trainer may ask for all micro-batches of a step before it trains the first.
-        """
-        return (self.accumulation - 1 + num_workers * prefetch_factor) // self.accumulation
-
-    def default_lag(self, num_workers: int, prefetch_factor: int) -> int:
-        """Return a lag that covers such a loader, and is no less than the usual one."""
-        return max(DEFAULT_LAG, self.steps_ahead(num_workers, prefetch_factor))
-
-    def check_lag(self, lag: int, *, num_workers: int, prefetch_factor: int) -> None:
-        """Refuse a loader that draws further ahead than shares are known.
-
-        Raises:
-            LagError: it does.
-        """
-        ahead = self.steps_ahead(num_workers, prefetch_factor)
-        if ahead > lag:
-            raise LagError(
-                f"lag must be at least {ahead} with num_workers={num_workers}, prefetch_factor="
-                f"{prefetch_factor} and accumulation={self.accumulation}; got {lag}. "
-                f"Use lag={ahead}, or fewer workers."
-            )
-
-
-class DrawnRows(list[int]):
-    """Rows of one micro-batch that know its number, also in a worker process."""
-
-    def __init__(self, rows: Sequence[int], ordinal: int) -> None:
-        super().__init__(rows)
-        self.ordinal = ordinal
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(self), self.ordinal)
+from adaptmix.errors import LengthGroupingWarning, RowOrderWarning, SeamError
+from adaptmix.identity import digest
 
 
 class PlanSampler(Sampler[list[int]]):
@@ -101,16 +31,25 @@ class PlanSampler(Sampler[list[int]]):
         layout: how a global batch is cut.
         steps: optimizer steps of the whole run.
         epoch_steps: optimizer steps of one iteration; what is left of ``steps`` when None.
+        on_start: called when an iteration begins.
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, *, steps: int, epoch_steps: int | None = None
+        self,
+        plan: Plan,
+        layout: Layout,
+        *,
+        steps: int,
+        epoch_steps: int | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         self.plan = plan
         self.layout = layout
         self.steps = integer("steps", steps, minimum=1)
         self.epoch_steps = epoch_steps
+        self._on_start = on_start
         self._draws: dict[int, Draw] = {}
+        self._warned = False
         self._skipped_steps = 0
         self._row_lengths: NDArray[np.int64] | None = None
 
@@ -118,6 +57,18 @@ class PlanSampler(Sampler[list[int]]):
         left = self.steps - self.plan.completed
         steps = left if self.epoch_steps is None else self.epoch_steps
         return max(0, steps) * self.layout.accumulation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same on every process, in plain values."""
+        lengths = self._row_lengths
+        return {
+            "batch_size": self.layout.batch_size,
+            "accumulation": self.layout.accumulation,
+            "steps": self.steps,
+            "epoch_steps": self.epoch_steps,
+            "grouped_by_length": None if lengths is None else digest(lengths),
+        }
 
     def expect_skip(self, steps: int) -> None:
         """Let the next iteration begin with empty batches, for a trainer that skips trained ones.
@@ -159,21 +110,42 @@ class PlanSampler(Sampler[list[int]]):
             )
         self._row_lengths = lengths
 
-    def take(self, ordinal: int) -> Draw:
+    def take(self, number: int) -> Draw:
         """Return the draw of a micro-batch, once.
 
+        Args:
+            number: of the micro-batch, as its batch carries it.
+
         Raises:
+            SeamError: its collator moved rows, or left some out.
             ValueError: it was not drawn by this iteration, or was taken before.
+
+        Warns:
+            RowOrderWarning: once, when it could not be shown that rows keep their order.
         """
-        if ordinal not in self._draws:
-            raise ValueError(
-                f"Micro-batch {ordinal} must be trained once, and in the iteration that drew it; "
-                f"got it when {len(self._draws)} others were waiting. Start the loader anew after "
-                "leaving it early."
+        fault = getattr(number, "fault", None)
+        if fault is not None:
+            raise SeamError(fault)
+        if getattr(number, "unclear", False) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "It could not be checked whether collate_fn keeps the order of rows. Each row of a "
+                "batch is weighted as the row drawn in its place: make sure that collate_fn does "
+                "not sort, shuffle or mix rows.",
+                RowOrderWarning,
+                stacklevel=3,
             )
-        return self._draws.pop(ordinal)
+        if number not in self._draws:
+            raise ValueError(
+                f"Micro-batch {int(number)} must be trained once, and in the iteration that drew "
+                f"it; got it when {len(self._draws)} others were waiting. Start the loader anew "
+                "after leaving it early."
+            )
+        return self._draws.pop(number)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._on_start is not None:
+            self._on_start()
         accumulation, start = self.layout.accumulation, self.plan.completed
         skipped, self._skipped_steps = self._skipped_steps, 0
         for _ in range(skipped * accumulation):
@@ -199,28 +171,9 @@ class PlanSampler(Sampler[list[int]]):
             rows=drawn.rows[mine].copy(),
             fresh=drawn.fresh[mine].copy(),
             domain_shares=drawn.domain_shares,
+            row_shares=drawn.row_shares,
             ordinal=drawn.step * layout.accumulation + micro,
             step=drawn.step,
+            layout=layout,
             plan=self.plan,
         )
-
-
-class NumberedRows(Dataset[Any]):
-    """A mixture whose batches carry their micro-batch's number, whatever loader fetches them.
-
-    Args:
-        mixture: the rows.
-    """
-
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
-
-    def __len__(self) -> int:
-        return len(self.mixture)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.mixture[row]
-
-    def __getitems__(self, rows: DrawnRows) -> tuple[list[Any], int]:
-        """Return the rows' items and the number of the micro-batch."""
-        return self.mixture.__getitems__(rows), rows.ordinal

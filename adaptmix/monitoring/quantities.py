@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import FloatArray
-from adaptmix.efficiency import predicted_gain, variance_ratio
+from adaptmix.efficiency import predicted_gain, sampling_gain, variance_ratio
 from adaptmix.monitoring.names import safe_names
 from adaptmix.monitoring.uncertainty import gain_error, grad_std_error, loss_error, noise_error
 from adaptmix.simplex import effective_domains
@@ -104,14 +104,13 @@ def scalars(
         for label, value in zip(labels, column, strict=True)
     }
     gain = predicted_gain(weights, stats, **drawing)
-    proposed = variance_ratio(weights.sampling, weights, stats, **drawing)
     doubt = gain_error(gain, weights, stats, sampler=str(drawing.get("sampler", "stratified")))
     overall = (
         variance_ratio(in_force, weights, stats, **drawing),
         gain,
         doubt.error,
         doubt.bias,
-        gain / proposed,
+        sampling_gain(weights, stats, **drawing),
         effective_domains(weights.sampling),
         np.nan if coverage is None else coverage.least,
         overhead,

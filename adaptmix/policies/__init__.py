@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from adaptmix.checks import choice
-from adaptmix.policies.base import Policy, Preparation, Refinement, bind
+from adaptmix.policies.base import Policy, Preparation, Refinement, bind, cautions
 from adaptmix.policies.chain import Chain, chain
 from adaptmix.policies.erma import ERMA
 from adaptmix.policies.fgls import FGLS
@@ -31,6 +31,7 @@ __all__ = [
     "VarianceAware",
     "WarmUp",
     "bind",
+    "cautions",
     "chain",
     "named",
 ]

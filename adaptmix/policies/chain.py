@@ -66,7 +66,7 @@ def chain(*stages: Preparation | Policy | Refinement) -> Chain:
         >>> from adaptmix.policies import FGLS, Shrink, Smooth, VarianceAware
         >>> policy = chain(Shrink(), FGLS(), VarianceAware(), Smooth(0.5))
         >>> sorted(policy.requires)
-        ['grad_var', 'noise']
+        ['grad_sq', 'noise']
     """
     before: list[Preparation] = []
     first: Policy | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import FloatArray, number
-from adaptmix.policies.base import pooled
+from adaptmix.moments import pooled
 from adaptmix.simplex import normalise
 from adaptmix.solvers import gap_weights
 from adaptmix.types import Domains, DomainStats, Weights

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from adaptmix.checks import FloatArray
-from adaptmix.policies.base import floor_for, moment, moment_for
-from adaptmix.solvers.allocation import allocate
-from adaptmix.solvers.waterfill import share_bounds
+from adaptmix.policies.base import sampler_of
+from adaptmix.policies.quiet import check_bounds, quietest
 from adaptmix.types import Domains, DomainStats, Weights
 
 
@@ -18,18 +17,28 @@ from adaptmix.types import Domains, DomainStats, Weights
 class VarianceAware:
     """Sampling p ∝ π · w · v within bounds; the loss weights, and so the objective, stay.
 
-    With stratified counts the gradient's variance is Σ (π w v)² / (B p), which this minimises. With
-    multinomial ones it is [Σ (π w s)² / p − ‖Σ π w μ‖²] / B, minimised by p ∝ π · w · s. Alone it
-    keeps w = 1; in a chain it takes the loss weights of the stage before.
+    With stratified counts and b = N p rows of a domain in a step, the gradient's variance is
+    Σ (π w v)² / b over domains with b ≥ 1. A domain with b < 1 is present or absent: it adds
+    (π w)² (s² / b − ‖μ‖²), s² = v² + ‖μ‖² (``solvers.neyman_shares``). With multinomial counts
+    the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone it keeps
+    w = 1; in a chain it takes the loss weights of the stage before.
+
+    It does no harm: the predicted variance is never above that of proportional sampling, p = π, and
+    p = π stays where the predicted gain is no larger than noise alone predicts in 1 of 20 decisions
+    (``policies.quiet``). With unit "token" p are shares of tokens, while counts, bounds and the
+    variance are of rows, of which a step has a fixed number.
 
     Args:
-        lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
-        upper: greatest share of a domain.
+        lower: least share of a step's rows, in [0, 1/K]; when None a part of the domain's
+            proportional share, a tenth where that costs next to nothing, so that its estimates
+            stay alive.
+        upper: greatest share of a step's rows.
         batch_size: rows of a step's global batch; the controller fills it in when None.
         sampler: "stratified" or "multinomial"; the controller fills it in when None.
 
     Source:
-        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds and the multinomial form are ours.
+        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds, small counts and the multinomial
+        form are ours.
 
     Example:
         >>> domains = Domains(("quiet", "loud"), sizes=[100, 100])
@@ -46,13 +55,13 @@ class VarianceAware:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The moment that fits the sampler."""
-        return frozenset({moment_for(self.sampler)})
+        """The second moment, which single rows tell; the variance is used where it is known."""
+        return frozenset({"grad_sq"})
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state: only the importance, for nothing is remembered."""
-        floor_for(self.lower, len(domains), self.batch_size)
-        moment_for(self.sampler)
+        check_bounds(self.lower, self.upper, len(domains))
+        sampler_of(self.sampler)
         return {"importance": domains.importance}
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
@@ -67,10 +76,13 @@ class VarianceAware:
         return self._weights(weights.importance, weights.loss, stats), state
 
     def _weights(self, importance: FloatArray, loss: FloatArray, stats: DomainStats) -> Weights:
-        used = importance * loss
-        scale = used * np.sqrt(moment(stats, self.sampler))
-        floor = floor_for(self.lower, used.size, self.batch_size)
-        # No variance anywhere: nothing to gain.
-        scale = scale if scale.any() else used
-        lower, upper = share_bounds(floor, self.upper, used.size)
-        return Weights(allocate(scale, lower, upper), loss, importance)
+        sampling = quietest(
+            importance,
+            loss,
+            stats,
+            lower=self.lower,
+            upper=self.upper,
+            rows=self.batch_size,
+            sampler=self.sampler,
+        )
+        return Weights(sampling, loss, importance)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.statistics.layers import InProjection, rms_norm_by_another_name
-from adaptmix.statistics.mass import GradientMass
+from adaptmix.statistics.layers import rms_norm_by_another_name
 from adaptmix.statistics.rules import Rule, find_rule
+
+_NAMED = 5  # modules in a sentence
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,37 @@ class Coverage:
         share: share that is seen of the elements of the parameters that the estimator is for: all
             trainable ones or, with estimator "norm", those of normalisation layers; in [0, 1].
         unseen: {module name: type name} of the modules that hold the others.
-        mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], as
-            of the first observed micro-batch; None before it, and of sharded models.
+        mass: share that is seen of the squared norm of these parameters' gradients, in [0, 1], in
+            the steps that statistics come from; None before any, and of sharded models.
+        twice: whether a graph of gradients was made, as for a penalty on them: what is read at the
+            layers is then not the gradient of a sample's loss, and none is seen.
     """
 
     share: float
     unseen: Mapping[str, str]
     mass: float | None = None
+    twice: bool = False
 
     @property
     def least(self) -> float:
-        """The smaller of ``share`` and, where it is known, ``mass``."""
-        return self.share if self.mass is None else min(self.share, self.mass)
+        """The share that statistics are of: ``mass`` where it is known, and ``share`` elsewhere."""
+        return self.share if self.mass is None else self.mass
+
+    def describe(self) -> str:
+        """Return a sentence on what is seen and where the rest is."""
+        what = "trainable parameters" if self.mass is None else "gradient's squared norm"
+        if self.twice:
+            return (
+                "The gradient probe leaves out steps whose gradients are differentiated again "
+                "(create_graph=True), for the parts of samples cannot be told apart in them; it "
+                f"sees {self.least:.0%} of the {what}."
+            )
+        named = [f"{name or 'the model itself'} ({kind})" for name, kind in self.unseen.items()]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return (
+            f"The gradient probe sees {self.least:.0%} of the {what}. Not seen: "
+            f"{', '.join(named[:_NAMED])}{more}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +65,11 @@ class Layer:
         module: the module, or what has the parameters that its rule looks for.
         rule: its rule.
         indices: {parameter name in the module: number of the parameter in the model}.
-        caller: the attention that uses it by function, instead of calling it.
     """
 
     module: Any
     rule: Rule
     indices: Mapping[str, int]
-    caller: nn.MultiheadAttention | None = None
-
-    @property
-    def hooked(self) -> nn.Module:
-        """The module whose calls show the layer's."""
-        module: nn.Module = self.caller or self.module
-        return module
 
 
 class ParameterMap:
@@ -95,28 +107,43 @@ class ParameterMap:
         self.dtypes = [torch.promote_types(p.dtype, torch.float32) for p in parameters]
         self.layers: list[Layer] = []
         self._holders: list[tuple[str, str, frozenset[int]]] = []
+        self.twice = False
         self._refused: set[int] = set()
         self._seen: set[int] = set()
-        self._mass: GradientMass | None = None
-        callers = _callers(model)
+        self._places: list[tuple[nn.Module, str, int]] = []
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             indices = {key: self._numbers[id(p)] for key, p in own if p.requires_grad}
             if not indices:
                 continue
+            self._places += [(module, key, i) for key, i in indices.items()]
             self._holders.append((name, type(module).__name__, frozenset(indices.values())))
-            if isinstance(rule, InProjection):
-                self.layers.append(
-                    Layer(rule.of(module), rule, _in_projection(indices), callers[id(module)])
-                )
-                # What is left, learned keys and values of every sample, has no rule.
-                self._refused.update(set(indices.values()) - set(self.layers[-1].indices.values()))
-            elif rule is None:
-                self._refused.update(indices.values())
-            else:
-                self.layers.append(Layer(module, rule, indices, callers.get(id(module))))
-        # One use without a rule hides part of a tied parameter's gradient, so all of it is out.
-        self.candidates = [i for i in range(len(parameters)) if i not in self._refused]
+            if rule is not None:
+                self.layers.append(Layer(module, rule, indices))
+        self.candidates = list(range(len(parameters)))
+
+    def number(self, parameter: Tensor) -> int | None:
+        """Return a parameter's number; None of one that does not count.
+
+        Sharding swaps the tensors behind the names, and with them what is looked up here.
+        """
+        number = self._numbers.get(id(parameter))
+        if number is None and parameter.requires_grad and self._swapped():
+            number = self._numbers.get(id(parameter))
+        return number
+
+    def numbered(self, model: nn.Module) -> dict[int, Tensor]:
+        """Return {number: parameter} of the trainable parameters that count."""
+        named = ((self._numbers.get(id(p)), p) for p in model.parameters() if p.requires_grad)
+        return {number: p for number, p in named if number is not None}
+
+    def _swapped(self) -> bool:
+        """Return whether modules hold other tensors by now, whose numbers are then known."""
+        named = ((getattr(module, key, None), i) for module, key, i in self._places)
+        now = {id(tensor): i for tensor, i in named if isinstance(tensor, Tensor)}
+        swapped = not now.keys() <= self._numbers.keys()
+        self._numbers |= now
+        return swapped
 
     def refuse(self, indices: Iterable[int]) -> None:
         """Leave parameters out from now on: part of their gradient turned out to be hidden."""
@@ -126,14 +153,16 @@ class ParameterMap:
         """Return whether a parameter is left out."""
         return index in self._refused
 
-    def refuse_used_outside(self, loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> None:
-        """Leave out the parameters that ``loss`` depends on other than through layer ``calls``.
+    def refuse_used_outside(
+        self, losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
+    ) -> None:
+        """Leave out the parameters that ``losses`` depend on other than through layer ``calls``.
 
         Args:
-            loss: the scalar that will be differentiated.
+            losses: the scalar that will be differentiated, or all that samples' losses are made of.
             calls: {graph node of a layer call's output: nodes of its inputs}.
         """
-        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(loss, calls))
+        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(losses, calls))
         self.refuse(number for number in numbers if number is not None)
 
     def check_shape(self, index: int, gradients: Tensor) -> None:
@@ -153,48 +182,30 @@ class ParameterMap:
         """Note that gradients of these parameters arrived."""
         self._seen.update(indices)
 
-    def weigh(self, model: nn.Module) -> GradientMass:
-        """Listen to the next backward pass for how much of the gradient each parameter holds."""
-        numbers = self._numbers
-        self._mass = GradientMass(
-            {numbers[id(p)]: p for p in model.parameters() if id(p) in numbers and p.requires_grad}
-        )
-        return self._mass
+    @property
+    def seen(self) -> set[int]:
+        """The parameters that are seen; before the first gradient arrives, that should be."""
+        return (self._seen or set(self.candidates)) - self._refused
 
     @property
     def coverage(self) -> Coverage:
         """What is seen; before the first gradient arrives, what should be."""
-        seen = (self._seen or set(self.candidates)) - self._refused
+        seen = self.seen
         sizes = [shape.numel() for shape in self.shapes]
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
-        return Coverage(share, unseen, None if self._mass is None else self._mass.share(seen))
+        return Coverage(share, unseen, twice=self.twice)
 
 
-def _callers(model: nn.Module) -> dict[int, nn.MultiheadAttention]:
-    """Return, by the module's identity, the attentions that use a module's weights by function."""
-    found: dict[int, nn.MultiheadAttention] = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and (
-            type(module).forward is nn.MultiheadAttention.forward
-        ):
-            found |= {id(module): module, id(module.out_proj): module}
-    return found
-
-
-def _in_projection(indices: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of an attention's projection under the names of a linear layer."""
-    names = {"weight": "in_proj_weight", "bias": "in_proj_bias"}
-    return {name: indices[key] for name, key in names.items() if key in indices}
-
-
-def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Iterator[Tensor]:
-    """Yield the leaves that the graph of ``loss`` reaches without passing through ``calls``.
+def _leaves_outside(
+    losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
+) -> Iterator[Tensor]:
+    """Yield the leaves that the graphs of ``losses`` reach without passing through ``calls``.
 
     A parameter among them is used by a function, as in ``F.linear(x, embedding.weight)``, where
     no forward hook sees it. Uses that reentrant checkpointing hides from the graph stay hidden.
     """
-    pending = [loss.grad_fn]
+    pending = [loss.grad_fn for loss in losses]
     visited: set[Node] = set()
     while pending:
         node = pending.pop()
@@ -207,3 +218,18 @@ def _leaves_outside(loss: Tensor, calls: Mapping[Node, Collection[Node]]) -> Ite
         if node.name() == "torch::autograd::AccumulateGrad":
             yield node.variable  # type: ignore[attr-defined]
         pending.extend(parent for parent, _ in node.next_functions)
+
+
+def accumulator(loss: Tensor) -> Node | None:
+    """Return a node that accumulates a gradient when ``loss`` is differentiated by backward()."""
+    pending = [loss.grad_fn]
+    visited: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            return node
+        pending.extend(parent for parent, _ in node.next_functions)
+    return None

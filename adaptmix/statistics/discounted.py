@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptmix import schema
 from adaptmix.checks import FloatArray
 
 
@@ -57,18 +58,22 @@ class DiscountedSums:
         """Return the sums and when each entry was last added to."""
         return {"last": self._last, **self._sums}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved sums of the same names and shape."""
-        for name in self._sums:
-            self._sums[name] = _like(self._last, name, state[name])
-        self._last = _like(self._last, "last", state["last"])
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str) -> None:
+        """Take over saved sums of the same names and shape.
 
+        Args:
+            state: what ``state_dict`` returned.
+            name: of the sums, for messages.
 
-def _like(model: FloatArray, name: str, value: Any) -> FloatArray:
-    array = np.array(value, dtype=np.float64)
-    if array.shape != model.shape:
-        raise ValueError(f"{name} must have shape {model.shape}; got {array.shape}.")
-    return array
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        shape = self._last.shape
+        fields = {"last": schema.array(*shape, minimum=0.0)}
+        fields |= dict.fromkeys(self._sums, schema.array(*shape))
+        saved = schema.read(state, fields, name=name)
+        self._last = saved.pop("last")
+        self._sums = saved
 
 
 def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:

@@ -36,14 +36,17 @@ class ExactBatch(MicroBatch):
         """Return the whole input."""
         return x.detach()
 
-    def _add(self, layer: Layer, kept: Tensor | None, gradient: Tensor, scale: Tensor) -> None:
-        assert kept is not None
+    def _add(
+        self, layer: Layer, kept: Tensor | None, gradient: Tensor, samples: Tensor | None
+    ) -> None:
+        assert kept is not None and self._scale is not None
+        scale = self._scale if samples is None else self._scale[samples]
         indices = layer.indices.values()
         dtype = self._parameters.dtypes[next(iter(indices))]
         kept, gradient = self._by_sample(kept), self._by_sample(gradient)
-        g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient))
-        x = self._where(kept.to(dtype) if kept.is_floating_point() else kept)
-        if self._multiplies_vectors(layer, x):
+        g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient), samples)
+        x = self._where(kept.to(dtype) if kept.is_floating_point() else kept, samples)
+        if self._multiplies_vectors(layer, x, samples):
             self._add_vectors(layer, x, g)
             return
         step = max(1, _CHUNK_ELEMENTS // sum(self._parameters.shapes[i].numel() for i in indices))
@@ -51,15 +54,21 @@ class ExactBatch(MicroBatch):
             chunk = slice(start, start + step)
             for name, rows in layer.rule(layer.module, x[chunk], g[chunk]).items():
                 if name in layer.indices:
-                    self._deliver(layer.indices[name], chunk, rows)
+                    self._deliver(layer.indices[name], chunk, rows, samples)
 
-    def _multiplies_vectors(self, layer: Layer, x: Tensor) -> bool:
+    def _add_whole(self, index: int, gradients: Tensor, samples: Tensor | None) -> None:
+        assert self._scale is not None
+        scale = self._scale if samples is None else self._scale[samples]
+        scaled = gradients * align(scale.to(gradients.dtype), gradients)
+        self._deliver(index, slice(None), self._where(scaled, samples), samples)
+
+    def _multiplies_vectors(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
         """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
         return (
             type(layer.rule) is Matrix
             and x.ndim == 2
             and all(
-                self._few_products(index) and not self._parameters.refused(index)
+                self._few_products(index, samples) and not self._parameters.refused(index)
                 for index in layer.indices.values()
             )
         )
@@ -74,17 +83,20 @@ class ExactBatch(MicroBatch):
             square, self._sums[layer.indices["weight"]] = products(*pair, members)
             self._square += square
 
-    def _deliver(self, index: int, chunk: slice, gradients: Tensor) -> None:
-        """Take in the (b, *shape) gradients of one use of a parameter, for a chunk of samples."""
+    def _deliver(self, index: int, chunk: slice, gradients: Tensor, samples: Tensor | None) -> None:
+        """Take in the (b, *shape) gradients of one use of a parameter, for a chunk of rows."""
         self._parameters.check_shape(index, gradients)
         if self._parameters.refused(index):
             return
-        if self.uses[index] <= 1:
+        if self.uses[index] <= 1 and samples is None:
             self._reduce(index, chunk, gradients)
             return
         if index not in self._stash:
             self._stash[index] = gradients.new_zeros(len(self._domains), *gradients.shape[1:])
-        self._stash[index][chunk] += gradients
+        if samples is None:
+            self._stash[index][chunk] += gradients
+        else:
+            self._stash[index].index_add_(0, samples[chunk], gradients)
 
     def _reduce(self, index: int, chunk: slice, gradients: Tensor) -> None:
         """Sum the (b, *shape) whole gradients of a parameter, and their squared norms."""
@@ -95,6 +107,11 @@ class ExactBatch(MicroBatch):
         rows = gradients.reshape(*gradients.shape[:2], -1)
         norms = torch.linalg.vector_norm(rows, dim=-1).double()
         self._square[chunk] += norms.square().reshape(len(gradients), -1).sum(1)
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._sums.clear()
+        self._stash.clear()
 
     def _vectors(self) -> list[Tensor] | None:
         for index, stash in self._stash.items():

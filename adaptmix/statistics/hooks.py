@@ -1,50 +1,50 @@
-"""The hooks that follow calls of layers, on the model in observed steps only."""
+"""The hooks that follow a model's calls, on the model in observed steps only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adaptmix.statistics.attention import AttentionCalls, OnCall
 from adaptmix.statistics.coverage import Layer
+from adaptmix.statistics.functions import Functions
+from adaptmix.statistics.tracked import UNKNOWN, Listener
 
 
-class LayerHooks:
-    """Forward hooks on layers and on the attentions that use layers by function.
+class ModelHooks:
+    """Hooks before and after every module's forward.
+
+    Calls of layers on samples are told as such; whatever else happens in a forward, the outermost
+    module's ``Functions`` sees.
 
     Args:
-        layers: to follow.
-        on_call: what is told of each call.
-        refuse: what is told of a layer one of whose calls cannot be followed.
+        model: the model.
+        layers: of it.
+        functions: that see its operations.
+        listener: what is told of layers' calls.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], *, on_call: OnCall, refuse: Callable[[Layer], None]
+        self, model: nn.Module, layers: Iterable[Layer], functions: Functions, listener: Listener
     ) -> None:
-        self._layers, self._on_call, self._refuse = layers, on_call, refuse
+        self._model, self._functions, self._listener = model, functions, listener
+        self._layers = {id(layer.module): layer for layer in layers}
         self._handles: list[RemovableHandle] = []
+        self._calls: list[tuple[nn.Module, tuple[int, ...], int | None]] = []
 
     def install(self) -> None:
         """Put the hooks on the modules."""
-        attentions: dict[nn.MultiheadAttention, list[Layer]] = {}
-        for layer in self._layers:
-            if layer.caller is not None:
-                attentions.setdefault(layer.caller, []).append(layer)
-                continue
+        enter, leave = _Hook(self._enter), _Hook(self._leave)
+        for module in self._model.modules():
             # First in line, so that the output is the layer's own whatever other hooks return.
-            hook = _Hook(partial(self._on_forward, layer))
-            handle = layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
-        for attention, layers in attentions.items():
-            calls = AttentionCalls(attention, layers, on_call=self._on_call, refuse=self._refuse)
-            enter, leave = _Hook(calls.enter), _Hook(calls.leave)
             self._handles += [
-                attention.register_forward_pre_hook(enter, with_kwargs=True),
-                attention.register_forward_hook(leave, prepend=True, always_call=True),
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(
+                    leave, prepend=True, with_kwargs=True, always_call=True
+                ),
             ]
 
     def remove(self) -> None:
@@ -53,12 +53,63 @@ class LayerHooks:
             handle.remove()
         self._handles.clear()
 
-    def _on_forward(self, layer: Layer, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        functions = self._functions
+        if not self._calls:
+            functions.samples = _rows((*args, *kwargs.values()))
+            functions.__enter__()  # type: ignore[no-untyped-call]
+        before = functions.attention
+        layer = self._layers.get(id(module))
+        claimed: tuple[int, ...] = ()
+        if layer is not None:
+            x = _first((*args, *kwargs.values()))
+            if x is not None and functions.rows(x) is not None:
+                claimed = tuple(id(p) for p in module.parameters(recurse=False))
+                functions.claimed.update(claimed)
+        elif isinstance(module, nn.MultiheadAttention):
+            query = args[0] if args else kwargs["query"]
+            batched = query.ndim == 3
+            samples = query.shape[0 if module.batch_first else 1] if batched else UNKNOWN
+            functions.attention = samples
+        self._calls.append((module, claimed, before))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        functions = self._functions
+        _, claimed, functions.attention = self._calls.pop()
+        functions.claimed.difference_update(claimed)
+        if not self._calls:
+            functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if not claimed or output is None:  # a forward that was broken off
+            return
+        layer = self._layers[id(module)]
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if inputs and isinstance(output, Tensor):
-            self._on_call(layer, inputs, output, None, None)
+        rows = functions.rows(inputs[0])
+        if isinstance(output, Tensor) and rows is not None:
+            with torch._C.DisableTorchFunction():  # it is no part of the forward
+                self._listener.on_call(layer, inputs, output, rows)
         else:
-            self._refuse(layer)
+            self._listener.refuse(tuple(layer.indices.values()))
+
+
+def _first(values: Iterable[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _rows(values: Iterable[Any]) -> int | None:
+    """Return the first dim of the first tensor among a call's arguments."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.ndim:
+                return len(value)
+        elif hasattr(value, "values"):
+            found = _rows(value.values())
+            if found is not None:
+                return found
+        elif isinstance(value, (tuple, list)):
+            found = _rows(value)
+            if found is not None:
+                return found
+    return None
 
 
 class _Hook:

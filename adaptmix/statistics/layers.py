@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,15 +51,25 @@ class Matrix(Factored):
         return outputs.sum(1)
 
 
-class InProjection(Matrix):
-    """Rule for the weight and bias from which an attention projects queries, keys and values.
+class Experts(Matrix):
+    """Rule for y_t = x_t W_eᵀ with stacked weights W (E, out, in), or (E, in, out), one per row.
 
-    ``nn.MultiheadAttention`` uses them by function; ``statistics.attention`` tells of such calls.
+    Seen as one matrix of E · out rows, of which row t uses those of its expert e.
     """
 
-    def of(self, attention: Any) -> SimpleNamespace:
-        """Return the projection of an attention, with the names of a linear layer."""
-        return SimpleNamespace(weight=attention.in_proj_weight, bias=attention.in_proj_bias)
+    def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
+        """Return the features of the input at each row."""
+        return self._features(module, x, side, stacked=not self.inputs_dim)
+
+    def outputs(self, module: Any, g: Tensor, side: Side) -> Tensor:
+        """Return the features of the output gradient at each row."""
+        return self._features(module, g, side, stacked=bool(self.inputs_dim))
+
+    def _features(self, module: Any, values: Tensor, side: Side, *, stacked: bool) -> Tensor:
+        if not stacked:
+            return side.fold(values, -1).unsqueeze(1)
+        total = module.weight.shape[:-1].numel()
+        return side.place(values, module.experts * values.shape[1], total).unsqueeze(1)
 
 
 class Lookup(Matrix):
@@ -233,8 +242,6 @@ def rms_norm_by_another_name(module: nn.Module) -> Normalisation | None:
 
 
 register_rule(nn.Linear)(Matrix())
-# With other widths of keys or values there are three weights, and one bias for all of them.
-register_rule(nn.MultiheadAttention, lambda m: m.in_proj_weight is not None)(InProjection())
 register_rule("transformers.pytorch_utils.Conv1D")(Matrix(transposed=True))
 # Gradients scaled by frequency depend on the whole batch and max_norm changes the weight in place,
 # so neither has a per-sample gradient.

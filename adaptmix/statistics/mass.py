@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
-
-from adaptmix.distributed import HostCopy
+from torch.utils.hooks import RemovableHandle
 
 
 class GradientMass:
-    """Squared norms of parameters' gradients in one backward pass of the whole loss.
+    """Squared norms of parameters' gradients in the backward passes of one step.
 
-    Args:
-        parameters: {number: parameter}. Those whose gradients arrive elsewhere, as sharded ones
-            do, have no mass.
+    Sharded gradients arrive elsewhere, so parameters that are sharded have no mass.
     """
 
-    def __init__(self, parameters: Mapping[int, Tensor]) -> None:
+    def __init__(self) -> None:
         self._squares: dict[int, Tensor] = {}
-        self._copy: HostCopy | None = None
+        self._handles: list[RemovableHandle] = []
+        self.paused = False
+
+    def listen(self, parameters: Mapping[int, Tensor]) -> None:
+        """Listen to the gradients of {number: parameter}, and forget those of other steps."""
+        self.close()
+        self._squares.clear()
         self._handles = [
             parameter.register_hook(partial(self._take, number))
             for number, parameter in parameters.items()
@@ -29,24 +32,28 @@ class GradientMass:
 
     @torch.no_grad()
     def _take(self, number: int, gradient: Tensor) -> None:
-        norm = torch.linalg.vector_norm(gradient.detach().float()).double()
-        self._squares[number] = self._squares.get(number, 0.0) + norm.square()
+        if self.paused:
+            return
+        flat = gradient.detach().flatten()
+        flat = flat if flat.dtype == torch.float64 else flat.float()
+        # A product takes a fraction of the time of a norm on CPU.
+        self._squares[number] = self._squares.get(number, 0.0) + flat.dot(flat).double()
 
     def close(self) -> None:
-        """Stop listening and send the norms to the host, without waiting for them."""
+        """Stop listening."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._squares:
-            self._copy = HostCopy(torch.stack(list(self._squares.values())))
 
-    def share(self, numbers: set[int]) -> float | None:
-        """Return what these parameters hold of the whole, in [0, 1]; None when it is not known."""
-        if self._copy is None:
-            return None
-        masses = self._copy.result()
-        total = float(masses.sum())
-        if not 0.0 < total < float("inf"):
-            return None
-        held: Iterable[tuple[int, float]] = zip(self._squares, masses.tolist(), strict=True)
-        return sum((mass for number, mass in held if number in numbers), start=0.0) / total
+    def split(self, numbers: Collection[int], like: Tensor) -> Tensor:
+        """Return (2,) what these parameters hold, and the others; of the dtype and device of like.
+
+        Gradients that are not finite count nothing: their step is left out.
+        """
+        total = like.new_zeros(2)
+        if not self._squares:
+            return total
+        squares = torch.stack([square.to(like.device) for square in self._squares.values()])
+        other = [int(number not in numbers) for number in self._squares]
+        where = torch.tensor(other).to(like.device, non_blocking=True)
+        return total.index_add_(0, where, squares).nan_to_num(0.0, 0.0, 0.0)

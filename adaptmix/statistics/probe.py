@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix.checks import choice, integer
 from adaptmix.errors import CoverageWarning
 from adaptmix.segments import Segments
-from adaptmix.statistics.attention import Arrange
 from adaptmix.statistics.compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap
+from adaptmix.statistics.coverage import Coverage, Layer, ParameterMap, accumulator
 from adaptmix.statistics.exact import ExactBatch
+from adaptmix.statistics.functions import Functions
 from adaptmix.statistics.gradients import GradientSums, MicroBatch
-from adaptmix.statistics.hooks import LayerHooks
-from adaptmix.statistics.isolation import warn_unless_isolated
+from adaptmix.statistics.hooks import ModelHooks
+from adaptmix.statistics.isolation import rows_in_order, warn_unless_isolated
 from adaptmix.statistics.layers import Normalisation
 from adaptmix.statistics.mass import GradientMass
 from adaptmix.statistics.sketch import Projections, SketchBatch
+from adaptmix.statistics.tracked import WHOLE, Padding, Rows, Use, check_rows
 
 ESTIMATORS = ("sketch", "exact", "norm")
-_COVERAGE_EXPECTED = 0.9
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -45,7 +46,7 @@ class GradientProbe:
     own loss only where samples do not meet inside the model: batch normalisation, losses over
     pairs of samples and auxiliary losses beside ``loss`` break this. The first dim of a layer's
     input and output must be the sample; any other dim of length B passes for it. Forwards and
-    backwards alternate, and each backward runs once.
+    backwards alternate; of several that accumulate gradients, the last counts.
 
     A model that is compiled runs uncompiled in observed steps, for compiled code ignores hooks.
 
@@ -76,15 +77,15 @@ class GradientProbe:
             Projections(self._parameters, seed=seed) if estimator == "sketch" else None
         )
         self._uncompiled = Uncompiled()
-        self._hooks = LayerHooks(
-            self._parameters.layers, on_call=self._on_call, refuse=self._refuse
-        )
+        self._functions = Functions(self._parameters, self)
+        self._hooks = ModelHooks(unwrapped(model), self._parameters.layers, self._functions, self)
         self._attached = False
         self._observing = False
         self._inspected = False
-        self._warned = False
         self._isolation_known = False
-        self._mass: GradientMass | None = None
+        self.misread = False  # whether rows are other samples' than they are taken for
+        self._mass = GradientMass()
+        self._set_aside = self._twice = False
         self._drop()
 
     def _drop(self) -> None:
@@ -96,6 +97,16 @@ class GradientProbe:
         if self._projections is None:
             return ExactBatch(self._parameters, self._num_domains)
         return SketchBatch(self._parameters, self._num_domains, self._projections)
+
+    @property
+    def inspected(self) -> bool:
+        """Whether a step was observed yet."""
+        return self._inspected
+
+    @property
+    def watching(self) -> bool:
+        """Whether this step's backward passes are to be announced."""
+        return self._observing
 
     @property
     def coverage(self) -> Coverage:
@@ -111,7 +122,7 @@ class GradientProbe:
         Raises:
             ValueError: this or another probe is attached to the model or to a part of it.
         """
-        modules = [layer.hooked for layer in self._parameters.layers]
+        modules = [*unwrapped(self._model).modules()]
         if self._attached or any(module in _watched for module in modules):
             raise ValueError(
                 "model must have one probe at most; got one that is attached already. "
@@ -119,7 +130,6 @@ class GradientProbe:
             )
         self._attached = True
         _watched.update(modules)
-        self._check_coverage()
         if any(isinstance(module, _BatchNorm) for module in self._model.modules()):
             warnings.warn(
                 "The model normalises over the batch, so a sample's gradient holds parts of the "
@@ -135,8 +145,11 @@ class GradientProbe:
             return
         self._attached = False
         self._observe(False)
-        self._stop_weighing()
-        _watched.difference_update(layer.hooked for layer in self._parameters.layers)
+        _watched.difference_update(unwrapped(self._model).modules())
+        self._drop()
+
+    def forget(self) -> None:
+        """Forget what was seen of a step that is not going to be finished."""
         self._drop()
 
     def arm(self, observing: bool, *, step: int) -> None:
@@ -152,13 +165,16 @@ class GradientProbe:
         if self._observing and self._projections is not None:
             self._projections.redraw(step)
         self._upcoming = self._new_batch()
+        self._functions.forget()
 
     def _observe(self, observing: bool) -> None:
         self._observing = observing
         self._uncompiled.turn(observing and is_compiled(self._model))
         self._hooks.remove()
+        self._mass.close()
         if observing:
             self._hooks.install()
+            self._mass.listen(self._parameters.numbered(unwrapped(self._model)))
 
     def expect(
         self,
@@ -167,7 +183,9 @@ class GradientProbe:
         loss: Tensor,
         *,
         segments: Segments | None = None,
+        samples: Tensor | None = None,
         values: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
 
@@ -178,12 +196,17 @@ class GradientProbe:
             loss: () the loss; what is done to it before ``backward`` (mixed precision's scale, a
                 division by the number of micro-batches) is measured, and is not part of c_j.
             segments: where the samples are, when they are packed.
+            samples: (R,) integers in [0, B): the sample that each row inside the model is of, when
+                it runs other rows than the samples. The gradients of a sample's rows add up.
+            outputs: all tensors that the samples' losses are computed from, where ``loss`` has more
+                than these, such as a penalty on parameters; ``loss`` itself when empty.
             values: (B,) ℓ_j, by which packed samples are checked not to see each other.
 
         Warns:
             PackingWarning: once, when they do, or when that cannot be checked.
 
         Raises:
+            SeamError: the model ran another number of rows, and ``samples`` does not tell of which.
             ValueError: different lengths, or a loss that is not a scalar with a gradient.
         """
         if domains.ndim != 1 or domains.shape != factors.shape:
@@ -201,37 +224,39 @@ class GradientProbe:
             )
         self._finish()
         batch, self._upcoming = self._upcoming, self._new_batch()
-        if not self._inspected:
-            self._parameters.refuse_used_outside(loss, batch.calls)
-            self._mass = self._parameters.weigh(unwrapped(self._model))
-            self._inspected = True
+        self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
+        if segments is None:
+            check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        if segments is None and not self._isolation_known:
+            in_order = rows_in_order(values, batch.first)
+            self._isolation_known, self.misread = in_order is not None, in_order is False
         batch.calls.clear()
         batch.first.clear()
-        batch.expect(domains, factors, segments)
+        if samples is not None:
+            samples = samples.to(domains.device, non_blocking=True)
+        batch.expect(domains, factors, segments, samples, accumulator(loss))
         loss.register_hook(batch.begin)
         self._current = batch
 
     def collect(self) -> GradientSums | None:
-        """Return the sums over the micro-batches since the last call, or None without any.
-
-        Warns:
-            CoverageWarning: once, when less than 0.9 of the parameters or, from the second
-                observation on, of their gradient is seen.
-        """
+        """Return the sums over the micro-batches since the last call, or None without any."""
         self._finish()
         total, self._total = self._total, None
-        if self._observing:
-            # The mass of this very step's gradient is still on its way.
-            self._check_coverage(with_mass=self._mass is None)
-            self._stop_weighing()
+        if total is not None:
+            self._inspected = True
+            seen = set() if self._twice else self._parameters.seen
+            total.mass += self._mass.split(seen, total.mass)
+        self._twice = False
         return total
 
     def _finish(self) -> None:
         """Add the micro-batch whose backward is done to the step's sums."""
         batch, self._current = self._current, None
         sums = None if batch is None else batch.finish()
+        self._twice |= batch is not None and batch.twice
+        self._parameters.twice |= self._twice
         if sums is None:
             return
         if self._total is None:
@@ -240,96 +265,115 @@ class GradientProbe:
         for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
             total += part
 
-    def _refuse(self, layer: Layer) -> None:
+    def refuse(self, indices: Sequence[int]) -> None:
+        """Leave out parameters one of whose uses cannot be followed."""
         # A call that is a checkpoint's second one belongs to the micro-batch in its backward.
-        if not _recomputing() or self._current is not None:
-            self._parameters.refuse(layer.indices.values())
+        if not self._recomputing() or self._current is not None:
+            self._parameters.refuse(indices)
 
-    def _on_call(
+    def on_call(
         self,
         layer: Layer,
-        inputs: list[Tensor],
+        inputs: Sequence[Tensor],
         output: Tensor,
-        arrange: Arrange | None,
-        arrange_gradient: Arrange | None,
+        rows: Rows,
+        pad: Padding = WHOLE,
     ) -> None:
-        """Follow one call of a layer; ``arrange`` puts its samples first where they are not."""
-        recomputing = _recomputing()
-        batch = self._current if recomputing else self._upcoming
+        """Follow one call of a layer, whose first input and output run over samples by ``rows``."""
+        batch = self._following(layer.indices.values(), inputs, output, rows)
         if batch is None:
             return
+        x = rows.first(inputs[0])
+        if not self._recomputing():
+            batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
+        with torch.no_grad(), _full_precision(x.device.type):
+            kept = batch.keep(layer, pad.inputs(x))
+
+        @torch.no_grad()
+        def on_backward(kept: list[Tensor | None], gradient: Tensor) -> None:
+            # Backward hooks inherit autocast where backward() is called inside of it.
+            with _full_precision(gradient.device.type):
+                g = pad.outputs(rows.first(gradient.detach()))
+                batch.add(layer, size, _taken(kept), g, rows.ids)
+
+        size = len(x)
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
+        # In a list, to be taken out when it is used: hooks live as long as the graph does.
+        output.register_hook(partial(self._if_current, batch, partial(on_backward, [kept])))
+
+    def on_operation(
+        self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> None:
+        """Follow an operation that brings parameters together with samples."""
+        leaves = [index for use in uses for source in use.sources for index in source.leaves]
+        batch = self._following(leaves, inputs, output, rows)
+        if batch is None:
+            return
+
+        @torch.no_grad()
+        def on_backward(gradient: Tensor) -> None:
+            with _full_precision(gradient.device.type), self._aside():
+                g = rows.first(gradient.detach())
+                for use in uses:
+                    for index, found in use.gradients(g):
+                        batch.add_whole(index, found, rows.ids)
+
+        output.register_hook(partial(self._if_current, batch, on_backward))
+
+    def _following(
+        self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> MicroBatch | None:
+        """Return the micro-batch that a call is of; None where it has no backward pass."""
+        recomputing = self._recomputing()
+        batch = self._current if recomputing else self._upcoming
+        if batch is None:
+            return None
         if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
-            for index in layer.indices.values():
-                batch.uses[index] += 1
+            batch.uses.update(indices)
+            batch.rows = self._functions.samples or 0
         if not output.requires_grad:
-            return
-        if not self._inspected and output.grad_fn is not None:
+            return None
+        if output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
         if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
             batch.first.append((get_gradient_edge(output), output.shape))
-        x = inputs[0] if arrange is None else arrange(inputs[0])
-        with torch.no_grad(), _full_precision(x.device.type):
-            kept = batch.keep(layer, x)
-        size = len(x) if x.ndim else 0
-        # On the output and not on the module, whose backward hooks forbid in-place activations.
-        # In a list, to be taken out when it is used: hooks live as long as the graph does.
-        hook = partial(self._on_backward, layer, batch, size, [kept], arrange_gradient)
-        output.register_hook(hook)
+        return batch
 
-    @torch.no_grad()
-    def _on_backward(
-        self,
-        layer: Layer,
-        batch: MicroBatch,
-        size: int,
-        kept: list[Tensor | None],
-        arrange: Arrange | None,
-        gradient: Tensor,
+    def _if_current(
+        self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
     ) -> None:
-        if batch is not self._current:  # collected or detached meanwhile
+        if self._set_aside:
             return
-        gradient = gradient.detach() if arrange is None else arrange(gradient.detach())
-        # Backward hooks inherit autocast where backward() is called inside of it.
-        with _full_precision(gradient.device.type):
-            batch.add(layer, size, kept.pop(), gradient)
+        batch.twice |= torch.is_grad_enabled()  # create_graph
+        if batch is self._current:  # not collected or detached meanwhile
+            on_backward(gradient)
 
-    def _stop_weighing(self) -> None:
-        if self._mass is not None:
-            self._mass.close()
-            self._mass = None
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Differentiate something else for a while."""
+        self._set_aside = self._mass.paused = True
+        try:
+            yield
+        finally:
+            self._set_aside = self._mass.paused = False
 
-    def _check_coverage(self, *, with_mass: bool = False) -> None:
-        if self._warned:
-            return
-        coverage = self.coverage
-        share, what = coverage.share, "trainable parameters"
-        if with_mass and coverage.mass is not None and coverage.mass < share:
-            share, what = coverage.mass, "gradient's squared norm"
-        if share >= _COVERAGE_EXPECTED:
-            return
-        self._warned = True
-        kinds = ", ".join(sorted(set(coverage.unseen.values())))
-        warnings.warn(
-            f"The gradient probe sees {share:.0%} of the {what}, so gradient "
-            f"variances come out too small. Not seen: parameters in {kinds}. Types "
-            "without a rule get one by adaptmix.register_rule; layers with one "
-            "must be called, not have their weights used elsewhere, on inputs of shape (B, ...).",
-            CoverageWarning,
-            stacklevel=3,
-        )
+    def _recomputing(self) -> bool:
+        """Return whether a backward pass is running: a forward is then a checkpoint's second one.
+
+        It is no further use of its layers, and belongs to the micro-batch that is differentiated.
+        """
+        return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _taken(kept: list[Tensor | None]) -> Tensor | None:
+    """Return what was kept for a backward pass, and let go of it unless there may be another."""
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept[0] if again else kept.pop()
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast, which costs something to switch off where it is not on."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
-
-
-def _recomputing() -> bool:
-    """Return whether a backward pass is running, so that a forward is a checkpoint's second one.
-
-    It is no further use of its layers, and belongs to the micro-batch that is differentiated.
-    """
-    return bool(torch._C._current_graph_task_id() != -1)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 """(module, input (b, ...), output gradient (b, ...)) -> {parameter name: (b, *parameter shape)}.
@@ -24,6 +27,17 @@ class Side(Protocol):
 
     def fold(self, values: Tensor, dim: int) -> Tensor:
         """Return ``values`` with the features along ``dim`` mapped."""
+        ...
+
+    def part(self, values: Tensor, start: int, total: int) -> Tensor:
+        """Return the images of ``total`` features that are zero but for ``values`` from ``start``.
+
+        ``start`` is a multiple of 64.
+        """
+        ...
+
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        """Return the images of ``total`` features, of which each row has some from its start on."""
         ...
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -86,6 +100,13 @@ class _Whole:
     def fold(self, values: Tensor, dim: int) -> Tensor:
         return values
 
+    def part(self, values: Tensor, start: int, total: int) -> Tensor:
+        return functional.pad(values, (start, total - start - values.shape[-1]))
+
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        where = starts.unsqueeze(1) + torch.arange(values.shape[1], device=values.device)
+        return values.new_zeros(len(values), total).scatter_(1, where, values)
+
     def lookup(self, indices: Tensor) -> Tensor:
         raise NotImplementedError("one-hot features are never multiplied out")
 
@@ -98,7 +119,7 @@ RULES: dict[type[nn.Module] | str, tuple[Rule, Callable[[Any], bool]]] = {}
 def register_rule(
     module_type: type[nn.Module] | str, supports: Callable[[Any], bool] = lambda _: True
 ) -> Callable[[Rule], Rule]:
-    """Return a decorator that makes a rule the one for ``module_type``, replacing any before it.
+    """Return a decorator that makes a rule the one for ``module_type``.
 
     Subclasses that keep the type's ``forward`` use the rule too. Register before the probe is
     made.
@@ -106,6 +127,9 @@ def register_rule(
     Args:
         module_type: the layer's class, or "package.module.Class" of one that is not imported here.
         supports: whether the rule holds for a module as configured; always when left out.
+
+    Raises:
+        ValueError: the type has a rule.
 
     Example:
         >>> import torch
@@ -120,6 +144,11 @@ def register_rule(
     """
 
     def register(rule: Rule) -> Rule:
+        if any(_name(kind) == _name(module_type) for kind in RULES):
+            raise ValueError(
+                f"module_type must have one rule; {_name(module_type)} has one already. Subclass "
+                "it, with a forward of its own, to follow another rule."
+            )
         RULES[module_type] = (rule, supports)
         return rule
 
@@ -129,12 +158,48 @@ def register_rule(
 def find_rule(module: nn.Module) -> Rule | None:
     """Return the rule for ``module``, or None where there is none that holds for it."""
     for kind in type(module).__mro__:
-        found = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
+        found = RULES.get(kind) or RULES.get(_name(kind))
         # A subclass that overrides forward computes something else than the rule assumes.
         if found is not None and type(module).forward is getattr(kind, "forward", None):
             rule, supports = found
             return rule if supports(module) else None
     return None
+
+
+def _name(kind: type | str) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+@dataclass(frozen=True, eq=False)
+class FusedHead:
+    """A linear layer that an autograd function calls by itself, fused with the loss.
+
+    Args:
+        rule: of its weight and bias; called with the gradient of the function's first output.
+        module: has ``weight`` and ``bias``, and as ``x`` what ``rule`` is called with.
+        x: (rows, …) what ``rule`` is called with as input.
+        hidden: (rows, in) the function's input, by which rows are known.
+    """
+
+    rule: Factored
+    module: Any
+    x: Tensor
+    hidden: Tensor
+
+
+HEADS: dict[str, Callable[[Any], FusedHead]] = {}
+"""How to read a head off its node in the graph, by the node's type."""
+
+
+def register_head(
+    node: str,
+) -> Callable[[Callable[[Any], FusedHead]], Callable[[Any], FusedHead]]:
+    """Return a decorator for what reads a fused head off the node of an autograd function."""
+
+    def register(reader: Callable[[Any], FusedHead]) -> Callable[[Any], FusedHead]:
+        return HEADS.setdefault(node, reader)
+
+    return register
 
 
 def trainable(parameter: Tensor | None) -> bool:

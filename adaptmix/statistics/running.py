@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.checks import FloatArray, vector
+from adaptmix import schema
+from adaptmix.checks import FloatArray
 from adaptmix.statistics.discounted import DiscountedSums, ratio
 from adaptmix.statistics.sums import FIELDS, HELD_OUT, NOISE
 from adaptmix.types import DomainStats
+
+_TINY = 1e-300
 
 
 class RunningStatistics:
@@ -24,25 +27,35 @@ class RunningStatistics:
     Args:
         num_domains: K.
         half_life: optimizer steps after which evidence counts half.
+        gram: whether inner products between domains' mean gradients, (K, K), are kept.
 
     Source:
         Salmani et al., arXiv:2511.06913, for what is estimated; the estimators are ours.
     """
 
-    def __init__(self, num_domains: int, *, half_life: float) -> None:
+    def __init__(self, num_domains: int, *, half_life: float, gram: bool = False) -> None:
         K = num_domains
+        self.gram = gram
         self.seen = np.zeros(K)
         self.skipped = 0.0
         self._last_seen = np.full(K, -np.inf)
         losses = ("count", "loss", "scatter", "freedom")
-        gradients = ("count", "square", "scatter", "freedom")
+        gradients = ("count", "square", "scatter", "freedom", "steps", "square_sq")
+        products = ("products", "pairs")
         self._losses = DiscountedSums(losses, (K,), half_life=half_life)
         self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
         # Σ w² for discounts w, which fall twice as fast as w: for the effective number of rows.
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._held_out = np.zeros(K, dtype=bool)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
-        self._gram = DiscountedSums(("products", "pairs"), (K, K), half_life=half_life)
+        self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
+        self._own = DiscountedSums(products, (K,), half_life=half_life)
+        self._gram = DiscountedSums(products, (K, K) if gram else (0, 0), half_life=half_life)
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether any loss was told so far."""
+        return bool(self._losses["count"].any())
 
     def add_losses(self, step: int, sums: FloatArray) -> None:
         """Add a window's sums, (fields, K), at the number of steps completed."""
@@ -78,7 +91,7 @@ class RunningStatistics:
             self._noise_squares.add(step, told, rows=rows)
 
     def add_gradients(
-        self, step: int, *, count: FloatArray, square: FloatArray, gram: FloatArray
+        self, step: int, *, count: FloatArray, square: FloatArray, products: FloatArray
     ) -> None:
         """Add one observation of per-sample gradients.
 
@@ -86,9 +99,10 @@ class RunningStatistics:
             step: steps completed.
             count: (K,) samples.
             square: (K,) Σ ‖g‖².
-            gram: (K, K) inner products of the domains' gradient sums.
+            products: of the domains' gradient sums: (K, K) where inner products are kept, (K,)
+                squared norms otherwise.
         """
-        own = np.diagonal(gram)
+        own = np.diagonal(products) if self.gram else products
         scatter = square - own / np.maximum(count, 1.0)
         freedom = np.maximum(count - 1.0, 0.0)
         self._gradients.add(
@@ -98,11 +112,26 @@ class RunningStatistics:
             square=square,
             scatter=np.where(freedom > 0, scatter, 0.0),
             freedom=freedom,
+            steps=np.ones_like(count),
+            square_sq=np.square(square) / np.maximum(count, 1.0),
         )
-        # A sample's product with itself would bias ‖μ‖², so the diagonal counts distinct pairs.
-        pairs = np.outer(count, count) - np.diag(count)
-        products = gram - np.diag(square)
-        self._gram.add(step, pairs > 0, products=products, pairs=pairs)
+        # A sample's product with itself would bias ‖μ‖², so only distinct pairs count.
+        pairs = count * freedom
+        self._own.add(step, pairs > 0, products=own - square, pairs=pairs)
+        if self.gram:
+            pairs = np.outer(count, count) - np.diag(count)
+            self._gram.add(step, pairs > 0, products=products - np.diag(square), pairs=pairs)
+
+    def add_mass(self, step: int, seen: float, other: float) -> None:
+        """Add squared norms of gradients that the probe saw in a step, and did not see."""
+        present = np.array([seen + other > 0.0])
+        self._mass.add(step, present, seen=np.array([seen]), other=np.array([other]))
+
+    @property
+    def mass(self) -> float | None:
+        """Share of the gradient's squared norm that statistics are of; None before any."""
+        seen, other = float(self._mass["seen"][0]), float(self._mass["other"][0])
+        return seen / (seen + other) if seen + other > 0.0 else None
 
     def snapshot(self, step: int, *, lengths: FloatArray) -> DomainStats:
         """Return the estimates at a step.
@@ -114,8 +143,7 @@ class RunningStatistics:
         """
         losses, gradients = self._losses, self._gradients
         grad_var = ratio(gradients["scatter"], gradients["freedom"])
-        pairs = self._gram["pairs"]
-        gram = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
+        mean_sq = ratio(self._own["products"], self._own["pairs"]) / lengths**2
         return DomainStats(
             count=gradients.faded("count", step),
             seen=self.seen,
@@ -128,8 +156,27 @@ class RunningStatistics:
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
-            grad_gram=gram if (pairs > 0).any() else None,
+            grad_sq_var=self._square_var() / lengths**2,
+            grad_sq_freedom=np.maximum(gradients.faded("steps", step) - 1.0, 0.0),
+            grad_mean_sq=mean_sq,
+            grad_mean_pairs=self._own.faded("pairs", step),
+            tokens_per_row=lengths,
+            grad_gram=self._inner_products(lengths),
         )
+
+    def _inner_products(self, lengths: FloatArray) -> FloatArray | None:
+        """Return (K, K) ⟨μ_i, μ_j⟩; None where they are not kept, or none is known."""
+        pairs = self._gram["pairs"]
+        if not (pairs > 0).any():
+            return None
+        gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
+        return gram
+
+    def _square_var(self) -> FloatArray:
+        """Return Var ‖g‖² over samples, from how far its mean differs from step to step."""
+        sums = self._gradients
+        scatter = sums["square_sq"] - np.square(sums["square"]) / np.maximum(sums["count"], _TINY)
+        return ratio(np.maximum(scatter, 0.0), np.maximum(sums["steps"] - 1.0, 0.0))
 
     def _noise_count(self) -> FloatArray:
         """Return (Σ w)² / Σ w² over the rows behind the noise (Kish's effective sample size)."""
@@ -148,21 +195,36 @@ class RunningStatistics:
             "noise_squares": self._noise_squares.state_dict(),
             "held_out": self._held_out,
             "gradients": self._gradients.state_dict(),
+            "mass": self._mass.state_dict(),
+            "own": self._own.state_dict(),
             "gram": self._gram.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over saved sums."""
-        self.seen = vector("seen", state["seen"], size=self.seen.size)
-        self.skipped = float(state["skipped"])
-        age = vector(
-            "last_seen", -np.asarray(state["last_seen"]), size=self.seen.size, infinite=True
-        )
-        self._last_seen = -age
-        self._losses.load_state_dict(state["losses"])
-        self._noise.load_state_dict(state["noise"])
-        self._noise_squares.load_state_dict(state["noise_squares"])
-        held_out = vector("held_out", state["held_out"], size=self.seen.size)
-        self._held_out = held_out.astype(bool)
-        self._gradients.load_state_dict(state["gradients"])
-        self._gram.load_state_dict(state["gram"])
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "running") -> None:
+        """Take over saved sums.
+
+        Raises:
+            StateError: a damaged state.
+        """
+        K = self.seen.size
+        sums = {
+            "losses": self._losses,
+            "noise": self._noise,
+            "noise_squares": self._noise_squares,
+            "gradients": self._gradients,
+            "mass": self._mass,
+            "own": self._own,
+            "gram": self._gram,
+        }
+        fields = {
+            "seen": schema.array(K, minimum=0.0),
+            "skipped": schema.number(minimum=0.0),
+            "last_seen": schema.array(K, minimum=0.0, unknown=-np.inf),
+            "held_out": schema.array(K, dtype=np.bool_),
+            **dict.fromkeys(sums, schema.mapping),
+        }
+        saved = schema.read(state, fields, name=name)
+        for part, target in sums.items():
+            target.load_state_dict(saved[part], name=f"{name}.{part}")
+        self.seen, self.skipped = saved["seen"], saved["skipped"]
+        self._last_seen, self._held_out = saved["last_seen"], saved["held_out"]

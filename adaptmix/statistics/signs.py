@@ -106,13 +106,44 @@ class CountSketch:
         return joined([self._sum(part * signs, dim, dtype) for part in values.split(step)])
 
     def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-        whole = self._size - self._size % self._width
+        size = signed.shape[dim]
+        whole = size - size % self._width
         blocks = signed.narrow(dim, 0, whole).unflatten(dim, (-1, self._width))
         folded: Tensor = blocks.sum(dim, dtype=dtype)
-        if whole < self._size:
-            rest = self._size - whole
+        if whole < size:
+            rest = size - whole
             folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))
         return folded
+
+    def part(self, values: Tensor, start: int, total: int) -> Tensor:
+        """Return what features fold to that are zero but for ``values`` from ``start`` on.
+
+        Args:
+            values: (…, n) features.
+            start: of them; a multiple of the number of buckets.
+            total: number of features.
+        """
+        wide = torch.promote_types(values.dtype, torch.float32)
+        if total <= self._width:
+            after = total - start - values.shape[-1]
+            return functional.pad(values, (start, after)).to(wide)
+        signs = self._taken(values)[start : start + values.shape[-1]]
+        return self._sum(values * signs, values.ndim - 1, wide)
+
+    def place(self, values: Tensor, starts: Tensor, total: int) -> Tensor:
+        """Return (rows, width): what ``total`` features fold to, of which a row has a part.
+
+        Args:
+            values: (rows, n) the part.
+            starts: (rows,) the first feature of the part.
+            total: number of features.
+        """
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        where = starts.unsqueeze(1) + torch.arange(values.shape[1], device=values.device)
+        if total > self._width:
+            wide = wide * self._taken(wide)[where]
+            where = where % self._width
+        return wide.new_zeros(len(values), self.width).scatter_add_(1, where, wide)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Return (*indices.shape, width) float32: what one-hot features fold to."""

@@ -44,13 +44,13 @@ class Projections:
         self._sides: dict[tuple[int, int], CountSketch] = {}
         self._widths: dict[int, int] = {}
         self._groups: dict[int, int] = {}
+        self._matrices: set[int] = set()
         for layer in parameters.layers:
             if factors(layer) is not None:
                 self._place_factored(layer)
-        for layer in parameters.layers:
-            for index in layer.indices.values():
-                if index not in self._widths:
-                    self._place(index)
+        for index in parameters.candidates:
+            if index not in self._widths:
+                self._place(index)
 
     @property
     def widths(self) -> list[int]:
@@ -74,6 +74,8 @@ class Projections:
     def sketch(self, index: int, gradients: Tensor) -> Tensor:
         """Return (B, n) sketches of the whole (B, *shape) gradients of one parameter."""
         size, groups = len(gradients), self._groups.get(index, 1)
+        if index in self._matrices:
+            gradients = gradients.flatten(1, -2)
         if groups > 1:
             gradients = gradients.unflatten(1, (groups, -1)).flatten(0, 1)
         for dim in range(min(2, gradients.ndim - 1)):
@@ -110,7 +112,10 @@ class Projections:
 
     def _place(self, index: int) -> None:
         shape = self._parameters.shapes[index]
-        width = shape[2:].numel()
+        if len(shape) > 2:  # a matrix with the columns of its last dim, as stacked experts are
+            self._matrices.add(index)
+            shape = torch.Size([shape[:-1].numel(), shape[-1]])
+        width = 1
         for dim, size in enumerate(shape[:2]):
             side = self._sides.get((index, dim))
             if side is None:
@@ -161,22 +166,29 @@ class SketchBatch(MicroBatch):
             return None
         return rule.inputs(layer.module, x.detach(), self._projections.of_inputs(layer, rule))
 
-    def _add(self, layer: Layer, kept: Tensor | None, gradient: Tensor, scale: Tensor) -> None:
+    def _add(
+        self, layer: Layer, kept: Tensor | None, gradient: Tensor, samples: Tensor | None
+    ) -> None:
         if kept is None:
             self._parameters.refuse(layer.indices.values())
             return
         rule = factors(layer)
         if rule is None:
-            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient))
+            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient), samples)
             return
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
         outputs = self._by_sample(rule.outputs(layer.module, gradient, side).to(dtype))
-        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs)
+        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs, samples)
         if "bias" in layer.indices:
-            self._deliver(layer.indices["bias"], rule.total(outputs))
+            self._deliver(layer.indices["bias"], rule.total(outputs), samples)
 
-    def _deliver_whole(self, layer: Layer, inputs: Tensor, gradient: Tensor) -> None:
+    def _add_whole(self, index: int, gradients: Tensor, samples: Tensor | None) -> None:
+        self._deliver(index, self._projections.sketch(index, gradients), samples)
+
+    def _deliver_whole(
+        self, layer: Layer, inputs: Tensor, gradient: Tensor, samples: Tensor | None
+    ) -> None:
         dtype = self._parameters.dtypes[next(iter(layer.indices.values()))]
         sketches: dict[int, list[Tensor]] = {}
         step = rows_at_once(inputs)
@@ -189,23 +201,36 @@ class SketchBatch(MicroBatch):
                     part = self._projections.sketch(index, gradients)
                     sketches.setdefault(index, []).append(part)
         for index, parts in sketches.items():
-            self._deliver(index, joined(parts))
+            self._deliver(index, joined(parts), samples)
 
     def _deliver_weight(
-        self, layer: Layer, rule: Factored, inputs: Tensor, outputs: Tensor
+        self,
+        layer: Layer,
+        rule: Factored,
+        inputs: Tensor,
+        outputs: Tensor,
+        samples: Tensor | None,
     ) -> None:
         index = layer.indices["weight"]
-        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and self._few_products(index):
+        few = self._few_products(index, samples)
+        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and few:
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
             step = rows_at_once(outputs)
             pairs = zip(inputs.split(step), outputs.split(step), strict=True)
-            self._deliver(index, joined([rule.product(layer.module, i, o) for i, o in pairs]))
+            parts = [rule.product(layer.module, i, o) for i, o in pairs]
+            self._deliver(index, joined(parts), samples)
 
-    def _deliver(self, index: int, sketch: Tensor) -> None:
-        rows = sketch.reshape(len(self._domains), -1)
+    def _deliver(self, index: int, sketch: Tensor, samples: Tensor | None) -> None:
+        size = len(self._domains if samples is None else samples)
+        rows = self._summed(sketch.reshape(size, -1), samples)
         self._rows[index] = self._rows[index] + rows if index in self._rows else rows
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._rows.clear()
+        self._pairs.clear()
 
     def _vectors(self) -> list[Tensor] | None:
         if not self._rows and not self._pairs:

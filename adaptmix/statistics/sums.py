@@ -45,7 +45,8 @@ class DomainSums:
     All additive over micro-batches and processes.
 
     Micro-batches wait until ``tensor`` is asked for and are added together then: a step launches a
-    copy, not the two dozen small operations that the sums take.
+    copy, not the two dozen small operations that the sums take. Those of an unfinished step can be
+    forgotten.
 
     Args:
         num_domains: K.
@@ -55,16 +56,18 @@ class DomainSums:
     def __init__(self, num_domains: int, device: torch.device) -> None:
         self._tensor = torch.zeros(len(FIELDS), num_domains, dtype=torch.float64, device=device)
         self._waiting: list[_MicroBatch] = []
+        self._unfinished: list[_MicroBatch] = []
 
     @property
     def tensor(self) -> Tensor:
         """(fields, K) float64, all micro-batches so far."""
+        self.finish_step()
         self._add_waiting()
         return self._tensor
 
     @tensor.setter
     def tensor(self, value: Tensor) -> None:
-        self._tensor, self._waiting = value, []
+        self._tensor, self._waiting, self._unfinished = value, [], []
 
     @property
     def device(self) -> torch.device:
@@ -94,9 +97,18 @@ class DomainSums:
         # A copy, for a loss may be changed in place before it is added.
         terms = torch.stack(told) if told else None
         told_by = (losses is not None, noise is not None)
-        self._waiting.append(_MicroBatch(domains, tokens, fresh, terms, told_by))
+        self._unfinished.append(_MicroBatch(domains, tokens, fresh, terms, told_by))
+
+    def finish_step(self) -> None:
+        """Keep the micro-batches of the step for good."""
+        self._waiting += self._unfinished
+        self._unfinished = []
         if len(self._waiting) >= _WAITING:
             self._add_waiting()
+
+    def forget_step(self) -> None:
+        """Forget the micro-batches added since ``finish_step``."""
+        self._unfinished = []
 
     @torch.no_grad()
     def _add_waiting(self) -> None:

@@ -18,7 +18,7 @@ class Watch:
     @property
     def coverage(self) -> Coverage | None:
         """What the probe sees of the trainable parameters; None once it is removed."""
-        return None if self._probe is None else self._probe.coverage
+        return None if self._probe is None else self._measurements.coverage
 
     def remove(self) -> None:
         """Take the probe's hooks off the model; a second call does nothing."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from adaptmix import schema
 from adaptmix.distributed import HostCopy, sum_over_ranks
 from adaptmix.statistics.gradients import GradientSums
 from adaptmix.statistics.lengths import RowLengths
 from adaptmix.statistics.running import RunningStatistics
 from adaptmix.statistics.sums import FIELDS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Of an observed step beside products of gradients: counts, squares, two masses, skipped samples.
+_OTHER_ROWS = 5
 
 
 class Window:
@@ -26,25 +32,36 @@ class Window:
         step: optimizer steps completed.
         sums: (fields, K) sums, when an update is due.
         gradients: per-domain gradient sums, when the step was observed.
+        gram: whether their inner products are read, and not their norms alone.
+        group: the processes; all of them when None.
     """
 
     def __init__(
-        self, step: int, *, sums: Tensor | None = None, gradients: GradientSums | None = None
+        self,
+        step: int,
+        *,
+        sums: Tensor | None = None,
+        gradients: GradientSums | None = None,
+        gram: bool = False,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.step = step
         self.due = sums is not None
         self.observed = gradients is not None
         parts: list[Tensor] = []
         if sums is not None:
-            sum_over_ranks([sums])
+            sum_over_ranks([sums], group)
             parts += [sums]
         if gradients is not None:
-            sum_over_ranks(gradients.tensors())
+            sum_over_ranks(gradients.tensors(), group)
             parts += [
                 gradients.count.unsqueeze(0),
                 gradients.square.unsqueeze(0),
-                gradients.gram(),
-                gradients.skipped.double().expand(1, len(gradients.count)),
+                gradients.gram() if gram else gradients.norms().unsqueeze(0),
+                *(
+                    value.double().expand(1, len(gradients.count))
+                    for value in (*gradients.mass, gradients.skipped)
+                ),
             ]
         device = parts[0].device
         self._copy = HostCopy(torch.cat([part.to(device) for part in parts]))
@@ -58,7 +75,9 @@ class Window:
             lengths.add(named["tokens"], named["rows"])
             running.add_losses(self.step, sums)
         if self.observed:
-            running.add_gradients(self.step, count=table[0], square=table[1], gram=table[2:-1])
+            products = table[2:-3] if running.gram else table[2]
+            running.add_mass(self.step, *table[-3:-1, 0].tolist())
+            running.add_gradients(self.step, count=table[0], square=table[1], products=products)
             running.skipped += float(table[-1, 0])
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,12 +90,21 @@ class Window:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Window:
-        """Rebuild a window whose sums are already those of all processes."""
+    def from_state(
+        cls, state: Mapping[str, Any], *, num_domains: int, gram: bool, name: str = "window"
+    ) -> Window:
+        """Rebuild a window whose sums are already those of all processes.
+
+        Raises:
+            StateError: a damaged state.
+        """
+        flags = {"due": schema.flag, "observed": schema.flag}
+        fields = {"step": schema.integer(), **flags, "table": schema.array(None, num_domains)}
+        saved = schema.read(state, fields, name=name)
+        products = num_domains if gram else 1
+        rows = len(FIELDS) * saved["due"] + (_OTHER_ROWS + products) * saved["observed"]
+        schema.array(rows, num_domains)(f"{name}.table", saved["table"])
         window = cls.__new__(cls)
-        window.step = int(state["step"])
-        window.due = bool(state["due"])
-        window.observed = bool(state["observed"])
-        table = np.array(state["table"], dtype=np.float64)
-        window._copy = HostCopy(torch.from_numpy(table))
+        window.step, window.due, window.observed = saved["step"], saved["due"], saved["observed"]
+        window._copy = HostCopy(torch.from_numpy(saved["table"]))
         return window

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix import Controller
 from adaptmix.data import Layout
-from adaptmix.errors import SeamError
+from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
@@ -61,7 +61,7 @@ class AdaptMixCallback(Callback):
         self,
         domains: str | Iterable[Any] | None = None,
         *,
-        policy: Policy | str | None = "variance_aware",
+        policy: Policy | str = "variance_aware",
         importance: Mapping[str, float] | None = None,
         unit: str = "sample",
         head: str | None = None,
@@ -78,7 +78,9 @@ class AdaptMixCallback(Callback):
                 f"got {unit!r}. Return unreduced (B, T) losses from training_step instead."
             )
         options |= {"policy": policy, "unit": unit, "mode": mode, "tokens_per_row": tokens_per_row}
-        self._settings = Settings(domains, importance, lag, seed, options)
+        # Labels are read once for each fit.
+        labels = list(domains) if isinstance(domains, Iterator) else domains
+        self._settings = Settings(labels, importance, lag, seed, options)
         self._head, self._accumulation = head, accumulation
         self._adapting = mode != "observe"
         self._trainer: Trainer | None = None
@@ -92,6 +94,7 @@ class AdaptMixCallback(Callback):
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
         self._steps = 0
+        self._warn_of_logs = WarnOnce()
 
     @property
     def controller(self) -> Controller:
@@ -154,6 +157,9 @@ class AdaptMixCallback(Callback):
         internals.refuse_unsupported(trainer, pl_module)
         # A trainer that fits again goes on counting steps and epochs, and so does the plan.
         goes_on = trainer is self._trainer and trainer.global_step > 0
+        if goes_on and self._controller is not None:
+            self._controller.abandon_step()  # where an exception cut it short
+            self._weighting = None
         self._state = self.state_dict() if goes_on else None
         self._trainer, self._module = trainer, pl_module
         self._controller = self._loader = self._weighting = None
@@ -173,7 +179,10 @@ class AdaptMixCallback(Callback):
         like = loader.like
         rows = Layout(like.batch_size, self._batches_per_step)
         controller = make_controller(self._settings, like, rows)
-        loader.bind(make_sampler(controller, trainer, like, rows, limit=self._limit))
+        loader.bind(
+            make_sampler(controller, trainer, like, rows, limit=self._limit),
+            handed_out=lambda: internals.handed_out(trainer),
+        )
         # Epochs are limited there, to whole steps; Lightning would cut the last step short.
         trainer.limit_train_batches = 1.0
         self._controller, self._loader = controller, loader
@@ -201,7 +210,9 @@ class AdaptMixCallback(Callback):
         if self._weighting is None:
             raise SeamError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
-        return self._weighting.output(native(*args, **kwargs))
+        with self._weighting.watching((args, kwargs)):
+            output = native(*args, **kwargs)
+        return self._weighting.output(output)
 
     # Events.
 
@@ -229,7 +240,7 @@ class AdaptMixCallback(Callback):
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
         coverage = None if self._watch is None else self._watch.coverage
-        self._texts = logs.begin(trainer, controller, coverage)
+        self._texts = logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -258,11 +269,11 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
-            logs.write(trainer, self.controller)
+            logs.write(trainer, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""
-        logs.tell(self._texts, self.controller)
+        logs.tell(self._texts, self.controller, self._warn_of_logs)
         _log.info("%s", self.controller.report())
 
     def on_exception(

@@ -14,7 +14,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from adaptmix.errors import SeamError
 
@@ -76,6 +82,11 @@ def epoch_batches(trainer: Trainer, loader: Any, limit: float) -> int:
         rows = math.ceil(len(loader.sampler) / trainer.world_size) / loader.batch_size
         batches = math.floor(rows) if loader.drop_last else math.ceil(rows)
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def handed_out(trainer: Trainer) -> int:
+    """Return how many training batches a trainer has handed out, those it skipped included."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
 
 def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
@@ -140,12 +151,24 @@ def refuse_loader(loader: Any) -> None:
     """Refuse training loaders whose rows the plan cannot draw in their place.
 
     Raises:
-        SeamError: several loaders, or rows and batches drawn by a sampler of the user's.
+        SeamError: several loaders, an iterable dataset, or rows and batches drawn by a sampler of
+            the user's.
     """
     if not hasattr(loader, "batch_sampler") or not hasattr(loader, "dataset"):
         raise SeamError(
             f"The training loader must be one DataLoader; got {type(loader).__name__}. Of several "
             "datasets make one, torch.utils.data.ConcatDataset, whose parts are the domains."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise SeamError(
+            "The training dataset must be map-style, so that rows can be drawn by index; got the "
+            f"iterable {type(loader.dataset).__name__}. Load it without streaming."
+        )
+    if isinstance(loader.sampler, WeightedRandomSampler):
+        raise SeamError(
+            "The training rows are drawn by WeightedRandomSampler, which the sampling plan would "
+            "replace. Say how much each domain matters instead, AdaptMixCallback(..., importance="
+            "{domain: weight}), and use DataLoader(dataset, batch_size=..., shuffle=True)."
         )
     own = loader.batch_size is None
     known = (RandomSampler, SequentialSampler, DistributedSampler)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adaptmix import Draw, StateError
@@ -14,7 +13,8 @@ from adaptmix.errors import SeamError
 class PlannedLoader:
     """Yields the batches of a ``DataLoader``, with the rows that the plan draws.
 
-    Batches keep their structure; how each was drawn waits here until it is trained. It is no
+    Batches keep their structure; how each was drawn waits here until it is trained, under the
+    number that the trainer counts batches by as it hands them out, trained or not. It is no
     ``DataLoader``, so that Lightning neither shards it nor builds it anew.
 
     Args:
@@ -29,14 +29,20 @@ class PlannedLoader:
         self._options = loader_options(like)
         self.like = like
         self._loader: Loader | None = None
-        self._draws: deque[Draw] = deque()
+        self._handed_out: Callable[[], int] = lambda: 0
+        self._draws: dict[int, Draw] = {}
 
-    def bind(self, sampler: PlanSampler) -> None:
+    def bind(self, sampler: PlanSampler, *, handed_out: Callable[[], int]) -> None:
         """Let the rows be drawn by the plan of a run.
+
+        Args:
+            sampler: of the run.
+            handed_out: returns how many batches the trainer has handed out so far.
 
         Raises:
             LagError: workers prefetch further than the plan's lag.
         """
+        self._handed_out = handed_out
         self._loader = Loader(sampler, collate_fn=self.like.collate_fn, **self._options)
 
     @property
@@ -58,23 +64,34 @@ class PlannedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._draws.clear()
-        for batch, draw in self.bound:
-            self._draws.append(draw)
+        # Batches may be fetched ahead, but not before those of an earlier iteration are done with.
+        for number, (batch, draw) in enumerate(self.bound, start=self._handed_out()):
+            self._draws[number] = draw
             yield batch
 
     def take(self) -> Draw:
-        """Return how the next batch to train was drawn.
+        """Return how the batch was drawn that the trainer has just handed out.
 
         Raises:
-            SeamError: no batch of this loader waits to be trained.
+            SeamError: it is none of this loader's, was trained before, or comes after one that was
+                left out.
         """
-        if not self._draws:
+        number = self._handed_out() - 1
+        if number not in self._draws:
             raise SeamError(
                 "training_step must get each batch of the training loader once; got one more. "
                 "Optimizers that evaluate it several times (LBFGS) do not work, nor do loaders "
                 "put in place after AdaptMixCallback.setup."
             )
-        return self._draws.popleft()
+        left_out = [earlier for earlier in self._draws if earlier < number]
+        if left_out:
+            raise SeamError(
+                f"Every batch must be trained; {len(left_out)} before this one did not reach "
+                "training_step, as where on_before_batch_transfer returns None. Its domains would "
+                "be left out of the objective. Return a batch of placeholder rows and losses of 0 "
+                "for them, or take such rows out of the dataset."
+            )
+        return self._draws.pop(number)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, which tells Lightning that the loader goes on where it stopped."""

@@ -39,12 +39,14 @@ def make_controller(settings: Settings, like: Any, rows: Layout) -> Controller:
         ValueError: domains or options that do not fit.
     """
     seed, lag = settings.seed, rows.default_lag(**prefetching(like))
-    return Controller(
+    controller = Controller(
         as_mixture(like.dataset, settings.domains, importance=settings.importance),
         lag=lag if settings.lag is None else settings.lag,
         seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed,
         **settings.options,
     )
+    controller.count_tokens(like.collate_fn)
+    return controller
 
 
 def make_sampler(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller, Draw
+from adaptmix.data import tensors_of
+from adaptmix.entry import refusing_moved_rows
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.seams import BackwardProof, HeadSeam
 from adaptmix_lightning import internals
+from adaptmix_lightning.head import HeadProof
 from adaptmix_lightning.loader import PlannedLoader
 
 _WAY_OUT = (
@@ -50,6 +54,7 @@ class Weighting:
         self._controller, self._loader = controller, loader
         self._adapting, self._accumulation = adapting, accumulation
         self._head = None if head is None else HeadSeam(module, head)
+        self._head_proof = None if head is None or not adapting else HeadProof(controller, head)
         self._proof: BackwardProof | None = BackwardProof()
         self._draw: Draw | None = None
         self._factors: Tensor | None = None
@@ -66,6 +71,20 @@ class Weighting:
             self._factors = self._controller.multipliers(self._draw)
         if self._head is not None and self._factors is not None:
             self._head.open(self._factors)
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[None]:
+        """Watch the forward pass of a batch, in the first step and in observed ones.
+
+        Raises:
+            SeamError: its rows are put into another order before the module sees them.
+        """
+        controller, draw = self._controller, self._draw
+        if draw is None or not (controller.observing or controller.completed == 0):
+            yield
+            return
+        with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
+            yield
 
     def loss(
         self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
@@ -123,7 +142,10 @@ class Weighting:
             return
         self._check_scalar()
         if self._head is not None:
-            self._head.close()
+            output = self._head.close()
+            if self._head_proof is not None:
+                self._head_proof.check(loss, output, len(self._draw))
+                self._head.forget_backward()
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None

@@ -6,10 +6,11 @@
     trainer.train()
 
 ``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn by
-plan, the loss is weighted so that its gradient stays that of the stated objective, and weights and
-statistics go into the Trainer's logs and checkpoints. The default policy adapts sampling alone and
-leaves the objective as it is: with token labels every token counts the same, as in the Trainer's
-own loss.
+plan. The trainer's own loss stays the loss, whatever it is: the gradient of each row is multiplied
+where the loss meets the model's outputs, so that it stays that of the stated objective, and class
+weights, smoothing and penalties are kept as they are. Weights and statistics go into the Trainer's
+logs and checkpoints. The default policy adapts sampling alone and leaves the objective as it is:
+with token labels every token counts the same, as in the Trainer's own loss.
 
 ====================================  ============================================================
 works with                            how
@@ -29,16 +30,19 @@ PEFT, auto_find_batch_size,
 model_init
 torch_compile                         observed steps run uncompiled, since hooks are ignored in
                                       compiled code
-label_smoothing_factor                part of every row's loss
-auxiliary losses (mixtures of         kept as the model adds them, unweighted
-experts), a compute_loss override
-that does more with the model's loss
-compute_loss_func                     if it is the cross-entropy or squared error of logits and
-                                      labels; otherwise pass loss=
+label_smoothing_factor, class         kept, with whatever divisor the loss has; a plain mean over
+weights, focal losses, any mean or    tokens or rows divides by the expected number instead of the
+sum over rows, in the model, in       realised one
+compute_loss or compute_loss_func
+penalties on parameters               kept as they are, unweighted
+declared auxiliary losses             kept as the model adds them, unweighted
+(outputs.aux_loss of mixtures of
+experts)
+rows whose labels are all masked      have no loss; the objective is the mean over the others
 evaluation                            eval_loss_<domain>, and their mean by importance as
                                       eval_weighted_loss, for metric_for_best_model
-TRL SFTTrainer, DPOTrainer            at the log-probabilities; SFT with losses nll and dft, DPO
-                                      with losses that are a mean over pairs
+TRL SFTTrainer, DPOTrainer,           at the log-probabilities, or rewards; a sample is a pair. DPO
+RewardTrainer                         with all losses but aot and aot_unpaired, which sort pairs
 TensorBoard, W&B, log_history         adaptmix/... with every logged loss; charts by quantity on
                                       TensorBoard's page Custom Scalars
 ====================================  ============================================================
@@ -46,9 +50,14 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
 Refused, by name and with the way out: streaming datasets, DeepSpeed and FSDP, DataParallel,
 tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their fused
 loss never builds the logits), samplers of one's own, TRL's packing and ``padding_free`` (they mix
-domains in a row; rows packed within one domain are fine), and any loss that is found not to be made
-of the rows' losses. The first training step proves that the loss which was weighted is the loss
-that is differentiated.
+domains in a row; rows packed within one domain are fine), GRPO, RLOO, KTO, distillation and
+Sentence Transformers, and any loss that is no sum of one term per row: contrastive and ranking
+losses, hard-example mining, a second head that is not among the outputs, a learnt temperature.
+
+That a loss is such a sum is proved, not assumed. In the first and in every observed step its mixed
+second derivatives between rows are computed and must vanish. Before the first step a loss of one's
+own is computed on other rows and labels, which shows couplings that are linear in pieces.
+``mode="observe"`` refuses no loss, and reports as unknown what it cannot tell.
 """
 
 try:

@@ -12,15 +12,19 @@ from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller, FreshStartWarning, checkpoint
 from adaptmix.data import PlanSampler, numbered_loader
-from adaptmix.errors import SeamError
+from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix.tensorboard import PREFIX, RecordTexts, lay_out
-from adaptmix_transformers import internals, layers  # noqa: F401 (registers its rules)
-from adaptmix_transformers.choice import AnyWeighting, make_weighting
+from adaptmix.tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix_transformers import (
+    heads,  # noqa: F401 (registers the heads that TRL fuses)
+    internals,
+    known,
+)
 from adaptmix_transformers.evaluation import Evaluation
 from adaptmix_transformers.reading import UserLoss
 from adaptmix_transformers.setup import Settings, make_controller, make_sampler
+from adaptmix_transformers.weighting import Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
@@ -34,15 +38,15 @@ class AdaptMixCallback(TrainerCallback):
         domains: a column's name in the training dataset, one label per row, or None for a
             ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
-            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied from
-            logits and labels.
+            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
+            loss is recognised as a cross-entropy or squared error of logits and labels.
         importance: how much each domain matters, by name; as much as without adaptmix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
-        loss: f(outputs, inputs) returning unreduced losses, (B,) or (B, T), or a pair of them and
-            their mask; found by itself when None.
-        head: name of the module at whose output rows are weighted, for a loss that is a mean of
-            one term per row of it; not used when None.
+        loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
+            loss is made of, or a pair of them and their mask; they are reported, and proved to be
+            the trainer's. Recognised by their gradient when None.
+        head: name of the module at whose output rows are weighted; the model's outputs when None.
         lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
         seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
         mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
@@ -57,7 +61,7 @@ class AdaptMixCallback(TrainerCallback):
         self,
         domains: str | Iterable[Any] | None = None,
         *,
-        policy: Policy | str | None = "variance_aware",
+        policy: Policy | str = "variance_aware",
         importance: Mapping[str, float] | None = None,
         unit: str | None = None,
         loss: UserLoss | None = None,
@@ -87,10 +91,11 @@ class AdaptMixCallback(TrainerCallback):
         self._own: dict[str, Any] = {}
         self._controller: Controller | None = None
         self._sampler: PlanSampler | None = None
-        self._weighting: AnyWeighting | None = None
+        self._weighting: Weighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
         self._texts: RecordTexts | None = None
+        self._warn_of_logs = WarnOnce()
 
     @property
     def controller(self) -> Controller:
@@ -144,12 +149,19 @@ class AdaptMixCallback(TrainerCallback):
         self._release()
         if trainer is None or evaluation is None or not internals.is_attached(trainer, self):
             return like
+        if self._settings.mode == "adapt":
+            known.refuse_trainer(trainer)
         internals.refuse_unsupported(trainer, like)
         settings = self._settings
-        controller = self._controller = make_controller(settings, trainer, like)
+        controller = self._controller = make_controller(
+            settings, trainer, like, native=self._own["compute_loss"]
+        )
         self._sampler = make_sampler(controller, trainer, like)
         evaluation.controller = controller
-        self._weighting = make_weighting(trainer, controller, settings)
+        self._weighting = Weighting(
+            trainer, controller, settings, self._own["compute_loss"], self._unwatch
+        )
+        evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
         return numbered_loader(self._sampler, like, key=_NUMBER)
 
     def _compute_loss(
@@ -158,18 +170,26 @@ class AdaptMixCallback(TrainerCallback):
         number = inputs.pop(_NUMBER, None)
         num_items = kwargs.get("num_items_in_batch")
 
-        def native() -> Any:
-            return self._own["compute_loss"](model, inputs, return_outputs=return_outputs, **kwargs)
+        def native(given: Any, tokens: Any) -> Any:
+            if "num_items_in_batch" in kwargs:
+                kwargs["num_items_in_batch"] = tokens
+            return self._own["compute_loss"](model, given, return_outputs=return_outputs, **kwargs)
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+        draw = self._sampler.take(number)
+        if not self._weighting.rehearsed:
+            self._weighting.rehearse(native, model, inputs, draw, num_items)
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
-        draw = self._sampler.take(number)
         return self._weighting(native, model, inputs, draw, num_items)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
 
     @property
     def _needs_gradients(self) -> bool:
@@ -179,8 +199,9 @@ class AdaptMixCallback(TrainerCallback):
         if self._weighting is not None and model.training:
             raise SeamError(
                 "A training batch must carry its number; this one lost it on the way from the "
-                "loader to compute_loss. Keep the keys of a batch in get_batch_samples, "
-                "training_step and _prepare_inputs."
+                "loader to compute_loss, or compute_loss was called on it a second time, as "
+                "adversarial training (FGM, PGD) does. Keep the keys of a batch in "
+                "get_batch_samples, training_step and _prepare_inputs, and call compute_loss once."
             )
 
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
@@ -231,14 +252,15 @@ class AdaptMixCallback(TrainerCallback):
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
         writer = internals.tensorboard_writer(trainer)
         if writer is not None:
-            lay_out(
-                writer,
-                self.controller.mixture.domains,
-                prefix="train/",
-                heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
-                observing=self._settings.mode == "observe",
-                coverage=None if self._watch is None else self._watch.coverage,
-            )
+            with tolerant(self._warn_of_logs):
+                lay_out(
+                    writer,
+                    self.controller.mixture.domains,
+                    prefix="train/",
+                    heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                    observing=self._settings.mode == "observe",
+                    coverage=None if self._watch is None else self._watch.coverage,
+                )
         self._texts = None if writer is None else RecordTexts(writer, prefix="train/")
         self._write_texts(state.global_step)
 
@@ -262,7 +284,9 @@ class AdaptMixCallback(TrainerCallback):
             del logs[key]
 
     def _write_texts(self, step: int) -> None:
-        if self._texts is not None:
+        if self._texts is None:
+            return
+        with tolerant(self._warn_of_logs):
             self._texts.write(step, self.controller.configuration, self.controller.warnings)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -15,13 +15,15 @@ from transformers import Trainer
 
 from adaptmix import Controller, Mixture, distributed
 from adaptmix.data import as_mixture
-from adaptmix.errors import SeamError
+from adaptmix.errors import WarnOnce
 from adaptmix.monitoring.names import safe_names
 from adaptmix.noise import NoiseTerms
-from adaptmix.tensorboard import PREFIX
+from adaptmix.tensorboard import PREFIX, tolerant
 from adaptmix_transformers import internals
-from adaptmix_transformers.reading import NumItems, RowReader
-from adaptmix_transformers.seams import watch_outputs
+from adaptmix_transformers.capture import Seen, watch_outputs
+from adaptmix_transformers.heldout import held_out_losses
+from adaptmix_transformers.reading import NumItems
+from adaptmix_transformers.rows import RowLosses, Rule
 from adaptmix_transformers.setup import Settings
 
 _log = logging.getLogger("adaptmix")
@@ -67,7 +69,7 @@ class DomainLosses:
 
     Args:
         mixture: of the evaluation rows.
-        reader: finds rows' losses.
+        read: returns rows' losses of (loss, what the model showed, inputs, tokens), or None.
         unit: "sample", "token", or None to go by the shape of the losses.
         controller: of the run whose policy needs the noise of held-out rows, or None.
     """
@@ -75,12 +77,12 @@ class DomainLosses:
     def __init__(
         self,
         mixture: Mixture,
-        reader: RowReader,
+        read: Callable[[Tensor, Seen, Mapping[str, Any], NumItems], RowLosses | None],
         unit: str | None,
         controller: Controller | None = None,
     ) -> None:
         self.mixture = mixture
-        self._reader, self._unit, self._controller = reader, unit, controller
+        self._read, self._unit, self._controller = read, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
         self.errors: dict[str, float] = {}
@@ -90,21 +92,24 @@ class DomainLosses:
         rows: Tensor,
         model: Any,
         inputs: Mapping[str, Any],
-        native: Callable[[], Any],
+        native: Callable[[Any, NumItems], Any],
         num_items: NumItems,
     ) -> Any:
-        """Return what ``native()`` returns, and add the rows' losses."""
+        """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._unreadable:
-            return native()
+            return native(inputs, num_items)
         given = dict(inputs)
         with watch_outputs(model) as seen:
-            result = native()
+            result = native(inputs, num_items)
         loss = result[0] if isinstance(result, tuple) else result
-        try:
-            losses = self._reader.read(loss, seen, given, num_items).rows
-        except SeamError as error:
-            self._unreadable = True
-            _log.warning("Held-out losses are not told by domain: %s", error)
+        losses = self._read(loss, seen, given, num_items)
+        if losses is None or len(losses.values) != len(rows):
+            self._unreadable, self._sums = True, None
+            _log.warning(
+                "Held-out losses are not told by domain: no rule that the package has gives the "
+                "loss of every batch. Pass AdaptMixCallback(loss=f) with f(outputs, inputs) "
+                "returning rows' unreduced losses, (B,) or (B, T)."
+            )
             return result
         if self._controller is not None and losses.noise is not None:
             self._record_noise(self._controller, losses.noise(), rows)
@@ -130,9 +135,18 @@ class DomainLosses:
                 controller.record_noise(terms, name)
 
     def means(self) -> dict[str, float]:
-        """Return each domain's mean loss, over all processes, which all call this."""
-        if self._sums is None:
+        """Return each domain's mean loss, over all processes, which all call this.
+
+        Nothing where the losses of any process could not be read, or none has had a row.
+        """
+        device = None if self._sums is None else self._sums.device.type
+        told = distributed.gather((device, self._unreadable))
+        devices = [device for device, _ in told if device is not None]
+        if not devices or any(unreadable for _, unreadable in told):
             return {}
+        if self._sums is None:  # this process had no row
+            shape = (3, len(self.mixture))
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=devices[0])
         distributed.sum_over_ranks([self._sums])
         totals, tokens, times = self._sums.cpu()
         times = times.clamp(min=1)
@@ -179,7 +193,9 @@ class Evaluation:
         self._mixtures: dict[int, tuple[Any, Mixture | None]] = {}
         self._losses: DomainLosses | None = None
         self._rows: Tensor | None = None
+        self._warn_of_logs = WarnOnce()
         self.controller: Controller | None = None
+        self.rule: Callable[[], Rule | None] = lambda: None  # that training follows
 
     def dataloader(self, eval_dataset: Any = None) -> Any:
         """Return the trainer's loader, with row numbers in batches where domains are known."""
@@ -193,14 +209,25 @@ class Evaluation:
         unit = settings.unit if self.controller is None else self.controller.unit
         controller = self.controller
         noisy = controller is not None and "noise" in controller.requires and trainer.is_in_train
-        self._losses = DomainLosses(
-            mixture, RowReader(trainer, settings.loss), unit, controller if noisy else None
-        )
+        self._losses = DomainLosses(mixture, self._read, unit, controller if noisy else None)
         rows = internals.used_columns(trainer, dataset)
         with internals.evaluating(
             trainer, eval_dataset, rows, RowNumbers(rows), CollateRowNumbers
         ) as stand_in:
             return own(stand_in)
+
+    def _read(
+        self, loss: Tensor, seen: Seen, given: Mapping[str, Any], num_items: NumItems
+    ) -> RowLosses | None:
+        return held_out_losses(
+            loss,
+            seen,
+            given,
+            trainer=self._trainer,
+            user_loss=self._settings.loss,
+            rule=self.rule(),
+            num_items=num_items,
+        )
 
     def _mixture(self, dataset: Any) -> Mixture | None:
         known = self._mixtures.get(id(dataset))
@@ -219,14 +246,14 @@ class Evaluation:
 
     def loss(
         self,
-        native: Callable[[], Any],
+        native: Callable[[Any, NumItems], Any],
         model: Any,
         inputs: Mapping[str, Any],
         num_items: NumItems,
     ) -> Any:
         """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._losses is None or self._rows is None:
-            return native()
+            return native(inputs, num_items)
         return self._losses.add(self._rows, model, inputs, native, num_items)
 
     def loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -254,9 +281,12 @@ class Evaluation:
         """Write standard errors to TensorBoard alone: they would crowd the trainer's metrics."""
         writer = internals.tensorboard_writer(self._trainer)
         labels = dict(zip(names, safe_names(names), strict=True))
-        for name, error in errors.items() if writer is not None else ():
-            tag = f"train/{PREFIX}heldout_loss_error/{labels[name]}"
-            writer.add_scalar(tag, error, self._trainer.state.global_step)
+        if writer is None:
+            return
+        with tolerant(self._warn_of_logs):
+            for name, error in errors.items():
+                tag = f"train/{PREFIX}heldout_loss_error/{labels[name]}"
+                writer.add_scalar(tag, error, self._trainer.state.global_step)
 
 
 def evaluation_mixture(dataset: Any, settings: Settings) -> Mixture | None:

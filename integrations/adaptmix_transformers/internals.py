@@ -52,6 +52,11 @@ def core_model(trainer: Trainer) -> Any:
     return model if get_base_model is None else get_base_model()
 
 
+def on_device(trainer: Trainer, batch: Any) -> Any:
+    """Return a batch as the trainer hands it to ``compute_loss``."""
+    return trainer._prepare_inputs(batch)
+
+
 def rows_per_process(trainer: Trainer) -> int:
     """Return the rows of a micro-batch on this process; ``auto_find_batch_size`` lowers it."""
     return int(trainer._train_batch_size)
@@ -59,10 +64,13 @@ def rows_per_process(trainer: Trainer) -> int:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Return whether a model's loss predicts the next token, so that the first label is unused."""
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    from transformers.loss.loss_utils import ForCausalLMLoss
 
     config = getattr(model, "config", None)
-    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+    function = getattr(model, "loss_function", None)
+    # A capture's stand-in tells what it stands in for.
+    function = getattr(getattr(function, "__self__", None), "loss_function", function)
+    causal = function is ForCausalLMLoss
     return causal and not getattr(config, "is_encoder_decoder", False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,37 @@ _PER_DOMAIN, _IN_ALL = 64, 4096
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Collate with fixed seeds, the same on every process, and leave the run's as they were."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
+    """Draw with fixed seeds, the same on every process, and leave the run's as they were."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
+        try:
+            torch.default_generator.manual_seed(seed)
+            if used:
+                torch.cuda.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
 
 
-def mean_tokens(
-    mixture: Mixture, collate: Any, *, shifted: bool, seed: int
-) -> dict[str, float] | None:
-    """Return each domain's mean supervised tokens per row, or None where rows are not tokens.
+@dataclass(frozen=True)
+class Labels:
+    """What labels tell of each domain's rows.
+
+    Attributes:
+        tokens: mean supervised tokens per row; None where labels are not token by token.
+        supervised: share of rows that have a supervised label; None where labels do not tell.
+    """
+
+    tokens: dict[str, float] | None = None
+    supervised: dict[str, float] | None = None
+
+
+def count_labels(mixture: Mixture, collate: Any, *, shifted: bool, seed: int) -> Labels:
+    """Return what the labels of a sample of each domain's rows tell.
 
     Args:
         mixture: of the run.
@@ -44,23 +59,32 @@ def mean_tokens(
         shifted: whether the first label of a row is never predicted.
         seed: of collators that mask at random.
     """
-    K = len(mixture.domains)
-    each = max(2, min(_PER_DOMAIN, _IN_ALL // K))
-    means = {}
+    tokens: dict[str, float] = {}
+    supervised: dict[str, float] = {}
+    by_token = True
     with own_randomness(seed):
         for domain, name in enumerate(mixture.domains):
-            size = int(mixture.sizes[domain])
-            places = np.unique(np.linspace(0, size - 1, min(each, size)).astype(np.int64))
-            rows = mixture.rows_of(domain, places).tolist()
-            labels = _labels(collate(mixture.__getitems__(rows)))
-            if labels is None or len(labels) != len(rows):
-                return None
-            kept = labels[:, int(shifted) :] != IGNORED
-            means[name] = max(float(kept.sum()) / len(rows), 1.0)
-    return means
+            batch, size = sample_batch(mixture, collate, domain)
+            labels = _labels(batch)
+            if labels is None or len(labels) != size:
+                return Labels()
+            by_token &= labels.ndim == 2
+            kept = labels.reshape(size, -1)[:, int(shifted and labels.ndim == 2) :] != IGNORED
+            tokens[name] = max(float(kept.sum()) / size, 1.0 / size)
+            supervised[name] = max(float(kept.any(1).sum()) / size, 1.0 / size)
+    return Labels(tokens if by_token else None, supervised)
+
+
+def sample_batch(mixture: Mixture, collate: Any, domain: int) -> tuple[Any, int]:
+    """Return a batch of rows spread over a domain, and how many they are."""
+    each = max(2, min(_PER_DOMAIN, _IN_ALL // len(mixture.domains)))
+    size = int(mixture.sizes[domain])
+    places = np.unique(np.linspace(0, size - 1, min(each, size)).astype(np.int64))
+    rows = mixture.rows_of(domain, places).tolist()
+    return collate(mixture.__getitems__(rows)), len(rows)
 
 
 def _labels(batch: Any) -> Tensor | None:
     labels = batch.get("labels") if hasattr(batch, "get") else None
-    tokens = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
-    return labels if tokens else None
+    whole = isinstance(labels, Tensor) and labels.ndim in (1, 2) and not labels.is_floating_point()
+    return labels if whole else None

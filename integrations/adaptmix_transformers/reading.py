@@ -1,19 +1,22 @@
-"""Reads every row's own loss off a forward pass: which seam shows it is found out and said."""
+"""Reads rows' losses off the gradient of the trainer's own: for reports, and for its divisor."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 
 from adaptmix.errors import SeamError
+from adaptmix.frontier import Frontier
 from adaptmix_transformers import internals
-from adaptmix_transformers.rows import Match, RowLosses, find_rule
-from adaptmix_transformers.seams import Seen
+from adaptmix_transformers.capture import Seen
+from adaptmix_transformers.recognition import Recognised, proportional, recognise, tolerance
+from adaptmix_transformers.rows import RowLosses, Rule, supervised
 
 _log = logging.getLogger("adaptmix")
 
@@ -23,120 +26,297 @@ NumItems = Tensor | int | None
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a forward pass and the trainer's ``compute_loss`` amount to.
+    """What is known of the rows of a micro-batch's loss.
 
     Attributes:
-        rows: the rows' losses.
-        rest: what the trainer's loss has beside them, such as a model's auxiliary loss.
-        scale: what the trainer multiplies the model's loss by, beyond averaging.
+        size: B.
+        per_token: whether the objective averages over tokens.
+        mask: which losses are supervised, (B,) or (B, T); all, one per row, when None.
+        number: what the loss divides the sum of rows' losses by; None where rows have factors of
+            the loss's own, which are kept as they are.
+        counted: whether the loss's divisor is of the whole step, not of this micro-batch.
+        scale: what the loss multiplies their mean by, where that was measured.
+        rows: unweighted losses; None where they are not known, or not looked at.
     """
 
-    rows: RowLosses
-    rest: Tensor | float = 0.0
-    scale: Tensor | float = 1.0
+    size: int
+    per_token: bool
+    mask: Tensor | None = None
+    number: Tensor | float | None = None
+    counted: bool = False
+    scale: float = 1.0
+    rows: RowLosses | None = None
+
+    def multipliers(self, multipliers: Tensor, expected: float, *, parts: float) -> Tensor:
+        """Return what to multiply rows' gradients by, (B,).
+
+        A loss that divides by the number of tokens divides by what was drawn; the objective
+        divides by what is drawn on average. Other losses keep their divisors.
+
+        Args:
+            multipliers: (B,) of ``Controller.multipliers``.
+            expected: of ``Controller.expected_tokens``.
+            parts: micro-batches of a step, over what its gradient is divided by afterwards.
+        """
+        if self.number is None:
+            return multipliers if self.counted else multipliers / parts
+        ratio = self.number / (self.size * parts * expected)
+        if isinstance(ratio, Tensor):
+            multipliers = multipliers.to(ratio.device, non_blocking=True)
+        tokens = self._tokens
+        if self.per_token or tokens is None:
+            return multipliers * ratio
+        return multipliers.to(tokens.device, non_blocking=True) * ratio / tokens.clamp(min=1)
+
+    def factors(self, expected: float, *, parts: int) -> Tensor | float:
+        """Return what the loss multiplies each row's own loss by, (B,) or one for all.
+
+        Args:
+            expected: as in ``multipliers``.
+            parts: micro-batches of a step.
+        """
+        if self.number is None:
+            return 1.0 / (self.size * expected * (parts if self.counted else 1))
+        each = self.scale / self.number
+        tokens = self._tokens
+        return each if self.per_token or tokens is None else tokens * each
+
+    @property
+    def _tokens(self) -> Tensor | None:
+        return None if self.mask is None else self.mask.reshape(self.size, -1).sum(1)
 
 
-class RowReader:
-    """Finds rows' losses, by the first of four ways that there is; proves the way at first use.
-
-    The user's own losses; TRL's log-probabilities; logits and labels of the model's
-    ``loss_function``; logits and labels of the model. The last two are matched against the loss
-    that the trainer would train on, and refused if they do not give it.
+class Reader:
+    """Recognises rows' losses in measured steps, and knows their labels in the others.
 
     Args:
         trainer: of the run.
+        unit: of the objective.
         user_loss: of ``AdaptMixCallback(loss=...)``, or None.
     """
 
-    def __init__(self, trainer: Trainer, user_loss: UserLoss | None) -> None:
+    def __init__(self, trainer: Trainer, *, unit: str, user_loss: UserLoss | None) -> None:
         self._trainer, self._user_loss = trainer, user_loss
-        self._match: Match | None = None
-        self.way = ""
+        self._per_token = unit == "token"
+        self._counted: bool | None = None
+        self._decided = False
+        self._generic = True
+        self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
+        self.rule: Rule | None = None
 
-    @property
-    def found(self) -> bool:
-        """Whether a way is found, so that the trainer's own loss is no longer needed."""
-        return bool(self.way)
-
-    def number(self, rows: RowLosses, num_items: NumItems) -> Any:
-        """Return what the sum of a micro-batch's losses is divided by, on average of processes."""
-        if (self._match is not None and not self._match.counted) or num_items is None:
-            return rows.tokens.sum().clamp(min=1)
-        return num_items / internals.world_factor(self._trainer, num_items)
-
-    def read(
-        self, loss: Tensor, seen: Seen, given: Mapping[str, Any], num_items: NumItems
-    ) -> Reading:
-        """Read one forward pass.
+    def generalise(
+        self, seen: Seen, frontier: Frontier, gradients: Sequence[Tensor], given: Mapping[str, Any]
+    ) -> None:
+        """Note from labels of all classes whether rows have factors of the loss's own.
 
         Args:
-            loss: what the trainer's ``compute_loss`` returned.
-            seen: what the seams saw meanwhile.
-            given: the inputs it was called with.
+            seen: as in ``read``.
+            frontier: as in ``read``.
+            gradients: as in ``read``.
+            given: as in ``read``.
+        """
+        found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
+        self._generic = found is not None and found.common is not None
+
+    def read(
+        self,
+        seen: Seen,
+        frontier: Frontier | None,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+        num_items: NumItems,
+        *,
+        size: int,
+    ) -> Reading:
+        """Read one micro-batch.
+
+        Args:
+            seen: what its forward pass showed.
+            frontier: of its loss; None where it is not looked at.
+            gradients: of its loss there; none in steps that are not measured.
+            given: the inputs of ``compute_loss``.
             num_items: supervised tokens of the step, where the trainer counts them.
+            size: B.
 
         Raises:
-            SeamError: no way shows the rows' losses, or none that is trained on.
+            SeamError: rows' losses are not those of ``loss=f``, or no longer what they were.
         """
-        coefficient = seen.coefficient(loss)
+        given = self._given(seen, given)
+        rows: RowLosses | None = None
+        found: Recognised | None = None
+        if frontier is not None and any(bool(part.any()) for part in gradients):
+            rows, found = self._look(seen, frontier, gradients, given)
+            self._decide(rows, found, seen, num_items)
+        elif self._user_loss is not None:
+            with torch.no_grad():
+                rows = self._users(seen, given)
+        mask = supervised(self.rule, given) if rows is None else rows.mask
+        if mask is not None and len(mask) != size:
+            mask = rows = None  # rows were merged, which only observing gets past
+        number = self._number(mask, size, num_items) if self._counted is not None else None
+        scale = 1.0
+        if number is not None and found is not None and found.common is not None:
+            scale = found.common * float(number)
+        if found is None:
+            rows = None
+        elif rows is not None and number is None:
+            rows = self._as_weighted(rows, found, size)
+        counted = bool(self._is_by_step(seen) if self._counted is None else self._counted)
+        return Reading(size, self._per_token, mask, number, counted, scale=scale, rows=rows)
+
+    def _look(
+        self,
+        seen: Seen,
+        frontier: Frontier,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+    ) -> tuple[RowLosses | None, Recognised | None]:
         if self._user_loss is not None:
-            self._say("the losses of AdaptMixCallback(loss=...)")
-            losses = self._user_loss(seen.outputs, given)
-            return Reading(RowLosses(*losses) if isinstance(losses, tuple) else RowLosses(losses))
-        if seen.log_probs is not None and internals.is_a(self._trainer, "SFTTrainer"):
-            return self._log_probs(loss, seen, coefficient, num_items)
-        if seen.given is not None and (coefficient is not None or seen.leaf is None):
-            rows = self._matched(seen.given, loss if seen.leaf is None else seen.leaf, num_items)
-            self._say("the model's loss_function")
-            if coefficient is None or seen.leaf is None:
-                return Reading(rows)
-            world = internals.world_factor(self._trainer, num_items)
-            return Reading(rows, loss - (coefficient * seen.leaf).detach(), coefficient / world)
-        logits = getattr(seen.outputs, "logits", None)
-        if isinstance(logits, Tensor) and isinstance(given.get("labels"), Tensor):
-            rows = self._matched(
-                {**given, "logits": logits, "label_smoothing": internals.smoothing(self._trainer)},
-                loss / internals.world_factor(self._trainer, num_items),
-                num_items,
+            rows = self._users(seen, given)
+            return rows, _proved(rows, frontier, gradients)
+        if len(frontier.tensors) != 1:
+            return None, None
+        (tensor,), (gradient,) = frontier.tensors, gradients
+        found = recognise(tensor, gradient, given)
+        if found is None or found.rule is None:
+            return None, None
+        with torch.no_grad():
+            return found.rule(tensor.detach(), given), found
+
+    def _decide(
+        self, rows: RowLosses | None, found: Recognised | None, seen: Seen, num_items: NumItems
+    ) -> None:
+        """Choose the loss's divisor once, and check it ever after."""
+        common = None if found is None or rows is None else found.common
+        counted = None
+        if rows is not None and common is not None and self._generic:
+            counted = self._divisor(rows, common, seen, num_items)
+        if not self._decided:
+            self._decided, self._counted = True, counted
+            self.rule = None if found is None else found.rule
+            way = "AdaptMixCallback(loss=...)" if self.rule is None else self.rule.__name__
+            self.say(
+                "Rows' losses are not known: no rule that the package has gives their gradient."
+                if found is None
+                else f"Rows' losses are recognised by their gradient ({way})."
             )
-            self._say("the model's logits and labels")
-            return Reading(rows)
-        names = ", ".join(seen.outputs) if hasattr(seen.outputs, "keys") else "no mapping"
-        raise SeamError(
-            "No seam shows the rows' own losses: the model calls no loss_function with logits and "
-            f"labels, and its outputs are {names}. {_WAY_OUT}"
+        elif self._counted is not None and counted != self._counted:
+            raise SeamError(
+                "The loss must keep the divisor that it had in the first step, the number of "
+                f"{'tokens of the step' if self._counted else 'losses of the micro-batch'}; its "
+                "rows now have other factors. Weigh rows from the first step on, or pass "
+                'AdaptMixCallback(unit="sample").'
+            )
+
+    def _divisor(
+        self, rows: RowLosses, common: float, seen: Seen, num_items: NumItems
+    ) -> bool | None:
+        by_step = self._is_by_step(seen)
+        if seen.given is not None and by_step is not None:
+            return by_step
+        size = len(rows.values)
+        kinds = (True, False) if by_step is None else (by_step,)
+        close = [
+            counted
+            for counted in kinds[int(num_items is None and len(kinds) > 1) :]
+            if abs(common * float(self._number(rows.mask, size, num_items, counted)) - 1.0) < 1e-2
+        ]
+        if self._counted in close:
+            return self._counted
+        return close[0] if close else None
+
+    def _is_by_step(self, seen: Seen) -> bool | None:
+        """Return whether the loss divides by the tokens of the step; None where nothing tells."""
+        if self.by_step is None and seen.given is not None:
+            return seen.given.get("num_items_in_batch") is not None
+        return self.by_step
+
+    def _number(
+        self, mask: Tensor | None, size: int, num_items: NumItems, counted: bool | None = None
+    ) -> Tensor | float:
+        """Return what a mean divides by, on average of processes."""
+        counted = self._counted if counted is None else counted
+        if counted and num_items is not None:
+            world = internals.world_factor(self._trainer, num_items)
+            return torch.as_tensor(num_items).double() / world
+        return float(size) if mask is None else mask.sum().clamp(min=1).double()
+
+    def _as_weighted(self, rows: RowLosses, found: Recognised, size: int) -> RowLosses:
+        """Return losses with the factors that the trainer's loss has for them."""
+        values = rows.values * found.factors.nan_to_num(0.0).reshape_as(rows.values) * size
+        if not self._per_token and values.ndim > 1:
+            values = RowLosses(values, rows.mask).totals
+            return RowLosses(values, noise=rows.noise)
+        return RowLosses(values, rows.mask, rows.noise)
+
+    def _users(self, seen: Seen, given: Mapping[str, Any]) -> RowLosses:
+        if self._user_loss is None:
+            raise TypeError("loss must be a function; got None.")
+        losses = self._user_loss(seen.outputs, given)
+        values, mask = losses if isinstance(losses, tuple) else (losses, None)
+        if mask is None and values.ndim > 1:
+            mask = torch.ones_like(values, dtype=torch.bool)
+        return RowLosses(values, mask)
+
+    def _given(self, seen: Seen, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return given if self._user_loss is not None else complete(self._trainer, seen, given)
+
+    def say(self, what: str) -> None:
+        """Say once, in the log, what rows' losses are taken for."""
+        if not self._said:
+            self._said = True
+            _log.info("%s", what)
+
+    _said = False
+
+
+def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a loss is computed from: inputs, and what a model and its trainer add."""
+    fused = {
+        name: value
+        for name in ("label_mask", "log_sum_sq_probs")
+        if isinstance(value := getattr(seen.outputs, name, None), Tensor)
+    }
+    return {
+        **given,
+        **(seen.given or {}),
+        **fused,
+        "dft": getattr(trainer.args, "loss_type", None) == "dft",
+        "label_smoothing": internals.smoothing(trainer),
+    }
+
+
+def _proved(rows: RowLosses, frontier: Frontier, gradients: Sequence[Tensor]) -> Recognised:
+    """Return what the trainer's loss makes of a user's losses.
+
+    Raises:
+        SeamError: its gradient is not made of theirs.
+    """
+    values = rows.values
+    if values.requires_grad:
+        own = torch.autograd.grad(
+            rows.totals.sum(), frontier.edges, retain_graph=True, allow_unused=True
         )
-
-    def _log_probs(
-        self, loss: Tensor, seen: Seen, coefficient: Tensor | None, num_items: NumItems
-    ) -> Reading:
-        self._say("the log-probabilities of TRL's fused head")
-        mask = seen.outputs.label_mask.bool()
-        log_probs: Any = seen.log_probs
-        if coefficient is None or seen.leaf is None:
-            return Reading(RowLosses(-log_probs, mask))
-        rows = RowLosses(log_probs, mask)
-        # What the trainer's loss makes of each token: −1 for the likelihood, other for DFT.
-        values = log_probs * (coefficient * self.number(rows, num_items)).detach()
-        return Reading(RowLosses(values, mask), loss - (coefficient * seen.leaf).sum().detach())
-
-    def _matched(self, given: Mapping[str, Any], native: Tensor, num_items: NumItems) -> RowLosses:
-        if self._match is None:
-            counted = None if num_items is None else float(num_items)
-            match, tried = find_rule(given, float(native.detach()), num_items=counted)
-            if match is None:
-                raise SeamError(f"No rule gives the loss that is trained on: {tried}. {_WAY_OUT}")
-            self._match = match
-        return self._match.rule(given["logits"], given)
-
-    def _say(self, way: str) -> None:
-        if not self.way:
-            rule = "" if self._match is None else f" ({self._match.rule.__name__})"
-            self.way = way + rule
-            _log.info("Rows' losses are read off %s.", self.way)
-
-
-_WAY_OUT = (
-    "Pass AdaptMixCallback(loss=f) with f(outputs, inputs) returning unreduced losses, (B,) or "
-    '(B, T), or AdaptMixCallback(head="name of the module that makes the logits").'
-)
+        size = len(values)
+        tokens = values.ndim == 2 and all(part.ndim > 2 for part in gradients)
+        shape = gradients[0].shape[:2] if tokens else (size,)
+        g, d = (
+            torch.cat(
+                [
+                    (torch.zeros_like(other) if part is None else part).reshape(*shape, -1)
+                    for part, other in zip(parts, gradients, strict=True)
+                ],
+                dim=-1,
+            )
+            for parts in (gradients, own)
+        )
+        factors = proportional(g, d, each=len(shape))
+        if factors is not None:
+            if factors.shape != values.shape and values.ndim == 2:
+                factors = factors.reshape(size, -1)[:, : values.shape[1]]
+            return Recognised(None, factors, 4.0 * tolerance(gradients[0].dtype))
+    raise SeamError(
+        "loss=f must return the losses that the trainer's loss is made of, computed from the "
+        "model's outputs; the gradient of the trainer's loss at them is not a multiple of each "
+        "row's. Return those losses, or make compute_loss return their mean."
+    )

@@ -1,4 +1,4 @@
-"""Every row's own loss, from logits and labels, and the proof that it is the model's."""
+"""Every row's own loss, from logits and labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional
 from adaptmix.noise import NoiseTerms, softmax, squared
 
 IGNORED = -100
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +23,13 @@ class RowLosses:
         values: (B,) or (B, T) losses.
         mask: which of them are supervised, the same shape; all when None.
         noise: returns their noise terms; None where nothing tells them.
+        targets: classes that they are the cross-entropy of, the same shape; None elsewhere.
     """
 
     values: Tensor
     mask: Tensor | None = None
     noise: Callable[[], NoiseTerms] | None = None
+    targets: Tensor | None = None
 
     @property
     def totals(self) -> Tensor:
@@ -51,10 +52,15 @@ Rule = Callable[[Tensor, Mapping[str, Any]], RowLosses]
 
 def causal_tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Cross-entropy of each next token, (B, T)."""
-    targets = given.get("shift_labels")
+    return _cross_entropy(logits, _next(given), given)
+
+
+def _next(given: Mapping[str, Any]) -> Tensor:
+    """Return the label that each position predicts, (B, T)."""
+    targets: Tensor | None = given.get("shift_labels")
     if targets is None:
-        targets = functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
-    return _cross_entropy(logits, targets, given)
+        return functional.pad(given["labels"], (0, 1), value=IGNORED)[..., 1:]
+    return targets
 
 
 def tokens(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
@@ -82,6 +88,29 @@ def numbers(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     return RowLosses(values, noise=lambda: squared(predictions.detach(), labels))
 
 
+def likelihoods(log_probs: Tensor, given: Mapping[str, Any]) -> RowLosses:
+    """Negative log-likelihood of each token, (B, T), of TRL's fused head."""
+    squares: Any = given.get("log_sum_sq_probs")
+
+    def noise() -> NoiseTerms:
+        hits, spread = (part.detach().float().exp() for part in (log_probs, squares))
+        terms = torch.stack([1.0 - 2.0 * hits + spread, 1.0 - spread])
+        return NoiseTerms(*torch.where(mask, terms, 0.0).sum(2))
+
+    mask = given["label_mask"].bool()
+    return RowLosses(-log_probs, mask, noise if isinstance(squares, Tensor) else None)
+
+
+def dft_likelihoods(log_probs: Tensor, given: Mapping[str, Any]) -> RowLosses:
+    """Negative log-likelihood of each token times its probability, which is not differentiated.
+
+    Source:
+        Wu et al., On the Generalization of SFT, arXiv:2508.05629.
+    """
+    rows = likelihoods(log_probs, given)
+    return RowLosses(rows.values * log_probs.detach().exp(), rows.mask, rows.noise)
+
+
 def _cross_entropy(logits: Tensor, targets: Tensor, given: Mapping[str, Any]) -> RowLosses:
     targets = targets.to(logits.device)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -94,15 +123,38 @@ def _cross_entropy(logits: Tensor, targets: Tensor, given: Mapping[str, Any]) ->
     )
     kept = targets != IGNORED
     return RowLosses(
-        values.view(targets.shape), kept, noise=lambda: softmax(logits.detach(), targets)
+        values.view(targets.shape),
+        kept,
+        noise=lambda: softmax(logits.detach(), targets),
+        targets=targets,
     )
 
 
-def possible_rules(logits: Tensor, labels: Tensor) -> list[Rule]:
+def supervised(rule: Rule | None, given: Mapping[str, Any]) -> Tensor | None:
+    """Return which of a rule's losses are supervised, without computing them; all when None."""
+    labels = given.get("labels")
+    if rule in (likelihoods, dft_likelihoods):
+        return given["label_mask"].bool()  # type: ignore[no-any-return]
+    if rule is causal_tokens:
+        labels = _next(given)
+    elif rule is classes and isinstance(labels, Tensor):
+        labels = labels.reshape(-1)
+    elif rule is not tokens:
+        return None
+    return labels != IGNORED if isinstance(labels, Tensor) else None
+
+
+def possible_rules(logits: Tensor, given: Mapping[str, Any]) -> list[Rule]:
     """Return the rules whose shapes fit."""
+    mask, labels = given.get("label_mask"), given.get("labels")
+    if isinstance(mask, Tensor) and mask.shape == logits.shape:
+        return [dft_likelihoods, likelihoods] if given.get("dft") else [likelihoods]
+    if not isinstance(labels, Tensor) or not logits.ndim:
+        return []
     whole = not labels.is_floating_point()
     if logits.ndim == labels.ndim + 1 and labels.ndim >= 2 and whole:
-        return [causal_tokens, tokens]
+        same = logits.shape[:-1] == labels.shape
+        return [causal_tokens, tokens] if same else []
     rules: list[Rule] = []
     if logits.ndim == 2 and labels.numel() == len(logits) and whole:
         rules += [classes]
@@ -111,45 +163,3 @@ def possible_rules(logits: Tensor, labels: Tensor) -> list[Rule]:
     if logits.numel() == labels.numel():
         rules += [numbers]
     return rules
-
-
-@dataclass(frozen=True)
-class Match:
-    """The rule that a model's loss follows.
-
-    Attributes:
-        rule: from logits and labels to rows' losses.
-        counted: whether their sum is divided by the tokens of the whole step, and not by their own
-            number.
-    """
-
-    rule: Rule
-    counted: bool
-
-
-def find_rule(
-    given: Mapping[str, Any], native: float, *, num_items: float | None
-) -> tuple[Match | None, str]:
-    """Return the rule whose losses are what the model's own loss is made of.
-
-    Args:
-        given: ``logits``, ``labels`` and what else the loss was computed from.
-        native: the model's loss.
-        num_items: supervised tokens of the whole step, where they are counted.
-
-    Returns:
-        The match, or None, and a sentence that says what was compared.
-    """
-    logits = given["logits"]
-    found: tuple[float, Match | None] = (_TOLERANCE * max(abs(native), 1e-6), None)
-    tried = []
-    with torch.no_grad():
-        for rule in possible_rules(logits, given["labels"]):
-            rows = rule(logits, given)
-            for number in (None, num_items)[: 1 if num_items is None else 2]:
-                divisor = float(rows.tokens.sum()) if number is None else number
-                value = float(rows.totals.sum()) / max(divisor, 1.0)
-                tried.append(f"{rule.__name__} {value:.6g}")
-                if abs(value - native) < found[0]:
-                    found = abs(value - native), Match(rule, counted=number is not None)
-    return found[1], f"the model's loss is {native:.6g}; tried {', '.join(tried) or 'nothing'}"

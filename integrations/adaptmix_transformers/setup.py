@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from adaptmix import Controller
 from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
 from adaptmix.policies import Policy
 from adaptmix_transformers import internals
-from adaptmix_transformers.lengths import mean_tokens
+from adaptmix_transformers.lengths import count_labels
 from adaptmix_transformers.reading import UserLoss
+from adaptmix_transformers.shift import shifts_labels
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Settings:
     """The arguments of ``AdaptMixCallback``, which documents them."""
 
     domains: str | Iterable[Any] | None
-    policy: Policy | str | None
+    policy: Policy | str
     importance: Mapping[str, float] | None
     unit: str | None
     loss: UserLoss | None
@@ -35,13 +36,16 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controller:
+def make_controller(
+    settings: Settings, trainer: Trainer, like: Any, *, native: Callable[..., Any]
+) -> Controller:
     """Return the controller of a run, with the trainer's own objective unless told otherwise.
 
     Args:
         settings: of the callback.
         trainer: of the run.
         like: the loader that the trainer would train from.
+        native: the trainer's own ``compute_loss``.
 
     Raises:
         TypeError: a dataset whose rows cannot be drawn by index.
@@ -51,13 +55,15 @@ def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controll
     mixture = as_mixture(like.dataset, settings.domains, labelled=trainer.train_dataset)
     seed = args.seed if args.data_seed is None else args.data_seed
     seed = seed if settings.seed is None else settings.seed
-    shifted = internals.shifts_labels(internals.core_model(trainer))
-    tokens = mean_tokens(mixture, like.collate_fn, shifted=shifted, seed=seed)
+    shifted = shifts_labels(trainer, native, mixture, like.collate_fn, settings.loss, seed=seed)
+    labels = count_labels(mixture, like.collate_fn, shifted=shifted, seed=seed)
+    tokens = labels.tokens
     # At a head, rows are weighted and never tokens.
     unit = settings.unit or ("sample" if tokens is None or settings.head else "token")
     if settings.head and unit != "sample":
         raise ValueError('unit must be "sample" with head, whose rows are weighted; got "token".')
-    tokens_per_row = settings.tokens_per_row or (tokens if unit == "token" else None)
+    told = tokens if unit == "token" else _unless_all(labels.supervised)
+    tokens_per_row = settings.tokens_per_row or told
     importance = settings.importance
     if importance is None and tokens_per_row is not None and mixture is not like.dataset:
         # Every token counts the same, as it does for the trainer without us.
@@ -83,6 +89,12 @@ def make_controller(settings: Settings, trainer: Trainer, like: Any) -> Controll
         tokens_per_row=tokens_per_row,
         **settings.options,
     )
+
+
+def _unless_all(supervised: dict[str, float] | None) -> dict[str, float] | None:
+    """Return the shares of rows that have a loss, unless all rows have one."""
+    some = supervised is not None and min(supervised.values()) < 1.0
+    return supervised if some else None
 
 
 def make_sampler(controller: Controller, trainer: Trainer, like: Any) -> PlanSampler:

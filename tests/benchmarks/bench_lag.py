@@ -58,13 +58,13 @@ def follow(
     torch.manual_seed(seed)
     model = workload.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=workload.lr)
-    running = RunningStatistics(DOMAINS, half_life=half_life)
+    running = RunningStatistics(DOMAINS, half_life=half_life, gram=True)
     rows = []
     for step in range(steps):
         batch = seed * 10**6 + step
         if (step + 1) % every == 0:
             seen = observe(workload, model, estimator, batch, step=step, size=workload.size)
-            running.add_gradients(step + 1, count=seen[0], square=seen[1], gram=seen[2])
+            running.add_gradients(step + 1, count=seen[0], square=seen[1], products=seen[2])
         else:
             _, (inputs, targets) = workload.draw(batch)
             workload.losses(model, inputs, targets).mean().backward()

@@ -127,15 +127,16 @@ def shares_excess(
     for step in range(EVERY, STEPS + 1, EVERY):
         in_force = [shares for since, shares in published if since <= step][-1]
         variance = np.exp(2.0 * (start + drift * step))
-        total += variance_ratio(in_force, objective, DomainStats(grad_var=variance)) - 1.0
+        total += (
+            variance_ratio(in_force, objective, DomainStats(grad_var=variance), rows=batch) - 1.0
+        )
         count = systematic_counts(batch * in_force, rng.random()).astype(np.float64)
         shape = np.maximum(count - 1.0, 0.0) * world.freedom / 2.0
         scatter = variance * rng.gamma(np.maximum(shape, 1e-9), 2.0 / world.freedom)
         scatter = np.where(count > 1.0, scatter, 0.0)
         mean_sq = variance * rng.gamma(world.freedom / 2.0, 2.0 / world.freedom, K)  # ‖Σ ∇ℓ‖² / n
         own = np.where(count > 0.0, mean_sq, 0.0)
-        gram = np.diag(own * count)
-        running.add_gradients(step, count=count, square=scatter + own, gram=gram)
+        running.add_gradients(step, count=count, square=scatter + own, products=own * count)
         stats = running.snapshot(step, lengths=np.ones(K))
         if "grad_var" in stats.supplied():
             weights, state = policy.update(stats, state)

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+import adaptmix_transformers  # noqa: F401 (its users pay for what it registers)
 from tests.benchmarks.methods import METHODS, Method, Plain, Probe
 from tests.benchmarks.workloads import WORKLOADS, Workload
 

@@ -1,7 +1,8 @@
 """Whole runs of the Trainer with the callback against without it, interleaved in one process.
 
 Rounds train the same model from the same seed, for the same number of steps, without the callback,
-without it again (the noise floor), and with it at its defaults, in random order. Each run's time
+without it again (the noise floor), with it at its defaults, and with gradients observed in every
+step, in random order. Each run's time
 (``train_runtime``, as the Trainer tells it) is divided by that of the plain run of its round.
 
 Run ``PYTHONPATH=integrations:examples python -m tests.benchmarks.bench_transformers`` from the
@@ -13,13 +14,21 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from adaptmix_transformers import AdaptMixCallback
 
@@ -34,9 +43,7 @@ def data() -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "labels": ids, "source": source})
 
 
-def run(rows: Dataset, args: argparse.Namespace, callbacks: list[Any]) -> float:
-    """Return the seconds that training takes."""
-    torch.manual_seed(0)
+def llama() -> Any:
     shape = LlamaConfig(
         vocab_size=256,
         hidden_size=96,
@@ -44,6 +51,21 @@ def run(rows: Dataset, args: argparse.Namespace, callbacks: list[Any]) -> float:
         num_hidden_layers=2,
         num_attention_heads=4,
     )
+    return LlamaForCausalLM(shape)
+
+
+def gpt2() -> Any:
+    shape = GPT2Config(vocab_size=256, n_positions=LENGTH, n_embd=96, n_layer=2, n_head=4)
+    return GPT2LMHeadModel(shape)
+
+
+MODELS: dict[str, Callable[[], Any]] = {"gpt2": gpt2, "llama": llama}
+EVERY = {"adaptmix": 10, "observed every step": 1}
+
+
+def run(rows: Dataset, args: argparse.Namespace, callbacks: list[Any]) -> float:
+    """Return the seconds that training takes."""
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -55,9 +77,7 @@ def run(rows: Dataset, args: argparse.Namespace, callbacks: list[Any]) -> float:
             disable_tqdm=True,
             use_cpu=True,
         )
-        trainer = Trainer(
-            LlamaForCausalLM(shape), arguments, train_dataset=rows, callbacks=callbacks
-        )
+        trainer = Trainer(MODELS[args.model](), arguments, train_dataset=rows, callbacks=callbacks)
         return float(trainer.train().metrics["train_runtime"])
 
 
@@ -65,21 +85,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--model", choices=MODELS, default="gpt2")
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = data()
-    arms = ("plain", "plain again", "adaptmix")
+    arms = ("plain", "plain again", *EVERY)
     shuffled = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(args.rounds):
         for name in shuffled.sample(arms, len(arms)):
-            callbacks = [AdaptMixCallback("source")] if name == "adaptmix" else []
+            every = EVERY.get(name)
+            callbacks = [AdaptMixCallback("source", observe_every=every)] if every else []
             times[name].append(run(rows, args, callbacks))
     base = np.array(times["plain"])
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, 1 thread, "
-        f"{args.steps} steps of {args.batch_size} x {LENGTH} tokens, {args.rounds} rounds; "
+        f"{args.model}, {args.steps} steps of {args.batch_size} x {LENGTH} tokens, "
+        f"{args.rounds} rounds; "
         f"plain run {np.median(base):.1f} s"
     )
     print("| run | time / plain run | quartiles |\n|---|---|---|")

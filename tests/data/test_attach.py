@@ -145,3 +145,14 @@ def test_loaders_that_do_not_fit_are_refused() -> None:
     lists = numbered_loader(sampler(), loader_of([1, 2]), key="number")
     with pytest.raises(TypeError, match="collate_fn must return a mapping of tensors; got Tensor"):
         next(iter(lists))
+
+
+def test_a_column_is_read_past_a_transform() -> None:
+    """Rows of the transform have no such column, and asking for it raised a KeyError."""
+    datasets = pytest.importorskip("datasets")
+    plain = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0], "site": ["b", "a", "b"]})
+    told = plain.with_transform(lambda rows: {"inputs": torch.tensor(rows["x"])})
+    mixture = as_mixture(told, "site")
+    assert mixture.domains == ("a", "b")
+    assert mixture.sizes.tolist() == [1, 2]
+    assert float(mixture[0]["inputs"]) == 1.0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adaptmix import checkpoint
 from adaptmix.checks import FloatArray
 from adaptmix.data.plan import Plan, StepRows
-from adaptmix.errors import LagError
+from adaptmix.errors import LagError, StateError
 from tests import helpers_data as helpers
 from tests.helpers_data import SIGMAS, same_step, simplex
 
@@ -82,9 +82,9 @@ def test_seeds_choose_the_rows() -> None:
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("lag", [0, 1, 4])
 def test_a_step_is_drawn_with_the_shares_published_lag_steps_before(lag: int, every: int) -> None:
-    # Two rows for three domains: the draw carries expected shares, that is, those in force.
+    # One row for three domains: the draw carries expected shares, that is, those in force.
     plan = helpers.plan(SIZES, lag=lag)
-    drawn = train(plan, 14, size=2, ahead=[lag, 0, lag // 2], every=every)
+    drawn = train(plan, 14, size=1, ahead=[lag, 0, lag // 2], every=every)
     for t, step in enumerate(drawn):
         published = [s for s in range(t - lag) if (s + 1) % every == 0]
         expected = shares_after(published[-1]) if published else plan.mixture.importance
@@ -154,22 +154,32 @@ def test_rows_of_a_step_are_shuffled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "realised"),
+    ("shares", "sure"),
     [
-        ([0.5, 0.5], True),  # 2.5 rows each: sure of two
-        ([0.8, 0.2], True),  # 4 and 1: sure of one
-        ([1.0 - 0.6 / 3, 0.6 / 3], True),  # the same, up to rounding error
-        ([0.9, 0.1], False),  # half a row: not sure of one
-        ([1.0, 0.0], True),  # what is never drawn needs no guarantee
+        ([0.5, 0.5], [True, True]),  # 2.5 rows each: sure of two
+        ([0.8, 0.2], [True, True]),  # 4 and 1: sure of one
+        ([1.0 - 0.6 / 3, 0.6 / 3], [True, True]),  # the same, up to rounding error
+        ([0.9, 0.1], [True, False]),  # half a row: not sure of one, and the other is none the worse
+        ([1.0, 0.0], [True, False]),  # what is never drawn divides nothing
+        ([0.3, 0.3, 0.15, 0.15, 0.1], [True, True, False, False, False]),
     ],
 )
-def test_draws_carry_realised_shares_where_every_domain_is_sure_of_a_row(
-    shares: list[float], realised: bool
+def test_each_domain_divides_by_its_realised_share_where_it_is_sure_of_a_row(
+    shares: list[float], sure: list[bool]
 ) -> None:
-    for step in helpers.plan([30, 30], lag=20, shares=shares).steps(0, 20, size=5):
-        counts = np.bincount(step.domains, minlength=2)
-        expected = (counts / 5).tolist() if realised else shares
-        assert step.domain_shares.tolist() == expected
+    K = len(shares)
+    for step in helpers.plan([30] * K, lag=20, shares=shares).steps(0, 20, size=5):
+        realised = np.bincount(step.domains, minlength=K) / 5
+        assert step.domain_shares.tolist() == np.where(sure, realised, shares).tolist()
+        assert step.row_shares.tolist() == realised.tolist()
+
+
+def test_every_pair_of_domains_that_may_be_absent_meets_in_some_step() -> None:
+    """In one fixed order, neighbours of half a row each would never be drawn together."""
+    met = np.zeros((6, 6), dtype=bool)
+    for step in helpers.plan([50] * 6, lag=200, shares=[1 / 6] * 6).steps(0, 200, size=3):
+        met[np.ix_(step.domains, step.domains)] = True
+    assert met.all()
 
 
 def test_counts_have_their_expectation() -> None:
@@ -209,14 +219,17 @@ def test_the_history_stays_short() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"completed": -1}, r"completed must be an integer >= 0"),
-        ({"drawn": [1.0]}, r"drawn must have one value per domain"),
-        ({"history_shares": [[1.0]]}, r"history_shares must have one value per domain"),
+        ({"completed": -1}, r"completed must be an integer in \[0, inf\]; got -1"),
+        ({"drawn": [1.0]}, r"drawn must be an array of int64; got list"),
+        ({"drawn": np.zeros(1, np.int64)}, r"drawn must have shape \(.*\); got \(1,\)"),
+        ({"history_steps": np.array([9])}, r"history_steps must increase from at most 0"),
+        ({"history_shares": np.full((1, len(SIZES)), 0.9)}, r"history_shares must have 1 rows"),
+        ({"shares": 1}, r"'shares' must not be in the state of plan"),
     ],
 )
 def test_a_damaged_state_is_refused(change: dict[str, Any], message: str) -> None:
     plan = helpers.plan(SIZES)
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises(StateError, match=f"^(plan.)?{message}"):
         plan.load_state_dict({**plan.state_dict(), **change})
 
 

@@ -60,13 +60,13 @@ def test_a_chain_is_a_policy_and_may_be_a_stage() -> None:
 
 def test_a_chain_reads_what_its_stages_read() -> None:
     policy = chain(Shrink(), FGLS(), VarianceAware(), Smooth(), Floor())
-    assert policy.requires == {"noise", "grad_var"}
+    assert policy.requires == {"noise", "grad_sq"}
 
 
 def test_bind_reaches_every_stage() -> None:
     policy = bind(chain(Shrink(), VarianceAware(), Floor()), batch_size=32, horizon=10)
     assert isinstance(policy, Chain)
-    assert policy.then == (Floor(batch_size=32),)
+    assert policy.then == (Floor(),)
     assert policy.first == VarianceAware(batch_size=32)
     assert policy.before == (Shrink(),)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptmix import Domains, DomainStats
-from adaptmix.efficiency import variance_ratio
+from adaptmix.efficiency import sampling_gain, variance_ratio
 from adaptmix.policies import (
     ERMA,
     FGLS,
@@ -50,9 +50,9 @@ def test_a_domain_without_pairs_goes_by_its_own_second_moment(policy: Policy) ->
     halves = DomainStats(grad_var=[1.0, 8.0, nan, 3.0], grad_sq=[2.0, 16.0, 100.0, 6.0])
     told = DomainStats(grad_var=[1.0, 8.0, 50.0, 3.0])
     np.testing.assert_allclose(run(policy, INFO, halves).sampling, run(policy, INFO, told).sampling)
-    # It never exceeds the second moment, whatever the noise of the others' parts.
+    # No variance exceeds the second moment, whatever the noise of its estimate.
     noisy = DomainStats(grad_var=[3.0, 24.0, nan, 9.0], grad_sq=[2.0, 16.0, 9.0, 6.0], count=count)
-    told = DomainStats(grad_var=[3.0, 24.0, 9.0, 9.0])
+    told = DomainStats(grad_var=[2.0, 16.0, 9.0, 6.0])
     np.testing.assert_allclose(run(policy, INFO, noisy).sampling, run(policy, INFO, told).sampling)
 
 
@@ -188,11 +188,39 @@ def test_static_normalises_what_it_is_given() -> None:
         Static(sampling={"a": 1.0}).init(INFO)
 
 
-def test_the_floor_keeps_a_row_of_every_domain_in_each_batch() -> None:
-    stats = DomainStats(grad_var=[1.0, 1.0, 1.0, 1e-12])
+def test_by_default_a_domain_keeps_a_part_of_its_rows_where_that_costs_next_to_nothing() -> None:
     policy = bind(VarianceAware(), batch_size=16, horizon=100)
-    assert run(policy, INFO, stats).sampling.min() == pytest.approx(1 / 16)
-    assert run(VarianceAware(), INFO, stats).sampling.min() == pytest.approx(0.1 / 4)
+    # Nothing to learn from a tenth of the rows: its floor costs a hundredth of the variance.
+    quiet = DomainStats(grad_var=[1.0, 1.0, 1.0, 1e-12])
+    assert run(policy, INFO, quiet).sampling.min() == pytest.approx(0.1 * 0.1)
+    # From 90 % of the rows, a tenth would cost a tenth: a smaller part has to do.
+    loud = DomainStats(grad_var=[1e-12, 1e-12, 1e-12, 1.0])
+    shares = run(policy, INFO, loud).sampling
+    np.testing.assert_allclose(shares[:3], 0.01 * PI[:3])
+
+
+def test_single_rows_are_enough_to_act_on() -> None:
+    """No variance is known of any domain: second moments stand for both."""
+    stats = DomainStats(grad_var=[np.nan] * 4, grad_sq=[1.0, 9.0, 4.0, 25.0])
+    weights = run(VarianceAware(lower=0.0, batch_size=4), INFO, stats)
+    scale = PI * np.sqrt(stats.grad_sq)
+    np.testing.assert_allclose(weights.sampling, scale / scale.sum())
+
+
+def test_rows_are_what_small_counts_are_counted_in() -> None:
+    """Short answers of one token: 2.2 % of the tokens, a third of the rows.
+
+    0.1 took its floor, one row of every batch, as a share of tokens, and harmed every domain.
+    """
+    lengths = np.array([1.0, 20.0, 24.0])
+    info = Domains(("short", "b", "c"), [100] * 3, lengths / lengths.sum())
+    stats = DomainStats(grad_var=[2.0, 2.0, 2.0], grad_sq=[2.0] * 3, tokens_per_row=lengths)
+    for policy in (VarianceAware(batch_size=8), named("variance_aware")):
+        weights = run(bind(policy, batch_size=8), info, stats)
+        gain = sampling_gain(weights, stats, rows=8)
+        assert gain >= 1.0
+        rows = weights.sampling / lengths
+        assert rows[0] / rows.sum() < 1.0 / 3.0  # a token in the gradient needs no third of it
 
 
 def test_bind_fills_in_what_a_policy_left_open() -> None:

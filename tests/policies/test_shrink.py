@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix import DomainStats
+from adaptmix.moments import within
 from adaptmix.policies import Shrink
-from adaptmix.policies.base import within
 
 FIELDS = {
     "grad_var": "count",
@@ -220,3 +220,32 @@ def test_bad_arguments_are_named() -> None:
         Shrink(-1.0)
     with pytest.raises(TypeError, match="samples must be a number"):
         Shrink("few")  # type: ignore[arg-type]
+
+
+def test_gradients_shrink_by_what_the_run_says_of_their_scatter() -> None:
+    """Norms that hardly scatter from row to row tell a domain's moment from few rows."""
+    values, count = [1.0, 2.0, 4.0], [6.0, 6.0, 6.0]
+    square = np.array(values)
+
+    def prepared(scatter: float, freedom: float) -> DomainStats:
+        stats = DomainStats(
+            grad_sq=values,
+            noise=values,
+            noise_count=count,
+            count=count,
+            grad_sq_var=scatter * square**2,
+            grad_sq_freedom=[freedom] * 3,
+        )
+        return Shrink().prepare(stats, {})[0]
+
+    unknown = prepared(0.1, 0.0)
+    assert unknown.grad_sq.tolist() == shrink(values, count, field="grad_sq")
+    known = prepared(0.1, 1e9)
+    np.testing.assert_allclose(
+        known.grad_sq, shrink(values, count, samples=0.1, field="grad_sq"), rtol=1e-6
+    )
+    # Four degrees of freedom are what the default counts for; other fields do not hear of it.
+    between = prepared(0.1, 4.0 / 3.0)
+    expected = shrink(values, count, samples=2.55, field="grad_sq")
+    np.testing.assert_allclose(between.grad_sq, expected)
+    assert known.noise.tolist() == shrink(values, count)

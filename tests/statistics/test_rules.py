@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptmix.statistics import sketch
+from adaptmix.statistics import rules, sketch
 from adaptmix.statistics.coverage import ParameterMap
-from adaptmix.statistics.rules import RULES, Rule, find_rule, register_rule
+from adaptmix.statistics.rules import Rule, find_rule, register_rule
 
 # PyTorch's own remark on a convolution that is tested here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -118,9 +118,15 @@ def test_its_sketch_is_that_of_the_whole_gradient(
     batch = sketch.SketchBatch(parameters, 2, projections)
     ones = torch.ones(B, dtype=torch.float64)
     batch.expect(torch.arange(B) % 2, ones)
-    batch.begin(ones[0])
     (held,) = parameters.layers
-    batch.add(held, B, batch.keep(held, x), g)
+
+    def in_backward(upstream: Tensor) -> None:
+        batch.begin(upstream)
+        batch.add(held, B, batch.keep(held, x), g)
+
+    loss = torch.ones((), dtype=torch.float64, requires_grad=True) * 1.0
+    loss.register_hook(in_backward)
+    loss.backward()
     sums = batch.finish()
     assert sums is not None
     whole = held.rule(layer, x, g)
@@ -201,18 +207,31 @@ def test_subclasses_share_the_rule_unless_they_compute_something_else() -> None:
     assert find_rule(Changed(2, 2)) is None
 
 
-def test_registering_adds_and_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, Changed, None)
-    for number in (1, 2):
-        rule = register_rule(Changed)(lambda _, x, g: {"weight": g * x})
-        assert find_rule(Changed(2, 2)) is rule, number
-    register_rule(Changed, supports=lambda module: module.bias is None)(rule)
+@pytest.fixture
+def rules_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+
+
+@pytest.mark.usefixtures("rules_of_its_own")
+def test_a_type_has_one_rule() -> None:
+    """Under its name too: the rule that was registered last used to shadow the other."""
+    rule = register_rule(Changed, lambda module: module.bias is None)(
+        lambda _, x, g: {"weight": g * x}
+    )
     assert find_rule(Changed(2, 2)) is None
+    assert find_rule(Changed(2, 2, bias=False)) is rule
+    for kind in (Changed, f"{Changed.__module__}.Changed"):
+        with pytest.raises(ValueError, match=r"must have one rule; .*\.Changed has one already"):
+            register_rule(kind)(rule)
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    with pytest.raises(ValueError, match=r"pytorch_utils\.Conv1D has one already"):
+        register_rule(conv1d)(rule)
+    assert find_rule(Changed(2, 2, bias=False)) is rule
 
 
-def test_a_type_may_be_named_where_it_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("rules_of_its_own")
+def test_a_type_may_be_named_where_it_cannot_be_imported() -> None:
     name = f"{Changed.__module__}.Changed"
-    monkeypatch.setitem(RULES, name, None)
     assert find_rule(Changed(2, 2)) is None
     rule = register_rule(name)(lambda _, x, g: {"weight": g * x})
     assert find_rule(Changed(2, 2)) is rule

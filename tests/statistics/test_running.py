@@ -35,7 +35,7 @@ def gradient_sums(*domains: FloatArray) -> dict[str, FloatArray]:
     return {
         "count": np.array([float(len(g)) for g in domains]),
         "square": np.array([np.square(g).sum() for g in domains]),
-        "gram": sums @ sums.T,
+        "products": sums @ sums.T,
     }
 
 
@@ -56,7 +56,7 @@ def test_one_window_is_what_numpy_says() -> None:
     rng = np.random.default_rng(0)
     losses = [rng.normal(2.0, 1.0, n) for n in (5, 9)]
     grads = [rng.normal(1.0, 2.0, (n, 4)) for n in (6, 3)]
-    running = RunningStatistics(2, half_life=3.0)
+    running = RunningStatistics(2, half_life=3.0, gram=True)
     running.add_losses(1, loss_sums(*losses))
     running.add_gradients(1, **gradient_sums(*grads))
     stats = ones(running, 1)
@@ -94,7 +94,7 @@ def test_estimates_are_unbiased() -> None:
     found: dict[str, list[Any]] = {name: [] for name in (*ESTIMATES, "gram")}
     for _ in range(3000):
         counts = rng.integers(2, 5, 2)
-        running = RunningStatistics(2, half_life=1.0)
+        running = RunningStatistics(2, half_life=1.0, gram=True)
         running.add_losses(
             1, loss_sums(*(rng.normal(mean[i], deviation[i], counts[i]) for i in (0, 1)))
         )
@@ -120,7 +120,7 @@ def test_estimates_are_unbiased() -> None:
 
 def test_a_domain_that_is_not_seen_keeps_its_estimates_for_ever() -> None:
     rng = np.random.default_rng(2)
-    running = RunningStatistics(2, half_life=2.0)
+    running = RunningStatistics(2, half_life=2.0, gram=True)
     running.add_losses(1, loss_sums(rng.normal(size=4), rng.normal(size=4)))
     running.add_gradients(1, **gradient_sums(rng.normal(size=(3, 2)), rng.normal(size=(3, 2))))
     before = ones(running, 1)
@@ -140,10 +140,18 @@ def test_a_domain_that_is_not_seen_keeps_its_estimates_for_ever() -> None:
 
 
 def test_a_domain_never_seen_is_unknown() -> None:
-    running = RunningStatistics(2, half_life=2.0)
+    running = RunningStatistics(2, half_life=2.0, gram=True)
     empty = ones(running, 0)
     assert empty.grad_gram is None
-    counts = {"count", "grad_freedom", "loss_count", "noise_count"}
+    counts = {
+        "count",
+        "grad_freedom",
+        "grad_mean_pairs",
+        "loss_count",
+        "noise_count",
+        "tokens_per_row",
+        "grad_sq_freedom",
+    }
     assert empty.supplied() == {"seen", "age"} | counts
     running.add_losses(3, loss_sums(np.array([1.0, 3.0]), NONE))
     running.add_gradients(3, **gradient_sums(np.eye(2), np.zeros((0, 2))))
@@ -156,7 +164,7 @@ def test_a_domain_never_seen_is_unknown() -> None:
 
 
 def test_one_sample_tells_a_mean_but_no_variance() -> None:
-    running = RunningStatistics(1, half_life=2.0)
+    running = RunningStatistics(1, half_life=2.0, gram=True)
     running.add_losses(1, loss_sums(np.array([3.0])))
     running.add_gradients(1, **gradient_sums(np.array([[3.0, 4.0]])))
     stats = ones(running, 1)
@@ -170,7 +178,7 @@ def test_one_sample_tells_a_mean_but_no_variance() -> None:
 def test_evidence_counts_half_after_a_half_life(half_life: float) -> None:
     """Every sum is Σ 2^(−age/half-life) · evidence, ages counted from the newest evidence."""
     rng = np.random.default_rng(3)
-    running = RunningStatistics(1, half_life=half_life)
+    running = RunningStatistics(1, half_life=half_life, gram=True)
     steps = [1, 2, 6, 14]
     losses = [rng.normal(size=n) for n in (3, 1, 8, 4)]
     grads = [rng.normal(size=(n, 3)) for n in (2, 5, 3, 4)]
@@ -198,6 +206,9 @@ def test_evidence_counts_half_after_a_half_life(half_life: float) -> None:
         assert getattr(stats, name)[0] == pytest.approx(value, rel=1e-12), name
     pairs = mean(products, [len(g) * (len(g) - 1) for g in grads])
     assert gram(stats)[0, 0] == pytest.approx(pairs, rel=1e-12)
+    assert stats.grad_mean_sq[0] == pytest.approx(pairs, rel=1e-12)
+    known = 0.5 ** (6 / half_life) * (faded @ np.array([2, 20, 6, 12]))
+    assert stats.grad_mean_pairs[0] == pytest.approx(known, rel=1e-12)
     # What stands behind an estimate fades with time itself, too: 6 steps since the last.
     behind = 0.5 ** (6 / half_life) * (faded @ np.array([2, 5, 3, 4]))
     assert stats.count[0] == pytest.approx(behind, rel=1e-12)
@@ -207,7 +218,7 @@ def test_a_drifting_mean_is_no_variance() -> None:
     # Samples of variance 1 (losses) and 2 (gradients) around a mean that moves by 100 per window.
     # False alarm: 7e-6 per number; 300 degrees of freedom each, Var(χ²/f) = 2/f per dimension.
     rng = np.random.default_rng(4)
-    running = RunningStatistics(1, half_life=FOREVER)
+    running = RunningStatistics(1, half_life=FOREVER, gram=True)
     for step in range(100):
         running.add_losses(step, loss_sums(100.0 * step + rng.normal(size=4)))
         running.add_gradients(step, **gradient_sums(100.0 * step + rng.normal(size=(4, 2))))
@@ -218,7 +229,7 @@ def test_a_drifting_mean_is_no_variance() -> None:
 
 
 def test_variances_are_never_negative() -> None:
-    running = RunningStatistics(1, half_life=2.0)
+    running = RunningStatistics(1, half_life=2.0, gram=True)
     x = np.full(3, 0.1)
     running.add_losses(1, loss_sums(x))
     running.add_gradients(1, **gradient_sums(np.full((3, 2), 0.1)))
@@ -233,7 +244,7 @@ def test_statistics_per_token() -> None:
     """Rows of T independent tokens: mean T m, variance T v, mean gradient T μ."""
     rng = np.random.default_rng(5)
     rows, grads = rng.normal(size=6), rng.normal(size=(6, 3))
-    running = RunningStatistics(2, half_life=2.0)
+    running = RunningStatistics(2, half_life=2.0, gram=True)
     running.add_losses(1, loss_sums(rows, rows))
     running.add_gradients(1, **gradient_sums(grads, grads))
     row, token = ones(running, 1), running.snapshot(1, lengths=np.array([1.0, 4.0]))
@@ -248,7 +259,7 @@ def test_skipped_losses_are_counted_and_not_averaged() -> None:
     sums = loss_sums(np.array([1.0, 3.0]))
     sums[FIELDS.index("rows")] += 2.0
     sums[FIELDS.index("skipped")] = 2.0
-    running = RunningStatistics(1, half_life=2.0)
+    running = RunningStatistics(1, half_life=2.0, gram=True)
     running.add_losses(1, sums)
     assert running.skipped == 2.0
     stats = ones(running, 1)
@@ -259,7 +270,7 @@ def test_skipped_losses_are_counted_and_not_averaged() -> None:
 
 def test_state_round_trip() -> None:
     rng = np.random.default_rng(6)
-    running, restored = (RunningStatistics(2, half_life=2.0) for _ in range(2))
+    running, restored = (RunningStatistics(2, half_life=2.0, gram=True) for _ in range(2))
 
     def add(target: RunningStatistics, step: int) -> None:
         rng = np.random.default_rng(step)
@@ -284,7 +295,7 @@ def test_state_round_trip() -> None:
 
 
 def test_held_out_noise_replaces_what_was_known() -> None:
-    running = RunningStatistics(2, half_life=2.0)
+    running = RunningStatistics(2, half_life=2.0, gram=True)
     four = np.full(2, 4.0)
     running.add_noise(1, 9 * four, four, four)
     running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
@@ -304,7 +315,75 @@ def test_held_out_noise_replaces_what_was_known() -> None:
     ["seen", "last_seen", "losses", "noise", "noise_squares", "held_out", "gradients", "gram"],
 )
 def test_a_state_of_other_domains_is_refused(part: str) -> None:
-    running, other = RunningStatistics(2, half_life=2.0), RunningStatistics(3, half_life=2.0)
+    running, other = (
+        RunningStatistics(2, half_life=2.0, gram=True),
+        RunningStatistics(3, half_life=2.0),
+    )
     state = {**running.state_dict(), part: other.state_dict()[part]}
     with pytest.raises(ValueError, match=r"must have "):
-        RunningStatistics(2, half_life=2.0).load_state_dict(state)
+        RunningStatistics(2, half_life=2.0, gram=True).load_state_dict(state)
+
+
+def test_squared_means_are_known_without_products_between_domains() -> None:
+    """The norms of the sums are enough, and what is kept grows with K, not with K²."""
+    rng = np.random.default_rng(5)
+    small, whole = (RunningStatistics(3, half_life=4.0, gram=gram) for gram in (False, True))
+    for step in range(1, 6):
+        sums = gradient_sums(*(rng.normal(loc=1.0, size=(n, 4)) for n in (3, 1, step)))
+        whole.add_gradients(step, **sums)
+        small.add_gradients(step, **(sums | {"products": np.diagonal(sums["products"])}))
+    one, other = ones(small, 8), ones(whole, 8)
+    for name in ("grad_mean_sq", "grad_mean_pairs", "grad_var", "grad_sq"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    np.testing.assert_allclose(one.grad_mean_sq, np.diagonal(gram(other)), rtol=1e-14)
+    assert one.grad_gram is None
+    assert np.isnan(one.grad_mean_sq).tolist() == [False, True, False]
+
+
+def test_squared_means_have_no_bias() -> None:
+    """2 000 windows of three rows: off by less than four standard errors."""
+    rng = np.random.default_rng(6)
+    mean = np.array([0.6, -0.8, 0.0])
+    found = []
+    for _ in range(2000):
+        running = RunningStatistics(1, half_life=4.0)
+        rows = mean + 2.0 * rng.normal(size=(3, 3))
+        sums = gradient_sums(rows)
+        running.add_gradients(1, **(sums | {"products": np.diagonal(sums["products"])}))
+        found.append(ones(running, 1).grad_mean_sq[0])
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found) - 1.0) < 4.0 * error
+
+
+def test_the_scatter_of_squared_norms_is_unbiased() -> None:
+    """Var ‖g‖² from steps of few rows, one at least: its mean over 2 000 runs is the truth.
+
+    False alarm: 7e-6 per domain (4.5 standard errors, two-sided).
+    """
+    rng = np.random.default_rng(2)
+    found, freedom = [], []
+    for _ in range(2000):
+        running = RunningStatistics(2, half_life=1e9)
+        for step in range(1, 6):
+            counts = (1, int(rng.integers(1, 4)))
+            grads = [(i + 1.0) * rng.normal(size=(n, 3)) for i, n in enumerate(counts)]
+            sums = gradient_sums(*grads)
+            sums["products"] = np.diagonal(sums["products"])
+            running.add_gradients(step, **sums)
+        stats = ones(running, 5)
+        found.append(stats.grad_sq_var)
+        freedom.append(stats.grad_sq_freedom)
+    # ‖g‖² / scale² is chi-square with three degrees of freedom: variance 6.
+    truth = 6.0 * np.array([1.0, 2.0]) ** 4
+    error = np.std(found, axis=0) / np.sqrt(len(found))
+    assert (np.abs(np.mean(found, axis=0) - truth) <= 4.5 * error).all()
+    np.testing.assert_allclose(freedom[0], [4.0, 4.0], rtol=1e-6)
+
+
+def test_one_step_tells_no_scatter() -> None:
+    running = RunningStatistics(1, half_life=5.0)
+    sums = gradient_sums(np.ones((4, 2)))
+    running.add_gradients(1, **{**sums, "products": np.diagonal(sums["products"])})
+    stats = ones(running, 1)
+    assert np.isnan(stats.grad_sq_var).all()
+    assert stats.grad_sq_freedom.tolist() == [0.0]

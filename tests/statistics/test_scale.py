@@ -51,6 +51,7 @@ def test_neither_weights_nor_reduction_nor_accumulation_nor_scale_enter(
         unit=unit,
         mode=mode,
         estimator=estimator,
+        tokens_per_row=dict.fromkeys("abc", (LENGTH + 1) / 2) if unit == "token" else None,
     )
     net = runs.model()
     controller.watch(net)

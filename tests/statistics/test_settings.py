@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptmix.distributed import sum_over_ranks
-from adaptmix.errors import CoverageWarning
+from adaptmix.errors import SeamError
 from adaptmix.statistics import sketch
 from adaptmix.statistics.probe import GradientProbe
 from tests.statistics.cases import (
@@ -174,10 +174,8 @@ def test_rows_packed_into_one_are_not_mistaken_for_one_sample(estimator: str) ->
     probe.arm(True, step=0)
     logits = model(inputs.reshape(1, -1))
     loss = FACTORS @ losses(logits.reshape(*inputs.shape, 11), targets)
-    probe.expect(DOMAINS, FACTORS, loss)
-    loss.backward()
-    with pytest.warns(CoverageWarning, match=r"sees 0% .* on inputs of shape \(B, ...\)"):
-        assert probe.collect() is None
+    with pytest.raises(SeamError, match=r"layers ran 1, .* packed into one need segments="):
+        probe.expect(DOMAINS, FACTORS, loss)
 
 
 # Several processes.

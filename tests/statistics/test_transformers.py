@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptmix.errors import CoverageWarning
 from tests.statistics.cases import B, assert_same, attached, observe, reference
 
 transformers = pytest.importorskip("transformers")
@@ -99,22 +97,12 @@ def test_whole_models_are_covered_and_right(name: str, checkpointing: bool, esti
     assert probe.coverage.share == 1.0
 
 
-def test_a_layer_with_a_twist_is_named_and_its_norms_are_not_fooled_by_theirs() -> None:
-    """Gemma scales its embedding, which has no rule, and its norms by 1 + weight, which have."""
-    probe = attached(Logits(small("Gemma2")().double()))
-    assert probe.coverage.unseen == {
-        "body.model.embed_tokens": "Gemma2TextScaledWordEmbedding",
-        "body.lm_head": "Linear",
-    }
-
-
-def test_positions_of_one_row_for_all_are_left_out_and_named() -> None:
+def test_positions_of_one_row_for_all_are_seen(estimator: str) -> None:
+    """As GPT-2 has them without ``position_ids``: 0.1 left them out."""
     model, data = Logits(gpt2().double(), places=False), tokens()
-    probe = attached(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CoverageWarning)
-        observe(probe, model, *data)
-    assert probe.coverage.unseen == {"body.transformer.wpe": "Embedding"}
+    probe = attached(model, estimator)
+    assert_same(observe(probe, model, *data), reference(probe, model, *data))
+    assert probe.coverage.share == 1.0
 
 
 def test_adapters_are_all_that_counts(estimator: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adaptmix.policies.base import floor_for
+from adaptmix.checks import lower_share
+from adaptmix.policies.quiet import LEAST_SHARE
 from adaptmix.simplex import mix_floor
 from adaptmix.types import Domains, DomainStats, Weights
 
@@ -18,8 +19,7 @@ class Floor:
     pass unchanged. Loss weights, and so the objective, stay.
 
     Args:
-        lower: least share of a domain, in [0, 1/K]; None for one row per batch (see floor_for).
-        batch_size: rows of a step's global batch; the controller fills it in when None.
+        lower: least share of a domain, in [0, 1/K]; a tenth of an equal share when None.
 
     Raises:
         ValueError: at ``init``, a floor that K domains cannot keep.
@@ -37,13 +37,12 @@ class Floor:
     """
 
     lower: float | None = None
-    batch_size: int | None = None
 
     requires = frozenset[str]()
 
     def init(self, domains: Domains) -> dict[str, Any]:
         """Return the state, in which nothing is remembered."""
-        floor_for(self.lower, len(domains), self.batch_size)
+        self._least(len(domains))
         return {}
 
     def refine(
@@ -51,7 +50,7 @@ class Floor:
     ) -> tuple[Weights, dict[str, Any]]:
         """Return the same weights with shares that keep the floor."""
         K = weights.sampling.size
-        lower = floor_for(self.lower, K, self.batch_size)
+        lower = self._least(K)
         least = float(weights.sampling.min())
         if least >= lower:
             return weights, state
@@ -60,3 +59,8 @@ class Floor:
         return Weights(
             mix_floor(weights.sampling, lower=delta), weights.loss, weights.importance
         ), state
+
+    def _least(self, num_domains: int) -> float:
+        if self.lower is None:
+            return 0.1 / num_domains
+        return max(lower_share("lower", self.lower, num_domains), LEAST_SHARE / num_domains)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix.checks import FloatArray, number
-from adaptmix.policies.base import within
+from adaptmix.moments import row_scatter, within
 from adaptmix.types import Domains, DomainStats
 
 # Variances, and the count of the samples each is made of.
@@ -19,6 +19,8 @@ _FIELDS = {
     "noise": "noise_count",
     "loss_var": "loss_count",
 }
+# The first of them are of gradients.
+_OF_GRADIENTS = 2
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,15 @@ class Shrink:
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
     themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
-    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``base.within``):
+    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``moments.within``):
     single rows tell no variance, yet their own length tells more than the other domains do.
 
     Args:
         samples: samples after which the estimate of a variance is as uncertain as it is large, its
             relative variance being samples / n. It is E[y²] / E[y]² − 1 for the squared norm y of
             one sample: 2 for Gaussian gradients in one direction, less in many, more with heavy
-            tails. 0 takes every estimate at its word.
+            tails. For gradients it is only where one starts from: once ``grad_sq_var`` is known,
+            the run's own takes its place. 0 takes every estimate at its word.
 
     Raises:
         ValueError: negative samples.
@@ -93,40 +96,45 @@ class Shrink:
         variance[0] = within(stats, samples=self.samples)
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
         known = np.isfinite(variance) & (count > 0.0)
-        shrunk = self._shrunk(variance, np.where(known, count, 0.0), known)
+        # A deviation's relative variance after one sample: by the delta method, a quarter.
+        scatter = np.full((len(_FIELDS), 1), self.samples / 4.0)
+        scatter[:_OF_GRADIENTS] = row_scatter(stats, prior=self.samples) / 4.0
+        shrunk = _shrunk(variance, np.where(known, count, 0.0), known, scatter)
         return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
 
-    def _shrunk(
-        self, variance: FloatArray, weight: FloatArray, known: NDArray[np.bool_]
-    ) -> FloatArray:
-        """Return (fields, K) shrunk variances; a field without counts or variance stays."""
-        exact = np.isinf(weight) if weight.max() == np.inf else None
-        if exact is not None:
-            # An exact estimate is still only one domain: it counts as much as the best other.
-            weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a field that stays comes out as NaN
-            x = np.sqrt(np.maximum(np.where(known, variance, 0.0), 0.0))
-            peak = _most(x)
-            x /= peak
-            pull, total = weight * x, _sum(weight)
-            away = _sum(pull) / total - x
-            # The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c/n.
-            c = self._relative
-            sampling = c * _sum(np.square(pull) / (weight + c)) / total
-            between = _between(weight, total, away, (_sum(known) - 1.0) * sampling)
-            evidence = weight * between
-            # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
-            first = x + away * (sampling / (evidence + sampling))
-            own = c * np.square(first)
-            move = away * (own / (evidence + own))
-            if exact is not None:
-                move[exact] = 0.0
-            return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
 
-    @property
-    def _relative(self) -> float:
-        """A deviation's relative variance after one sample: by the delta method, a quarter."""
-        return self.samples / 4.0
+def _shrunk(
+    variance: FloatArray, weight: FloatArray, known: NDArray[np.bool_], c: FloatArray
+) -> FloatArray:
+    """Return (fields, K) shrunk variances; a field without counts or variance stays.
+
+    Args:
+        variance: (fields, K).
+        weight: (fields, K) samples behind each.
+        known: (fields, K) whether there are any.
+        c: (fields, 1) a deviation's relative variance after one sample.
+    """
+    exact = np.isinf(weight) if weight.max() == np.inf else None
+    if exact is not None:
+        # An exact estimate is still only one domain: it counts as much as the best other.
+        weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a field that stays comes out as NaN
+        x = np.sqrt(np.maximum(np.where(known, variance, 0.0), 0.0))
+        peak = _most(x)
+        x /= peak
+        pull, total = weight * x, _sum(weight)
+        away = _sum(pull) / total - x
+        # The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c/n.
+        sampling = c * _sum(np.square(pull) / (weight + c)) / total
+        between = _between(weight, total, away, (_sum(known) - 1.0) * sampling)
+        evidence = weight * between
+        # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
+        first = x + away * (sampling / (evidence + sampling))
+        own = c * np.square(first)
+        move = away * (own / (evidence + own))
+        if exact is not None:
+            move[exact] = 0.0
+        return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
 
 
 def _between(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptmix import FreshStartWarning, StateError
+from adaptmix import FreshStartWarning, LoggingWarning, StateError
 from adaptmix.errors import SeamError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
@@ -279,6 +280,24 @@ def test_tensorboard_shows_weights_by_domain(tmp_path: Path) -> None:
     assert [point.step for point in scalars] == [3, 6, 9, 12, 15, 18, 21]
     assert scalars[-1].value == pytest.approx(mixer.controller.weights.sampling[2])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+class BrokenLogger(CSVLogger):
+    """Its disk is full."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_logs_that_fail_are_one_warning(tmp_path: Path) -> None:
+    mixer = AdaptMixCallback(update_every=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, _ = fit(mixer, max_epochs=3, logger=BrokenLogger(tmp_path), log_every_n_steps=3)
+    messages = [str(w.message) for w in caught if w.category is LoggingWarning]
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
+    assert trainer.global_step == mixer.controller.completed == 21
 
 
 # Fitting again.

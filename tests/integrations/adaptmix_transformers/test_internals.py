@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (
     BertConfig,
@@ -21,9 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture, SeamError
 from adaptmix.statistics.compiled import is_compiled
+from adaptmix.statistics.layers import Matrix
+from adaptmix.statistics.rules import find_rule
 from adaptmix_transformers import AdaptMixCallback, internals
-from adaptmix_transformers.layers import transposed_linear
-from adaptmix_transformers.lengths import mean_tokens
+from adaptmix_transformers.lengths import count_labels
 from tests.integrations.adaptmix_transformers import hf
 
 
@@ -64,18 +66,11 @@ def test_what_the_trainer_does_to_a_loss(tmp_path: Path) -> None:
     assert internals.tensorboard_writer(trainer) is None
 
 
-def test_the_rule_of_transposed_linear_layers() -> None:
-    torch.manual_seed(0)
+def test_the_core_knows_the_transposed_linear_layer() -> None:
+    """0.1 had a second, slower rule here, which replaced that of the core."""
     kind: Any = Conv1D
-    layer = kind(3, 5)
-    x, g = torch.randn(4, 2, 5), torch.randn(4, 2, 3)
-    got = transposed_linear(layer, x, g)
-    for row in range(4):
-        wanted = torch.autograd.grad(layer(x[row]), [layer.weight, layer.bias], g[row])
-        torch.testing.assert_close(got["weight"][row], wanted[0])
-        torch.testing.assert_close(got["bias"][row], wanted[1])
-    layer.bias.requires_grad_(False)
-    assert set(transposed_linear(layer, x, g)) == {"weight"}
+    rule = find_rule(kind(3, 5))
+    assert isinstance(rule, Matrix) and rule.inputs_dim == 0
 
 
 def test_which_models_shift_labels() -> None:
@@ -117,18 +112,19 @@ def test_tokens_are_counted_without_touching_the_runs_randomness() -> None:
 
     mixture = Mixture.from_labels(hf.rows(), hf.rows()["source"])
     before = torch.get_rng_state()
-    first, second = (mean_tokens(mixture, masking, shifted=True, seed=3) for _ in range(2))
+    first, second = (count_labels(mixture, masking, shifted=True, seed=3) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == second
-    whole = mean_tokens(mixture, hf.pad, shifted=True, seed=3)
+    whole = count_labels(mixture, hf.pad, shifted=True, seed=3)
     lengths = {name: [] for name in hf.SIZES}  # type: dict[str, list[int]]
     for row in hf.rows():
         lengths[row["source"]].append(len(row["labels"]) - 1)
-    assert whole == pytest.approx({name: sum(n) / len(n) for name, n in lengths.items()})
-    labelless = mean_tokens(
+    assert whole.tokens == pytest.approx({name: sum(n) / len(n) for name, n in lengths.items()})
+    labelless = count_labels(
         mixture, lambda rows: {"input_ids": hf.pad(rows)["input_ids"]}, shifted=True, seed=3
     )
-    assert labelless is None
+    assert labelless.tokens is None
+    assert labelless.supervised is None
 
 
 @pytest.mark.parametrize(
@@ -202,3 +198,17 @@ def test_lengths_of_rows_are_found(tmp_path: Path) -> None:
         assert internals.groups_by_length(loader)
         added = int("length" in rows.column_names)
         assert internals.row_lengths(trainer, loader) == [length + added for length in lengths]
+
+
+def test_a_batch_is_handed_over_as_the_trainer_does(tmp_path: Path) -> None:
+    trainer = hf.make(tmp_path, None)
+    batch = hf.pad([hf.rows()[0]])
+    assert internals.on_device(trainer, batch)["labels"].tolist() == batch["labels"].tolist()
+
+
+def test_causal_models_shift_labels_whatever_they_are_called() -> None:
+    sizes: dict[str, Any] = {"vocab_size": hf.VOCABULARY, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    kind: Any = transformers.GPT2LMHeadModel
+    assert internals.shifts_labels(kind(transformers.GPT2Config(**sizes)))
+    assert internals.shifts_labels(hf.llama())
+    assert not internals.shifts_labels(torch.nn.Linear(1, 1))

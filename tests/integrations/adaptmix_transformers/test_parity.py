@@ -94,6 +94,17 @@ class Check(TrainerCallback):
         self.errors.append(relative_error(hf.gradient(model), flat))
 
 
+def in_double_precision(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any
+) -> Tensor:
+    """What a causal LM of transformers trains on, which computes it in float32 whatever it is."""
+    flat = logits[:, :-1].flatten(0, 1)
+    if num_items_in_batch is None:
+        return F.cross_entropy(flat, labels[:, 1:].flatten())
+    total = F.cross_entropy(flat, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+    return torch.as_tensor(total)
+
+
 def gradient_errors(
     folder: Path | str,
     unit: str,
@@ -117,10 +128,13 @@ def gradient_errors(
         tokens_per_row=lengths if unit == "token" else None,
     )
     check = Check(callback, lengths, gather)
+    model = hf.llama(dtype=dtype)
+    if dtype == torch.float64:
+        model.loss_function = in_double_precision
     check.trainer = hf.make(
         folder,
         callback,
-        model=hf.llama(dtype=dtype),
+        model=model,
         data=data,
         max_grad_norm=0.0,
         per_device_train_batch_size=rows // accumulation,
