@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import Controller, LoggingWarning
@@ -98,35 +97,9 @@ def test_very_many_domains_are_tags_of_one_run(tmp_path: Path) -> None:
     assert read(tmp_path).Scalars("adaptmix/loss/domain 50")[0].value == 2.0
 
 
-class _Scale(torch.autograd.Function):
-    """A product with an autograd function of its own, as fused kernels have."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x * weight
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        return gradient * weight, (gradient * x).sum().reshape(1)
-
-
-class Hidden(nn.Module):
-    """Its parameter is used where no hook sees it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = _Scale.apply(x, self.weight)  # type: ignore[no-untyped-call]
-        return scaled
-
-
 @pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
 def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
-    net = nn.Sequential(runs.model(), Hidden())
+    net = nn.Sequential(runs.model(), runs.Hidden())
     controller = Controller(runs.mixture(), update_every=4, lag=2)
     controller.log_to(tmp_path)
     watch = controller.watch(net)

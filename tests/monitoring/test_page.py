@@ -155,7 +155,7 @@ def test_notebooks_show_the_page_in_a_frame_of_its_own() -> None:
 @pytest.mark.filterwarnings("ignore::adaptmix.AdaptmixWarning")
 def test_a_controller_writes_the_page_of_its_own_run(tmp_path: Path) -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), update_every=4, lag=2, mode="observe")
+    controller = Controller(runs.mixture(), policy="joint", update_every=4, lag=2, mode="observe")
     assert controller._repr_html_() is None
     with pytest.raises(ValueError, match=r"controller\.log_to\(directory\)"):
         controller.report(html=tmp_path / "page.html")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -141,13 +140,13 @@ def test_a_trainers_record_is_read_without_its_prefixes(tmp_path: Path) -> None:
 
 
 def test_modules_that_are_not_measured_are_told(tmp_path: Path) -> None:
-    net = nn.Sequential(runs.model(), nn.PReLU(dtype=torch.float64))
+    net = nn.Sequential(runs.model(), runs.Hidden())
     controller = Controller(runs.mixture(), update_every=4, lag=2)
     controller.log_to(tmp_path)
     controller.watch(net)
     runs.Run(controller, net, steps=10).train()
     (record,) = read_runs([tmp_path])
-    assert "| `1` | PReLU |" in record.unseen
+    assert "| `1` | Hidden |" in record.unseen
 
 
 def test_texts_read_back_what_was_written() -> None:
