@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 
+from adaptmix import LoggingWarning
 from adaptmix.monitoring import page, read_runs
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
@@ -53,3 +57,24 @@ def test_a_trainers_run_is_read_back(mode: str, tmp_path: Path) -> None:
     assert "heldout_loss_error" not in " ".join(trainer.state.log_history[-2])
     headline = "Nothing to compare with" if mode == "adapt" else "gradient"
     assert headline in page([record]).text
+
+
+def test_texts_that_cannot_be_written_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = SummaryWriter.add_text
+
+    def full(writer: SummaryWriter, tag: str, *args: Any, **kwargs: Any) -> None:
+        if "adaptmix/" in tag:
+            raise OSError("No space left on device")
+        native(writer, tag, *args, **kwargs)
+
+    monkeypatch.setattr(SummaryWriter, "add_text", full)
+    callback = AdaptMixCallback("source", update_every=1, lag=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = hf.train(tmp_path, callback, report_to=["tensorboard"])
+    told = [str(warning.message) for warning in caught if warning.category is LoggingWarning]
+    assert len(told) == 1
+    assert "No space left on device" in told[0]
+    assert callback.controller.completed == trainer.state.global_step > 0
