@@ -482,7 +482,11 @@ class Controller:
             self._update()
         due = self.completed % self._update_every == 0
         self._measurements.close_step(
-            self.completed, due=due, observed=observed, agree=self._agree_on_step
+            self.completed,
+            due=due,
+            observed=observed,
+            adapting=self._adapting,
+            agree=self._agree_on_step,
         )
         self._arm()
         self._stopwatch.tick(measured=observed or updated)

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from adaptmix import (
     Controller,
+    CoverageWarning,
     Domains,
     DomainStats,
     LagError,
@@ -477,3 +478,24 @@ def test_a_policy_that_reads_inner_products_gets_them() -> None:
     controller.watch(net)
     runs.Run(controller, net, steps=24, with_noise=False).train()
     assert seen[-1].shape == (3, 3)
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.TooFewRowsWarning")
+def test_observing_goes_on_where_no_gradient_is_seen() -> None:
+    """A penalty that uses every layer outside of the model's forward hides what rows do."""
+
+    def train(mode: str) -> Controller:
+        net = runs.model()
+        controller = Controller(runs.mixture(), update_every=2, lag=2, mode=mode)
+        controller.watch(net)
+        for (inputs, targets, _), draw in controller.loader(12, steps=4):
+            losses = torch.nn.functional.cross_entropy(net(inputs), targets, reduction="none")
+            controller.loss(losses.detach().requires_grad_(), draw).backward()
+            controller.step()
+        return controller
+
+    with pytest.warns(CoverageWarning, match="Gradient variances are unknown"):
+        observed = train("observe")
+    assert np.isnan(observed.statistics.grad_var).all()
+    with pytest.raises(ValueError, match="its probe saw no gradient"):
+        train("adapt")

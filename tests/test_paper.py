@@ -28,6 +28,8 @@ def short(experiment: Any) -> Any:
     return dataclasses.replace(experiment, settings=settings)
 
 
+# Domains' noise is far apart on purpose, as in the paper.
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")
 @pytest.mark.parametrize("module", ["linear", "logistic", "digits"])
 def test_every_policy_trains(paper: Any, module: str) -> None:
     common = paper("common")

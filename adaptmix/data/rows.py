@@ -19,6 +19,8 @@ _DEPTH = 4
 # Rows that random numbers change are nearer to themselves than to others, by this factor at least,
 # if there are enough of them to tell.
 _NEARER, _ENOUGH = 0.7, 4
+# Stands for a dim in a path whose entries are all rows, then all rows again.
+_COPIES = -1
 
 Path = tuple[Any, ...]
 
@@ -96,6 +98,11 @@ def _prove(collate: Callable[[list[int]], Any], n: int, randomness: Randomness) 
 
 
 def _judged(findings: dict[Path, set[str]], leaves: dict[Path, list[Any]]) -> Proof:
+    # Where copies of rows keep their order, dim 1 is of as many tokens as there are rows.
+    copied = {
+        p[:-1] for p, f in findings.items() if p[-1] == _COPIES and f and f <= {"kept", "alike"}
+    }
+    findings = {p: f for p, f in findings.items() if p[-1] != _COPIES and p[:-1] not in copied}
     kept = tuple(p for p, f in findings.items() if "kept" in f and f <= {"kept", "alike"})
     moved = [p for p, f in findings.items() if "moved" in f and "unclear" not in f]
     moved = [path for path in moved if not any(_nested(path, other) for other in kept)]
@@ -156,6 +163,8 @@ def _leaves(batch: Any, n: int, path: Path = ()) -> Iterator[tuple[Path, list[An
         dim = next((d for d in range(min(2, batch.ndim)) if batch.shape[d] == n), None)
         if dim is not None:
             yield (*path, dim), list(batch.detach().movedim(dim, 0))
+        if dim == 1 and batch.shape[0] and batch.shape[0] % n == 0:
+            yield (*path, _COPIES), list(batch.detach().unflatten(0, (-1, n)).movedim(1, 0))
         return
     if isinstance(batch, (list, tuple)) and len(batch) == n:
         yield (*path, 0), list(batch)

@@ -186,17 +186,23 @@ class Measurements:
         self._on(noise.residual.device).add_held_out(domain, noise)
         self._noise_given = self._held_out = True
 
-    def close_step(self, step: int, *, due: bool, observed: bool, agree: Agree) -> None:
+    def close_step(
+        self, step: int, *, due: bool, observed: bool, adapting: bool = True, agree: Agree
+    ) -> None:
         """Send off what an update needs, at the number of steps completed.
 
         Args:
             step: optimizer steps completed.
             due: whether an update is, on every process.
             observed: whether the step was to be observed, on every process.
+            adapting: whether weights depend on what is observed; otherwise it may be unknown.
             agree: called before anything is summed.
 
         Raises:
             ValueError: the step should have been observed, but the probe saw no gradient.
+
+        Warns:
+            CoverageWarning: the same, where nothing depends on it.
         """
         if self._sums is not None:
             self._sums.finish_step()
@@ -206,9 +212,11 @@ class Measurements:
         if not (due or observed):
             return
         missing = observed and self.probe is not None and gradients is None
+        if missing and not adapting:
+            self._warn(CoverageWarning, f"Gradient variances are unknown: {_NO_GRADIENT}")
         sent = [] if gradients is None else gradients.tensors()
         agree(
-            problem=_NO_GRADIENT if missing else None,
+            problem=_NO_GRADIENT if missing and adapting else None,
             summed=[list(tensor.shape) for tensor in sent],
         )
         sums = self._sums.take() if due and self._sums is not None else None

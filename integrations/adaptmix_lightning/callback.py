@@ -49,7 +49,10 @@ class AdaptMixCallback(Callback):
             one term per row of it; not used when None.
         lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
         seed: as for ``Controller``; that of ``seed_everything`` when None, or 0.
-        mode: "adapt", or "observe" to measure and log, and train on the mean over rows.
+        mode: "adapt", or "observe" to measure and log what would be done, with rows drawn by
+            importance. A mean loss is then trained on as it is; unreduced losses are reduced as
+            ``Controller`` does in that mode, to Σ π (mean loss per unit), which their mean over
+            rows is in expectation.
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.

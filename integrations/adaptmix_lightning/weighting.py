@@ -141,16 +141,18 @@ class Weighting:
         if self._draw is None:
             return
         self._check_scalar()
+        outputs: list[Tensor] = []
         if self._head is not None:
             output = self._head.close()
             if self._head_proof is not None:
                 self._head_proof.check(loss, output, len(self._draw))
                 self._head.forget_backward()
+            outputs = [output]  # rows' losses come from there; a penalty need not
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
-        self._controller.observe(loss, draw, factors=factors * scale)
+        self._controller.observe(loss, draw, factors=factors * scale, outputs=outputs)
         self.recorded += 1
 
     def _check_scalar(self) -> None:

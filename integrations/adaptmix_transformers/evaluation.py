@@ -87,6 +87,17 @@ class DomainLosses:
         self._unreadable = False
         self.errors: dict[str, float] = {}
 
+    def check_added(self) -> None:
+        """Say why there is nothing to tell, after rows were evaluated and none was added."""
+        if self._sums is None and not self._unreadable:
+            self._unreadable = True
+            _log.warning(
+                "Held-out losses are not told by domain: the trainer evaluated rows without its "
+                "compute_loss. Seq2SeqTrainer with predict_with_generate=True does so, and so does "
+                "a prediction_step of one's own, and rows without labels. Evaluate the loss apart, "
+                "with predict_with_generate=False."
+            )
+
     def add(
         self,
         rows: Tensor,
@@ -240,9 +251,12 @@ class Evaluation:
         """Take the row numbers out of the batch before anything else sees them."""
         self._rows = inputs.pop(ROWS, None)
         try:
-            return self._own["prediction_step"](model, inputs, *args, **kwargs)
+            result = self._own["prediction_step"](model, inputs, *args, **kwargs)
         finally:
-            self._rows = None
+            numbered, self._rows = self._rows is not None, None
+        if numbered and self._losses is not None:
+            self._losses.check_added()
+        return result
 
     def loss(
         self,

@@ -214,12 +214,25 @@ def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
             'replace. Use train_sampling_strategy="random" or "group_by_length", and no sampler of '
             "your own."
         )
+    size = getattr(_batch_sampler(loader), "batch_size", None)
+    if size != rows_per_process(trainer):
+        raise SeamError(
+            f"The training loader's batches must have per_device_train_batch_size="
+            f"{rows_per_process(trainer)} rows, which the sampling plan draws; got {size} from "
+            "get_train_dataloader. Set per_device_train_batch_size to the size that is meant."
+        )
 
 
-def _row_sampler(loader: Any) -> Any:
+def _batch_sampler(loader: Any) -> Any:
+    """Return what makes batches, without the wrappers that deal them out to processes."""
     sampler = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
+    return sampler
+
+
+def _row_sampler(loader: Any) -> Any:
+    sampler = _batch_sampler(loader)
     return getattr(sampler, "sampler", sampler)
 
 

@@ -141,6 +141,18 @@ def test_what_cannot_be_told_is_unclear() -> None:
     assert prove_order(of_four, rows(12)) == Proof(unclear=True)
 
 
+def test_copies_of_rows_are_not_taken_for_tokens() -> None:
+    """All chosen answers and then all rejected ones, padded to as many tokens as there are rows."""
+    lengths = [(8, 3), (5, 8), (8, 8), (2, 5), (8, 1), (3, 3), (6, 2), (4, 7)]
+
+    def masks(rows: list[tuple[int, int]]) -> dict[str, Tensor]:
+        padded = [row[part] for part in (0, 1) for row in rows]
+        return {"attention_mask": torch.arange(8) < torch.tensor(padded)[:, None]}
+
+    assert prove_order(masks, lengths).fault is None
+    assert prove_order(masks, [(8, length) for length in range(1, 9)]).fault is None
+
+
 def test_rows_and_random_numbers_stay_as_they_were() -> None:
     class Masks:
         def __init__(self) -> None:

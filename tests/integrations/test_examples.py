@@ -39,12 +39,18 @@ def run(
 
 @pytest.mark.parametrize(
     ("arguments", "domain"),
-    [(("--task", "digits", "--accumulate", "2"), "bots"), (("--task", "text"), "unicode_noisy")],
+    [
+        (("--task", "digits", "--accumulate", "2", "--steps", "300"), "bots"),
+        (("--task", "text", "--steps", "12"), "unicode_noisy"),
+    ],
 )
 def test_lightning(run: Example, arguments: tuple[str, ...], domain: str) -> None:
-    printed = run("train_lightning.py", "--steps", "12", *arguments)
+    printed = run("train_lightning.py", *arguments)
     assert domain in printed
-    assert "makes the gradient's variance" in printed
+    # A run of few steps has no gain beyond chance yet, and its shares stay.
+    moved = "--accumulate" in arguments
+    effect = "make the gradient's variance" if moved else "leave the gradient's variance as it is"
+    assert f"These shares {effect}" in printed
     assert "accuracy" in printed
 
 

@@ -240,10 +240,9 @@ def test_validation_and_sanity_checking_change_nothing(observe_every: int) -> No
     assert torch.equal(*parameters)
 
 
-@pytest.mark.parametrize("per_sample", [True, False])
-def test_observing_trains_on_the_plain_mean(per_sample: bool) -> None:
-    mixer = AdaptMixCallback(mode="observe", update_every=2)
-    module = fit(mixer, pl.Classifier(per_sample=per_sample), max_epochs=2)[1]
+def test_observing_trains_on_a_mean_as_it_is() -> None:
+    mixer = AdaptMixCallback(mode="observe", update_every=2, observe_every=1)
+    module = fit(mixer, pl.Classifier(per_sample=False), max_epochs=6)[1]
     # The same rows through a trainer that knows nothing of adaptmix.
     plain = pl.Classifier(per_sample=False)
     batches = iter(module.batches)
@@ -261,6 +260,22 @@ def test_observing_trains_on_the_plain_mean(per_sample: bool) -> None:
     )
     assert mixer.controller.proposed.sampling[2] > mixer.controller.mixture.importance[2]
     assert mixer.controller.predicted_gain > 1.0
+
+
+@pytest.mark.parametrize("mode", ["adapt", "observe"])
+def test_a_penalty_does_not_hide_what_rows_do(mode: str) -> None:
+    class Penalised(pl.Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            penalty = sum(p.square().sum() for p in self.parameters())
+            return super().training_step(batch, batch_idx) + 0.0 * penalty
+
+    measured = []
+    for kind in (pl.Classifier, Penalised):
+        mixer = AdaptMixCallback(mode=mode, head="net.2", update_every=2, observe_every=1)
+        fit(mixer, kind(per_sample=False))
+        measured.append(torch.from_numpy(mixer.controller.statistics.grad_var))
+    assert measured[0].min() > 0.0
+    torch.testing.assert_close(measured[1], measured[0], rtol=1e-6, atol=0.0)
 
 
 # Logging.
@@ -433,6 +448,8 @@ def test_the_module_is_saved_after_the_weights_were_updated(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")  # scales as below
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")  # of nine rows
 def test_joint_adapts_loss_weights_from_noise() -> None:
     class Noisy(pl.Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -131,11 +131,24 @@ def test_gradients_are_measured_alike_at_every_seam() -> None:
         torch.testing.assert_close(other, measured[0], rtol=1e-5, atol=0.0)
 
 
-def test_without_weights_the_gradient_would_be_another() -> None:
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_observed_losses_are_the_objective_without_loss_weights(accumulation: int) -> None:
     mixer = callback(mode="observe")
     module = Checked(mixer)
+    trainer = pl.trainer(mixer, max_steps=5, accumulate_grad_batches=accumulation)
+    trainer.fit(module, pl.loader(20 // accumulation))
+    assert len(module.errors) == 5
+    assert max(module.errors) < 1e-12
+    weights = mixer.controller.weights
+    assert weights.loss.tolist() == [1.0, 1.0, 1.0]
+    assert weights.sampling.tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+
+
+def test_without_weights_the_gradient_would_be_another() -> None:
+    mixer = callback(mode="observe")
+    module = Checked(mixer, per_sample=False)
     pl.trainer(mixer, max_steps=3).fit(module, pl.loader(20))
-    # Observed only, the loss is the rows' plain mean, and they are drawn by importance.
+    # A mean is trained on as it is; 20 rows cannot be shared as 3 : 2 : 1.
     assert min(module.errors) > 1e-4
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from adaptmix import Domains, DomainStats, Weights
 from adaptmix_transformers import AdaptMixCallback
 
 SIZES = {"code": 40, "news": 24, "math": 16}
@@ -22,6 +25,29 @@ GROUPED: dict[str, Any] = (
     if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
     else {"group_by_length": True}
 )
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Sampling p ∝ π (E‖g‖²)^power as soon as it is known, however few rows tell it.
+
+    ``VarianceAware`` waits for evidence, of which runs of a few steps have too little.
+    """
+
+    power: float = 0.5
+    requires: ClassVar[frozenset[str]] = frozenset({"grad_sq"})
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state: only the importance."""
+        return {"importance": domains.importance}
+
+    def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
+        """Return the weights; a domain that is not known has the others' mean."""
+        importance, norms = state["importance"], stats.grad_sq**self.power
+        known = np.isfinite(norms)
+        norms = np.where(known, norms, norms[known].mean() if known.any() else 1.0)
+        sampling = importance * norms / (importance @ norms)
+        return Weights(sampling, np.ones_like(importance), importance), state
 
 
 def rows(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaptmix import policies
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
@@ -35,7 +34,7 @@ def make_callback(variant: str) -> AdaptMixCallback:
     if variant == "defaults":
         return AdaptMixCallback("source")
     lag = 4 // VARIANTS[variant][1]
-    return AdaptMixCallback("source", policy=policies.VarianceAware(), update_every=1, lag=lag)
+    return AdaptMixCallback("source", policy=hf.Moving(), update_every=1, lag=lag)
 
 
 def options(variant: str, processes: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptmix import LengthGroupingWarning, policies
+from adaptmix import LengthGroupingWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf, runs
 from tests.integrations.adaptmix_transformers.test_parity import gradient_errors, token_losses
@@ -22,7 +22,7 @@ def train(folder: Path, callback: AdaptMixCallback | None = None, **changes: Any
     """Train with four micro-batches a step, in float64 so that orders of sums do not show."""
     options = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": ACCUMULATION}
     if callback is None:
-        callback = AdaptMixCallback("source", policy=policies.VarianceAware(), update_every=1)
+        callback = AdaptMixCallback("source", policy=hf.Moving(), update_every=1)
     trainer = hf.train(
         folder, callback, **({"model": hf.llama(dtype=torch.float64)} | options | changes)
     )

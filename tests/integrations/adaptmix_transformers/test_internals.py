@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -172,6 +173,25 @@ def test_samplers_of_ones_own_are_refused(tmp_path: Path) -> None:
     assert not internals.groups_by_length(hf.make(tmp_path, None).get_train_dataloader())
     with pytest.raises(SeamError, match="are drawn by list, which the sampling plan would"):
         hf.train(tmp_path, AdaptMixCallback("source"), kind=Sorted)
+
+
+class OwnLoader(Trainer):
+    """Makes its own loader, of smaller batches than the arguments say."""
+
+    def get_train_dataloader(self) -> Any:
+        """Return it."""
+        rows: Any = self.train_dataset
+        rows = rows.remove_columns("source")
+        return DataLoader(rows, batch_size=4, shuffle=True, collate_fn=hf.pad)
+
+
+def test_loaders_of_ones_own_have_the_plans_batches(tmp_path: Path) -> None:
+    with pytest.raises(SeamError, match=r"per_device_train_batch_size=8 rows.*got 4"):
+        hf.train(tmp_path, AdaptMixCallback("source"), kind=OwnLoader)
+    # The domains come apart from rows, whose column the loader left out.
+    callback = AdaptMixCallback(hf.rows()["source"])
+    trainer = hf.train(tmp_path, callback, kind=OwnLoader, per_device_train_batch_size=4)
+    assert trainer.state.global_step == callback.controller.completed == 8
 
 
 def test_streams_are_refused(tmp_path: Path) -> None:
