@@ -6,7 +6,7 @@ INSTALL := -m pip install --disable-pip-version-check --quiet
 PINNED := $(INSTALL) --constraint constraints.txt
 PIP := $(BIN)/python $(PINNED)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
-EVERYTHING := --editable ".[examples,lightning,transformers]"
+EVERYTHING := --editable ".[examples,lightning,report,transformers]"
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 COVERAGE := --cov --cov-report=term --cov-fail-under=95
 

@@ -25,6 +25,10 @@ from adaptmix.errors import (
 )
 from adaptmix.guards import Guards
 from adaptmix.loss import UNITS, DomainLossScaler
+from adaptmix.monitoring import Page, page, read_runs
+from adaptmix.monitoring.quantities import scalars
+from adaptmix.monitoring.stopwatch import Stopwatch
+from adaptmix.monitoring.texts import Caution, installed_version
 from adaptmix.noise import NoiseTerms
 from adaptmix.pins import Bound
 from adaptmix.policies import Policy
@@ -35,7 +39,7 @@ from adaptmix.simplex import normalise
 from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
 from adaptmix.steering import Steering
 from adaptmix.tensor_parallel import refuse_tensor_parallel
-from adaptmix.tensorboard import TensorBoardLog, scalars
+from adaptmix.tensorboard import TensorBoardLog
 from adaptmix.types import DomainStats, Weights
 
 if TYPE_CHECKING:
@@ -147,13 +151,14 @@ class Controller:
         self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._board: TensorBoardLog | None = None
+        self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
         self._micro = 0
         self._accumulation = 1
         self._sampler: PlanSampler | None = None
         self._agreed_starts = 0
         self._device: torch.device | None = None
-        self._step_rows = 0
+        self._step_rows = self._horizon = 0
 
     # What the user calls.
 
@@ -237,20 +242,22 @@ class Controller:
         if steps is None:
             steps = max(1, len(self.mixture) // layout.step_rows)
 
+        def prepare() -> None:
+            self._step_rows, self._horizon = layout.step_rows, steps
+            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+
         def begin() -> None:
             self.abandon_step()
             self._check_step_rows(layout)
             self._sampler = sampler
-            self._step_rows = layout.step_rows
-            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+            prepare()
 
         sampler = PlanSampler(
             self._plan, layout, steps=steps, epoch_steps=epoch_steps, on_start=begin
         )
         # A loader that is made and not used changes nothing for the one in use.
         if not self._step_rows:
-            self._step_rows = layout.step_rows
-            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+            prepare()
         return sampler
 
     def _check_step_rows(self, layout: Layout) -> None:
@@ -470,7 +477,8 @@ class Controller:
         observed, self._proof = self.observing, None
         self._micro = 0
         self._plan.advance()
-        if self._measurements.read():
+        updated = self._measurements.read()
+        if updated:
             self._update()
         due = self.completed % self._update_every == 0
         self._measurements.close_step(
@@ -481,6 +489,7 @@ class Controller:
             agree=self._agree_on_step,
         )
         self._arm()
+        self._stopwatch.tick(measured=observed or updated)
 
     def abandon_step(self) -> None:
         """Forget what was recorded of a step that was not finished; it is trained anew.
@@ -516,20 +525,29 @@ class Controller:
         if distributed.world(self._group)[1] == 1:
             self._take_pins()
 
-    def record_evaluation(self, losses: Mapping[str, float]) -> None:
+    def record_evaluation(
+        self, losses: Mapping[str, float], *, errors: Mapping[str, float] | None = None
+    ) -> None:
         """Log held-out losses, and be warned when a domain gets worse.
 
         Args:
             losses: mean held-out loss by domain name.
+            errors: their standard errors, for instance the rows' standard deviation over the
+                square root of their number; they tell how sure a comparison of two runs is.
 
         Raises:
-            ValueError: an unknown domain, or a loss that is not finite.
+            TypeError: a loss or an error that is no number.
+            ValueError: an unknown domain, a loss that is not finite, or a negative error.
         """
         for name in losses:
             choice("domain", name, self.mixture.domains)
+        for name, error in (errors or {}).items():
+            choice("domain", name, self.mixture.domains)
+            number(f"errors[{name!r}]", error, minimum=0.0)
         self._guards.check_losses(losses)
+        self._record_texts()
         if self._board is not None:
-            self._board.write_evaluation(self.completed, losses)
+            self._board.write_evaluation(self.completed, losses, errors)
 
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
@@ -541,6 +559,8 @@ class Controller:
         """
         if distributed.world()[0] == 0:
             self._board = TensorBoardLog(target, self.mixture.domains, step=self.completed)
+            if self._step_rows:
+                self._record_texts()
 
     # What the user reads.
 
@@ -597,18 +617,52 @@ class Controller:
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
-        in_force = self._plan.shares_at(self.completed) * self._measurements.lengths
+        measurements = self._measurements
+        in_force = self._plan.shares_at(self.completed) * measurements.lengths
         return scalars(
             self.mixture.domains,
             weights=self.proposed,
             stats=self.statistics,
             in_force=normalise(in_force),
-            **self._drawing,
-            coverage=self._measurements.coverage,
+            sizes=self.mixture.info.sizes,
+            lengths=measurements.lengths,
+            drawing=self._drawing,
+            per_token=self.unit == "token",
+            observing=not self._adapting,
+            coverage=measurements.coverage,
+            overhead=self._stopwatch.overhead,
         )
 
-    def report(self) -> str:
-        """Return a table of the proposed weights and the statistics, and what they predict."""
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What identifies this run in its record, as plain data."""
+        return {
+            **self._identity(),
+            "version": installed_version(),
+            "policy": self._steering.given.strip("'"),
+            "requires": sorted(self.requires),
+            "rows_per_step": self._step_rows,
+            "steps": self._horizon,
+        }
+
+    @property
+    def warnings(self) -> list[Caution]:
+        """The warnings given since this run began or was resumed."""
+        return [Caution(*given) for given in self._warn.messages]
+
+    def report(self, *, html: str | PathLike[str] | None = None) -> str:
+        """Return a table of the proposed weights and the statistics, and what they predict.
+
+        Args:
+            html: where to write the page that tells whether it helped, from what ``log_to`` wrote
+                so far; ``adaptmix report`` writes it of several runs. Not written when None.
+
+        Raises:
+            ValueError: ``html`` without ``log_to``.
+            ImportError: ``html`` without the extra "report".
+        """
+        if html is not None:
+            self._page().save(html)
         return report(
             self.mixture.domains,
             self.proposed,
@@ -617,6 +671,24 @@ class Controller:
             observing=not self._adapting,
             **self._drawing,
         )
+
+    def _page(self) -> Page:
+        if self._board is None or not self._board.folder:
+            raise ValueError(
+                "report(html=...) must have a record to read; call controller.log_to(directory) "
+                "before training. Runs that a trainer's logger wrote are read by `adaptmix report`."
+            )
+        self._record_texts()
+        self._board.flush()
+        return page(read_runs([self._board.folder]))
+
+    def _repr_html_(self) -> str | None:
+        """Show the page of a run that is logged, in notebooks."""
+        return None if self._board is None else self._page()._repr_html_()
+
+    def _record_texts(self) -> None:
+        if self._board is not None:
+            self._board.write_texts(self.completed, self.configuration, self.warnings)
 
     # State.
 
@@ -857,6 +929,7 @@ class Controller:
             return
         if self._board is not None:
             coverage = self._measurements.coverage
+            self._record_texts()
             self._board.write(self.completed, self.scalars(), coverage=coverage)
 
     def _act(self, stats: DomainStats) -> bool:

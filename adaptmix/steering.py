@@ -53,6 +53,11 @@ class Steering:
         self._pins = self._wanted = Pins(domains)
         self._free = self.proposed = Weights.proportional(domains.importance)
 
+    @property
+    def given(self) -> str:
+        """The policy as the user wrote it."""
+        return self._given
+
     def prepare(self, *, batch_size: int, horizon: int) -> None:
         """Fill in what a policy may ask of the run, and start its state."""
         self._run |= {"batch_size": batch_size, "horizon": horizon}

@@ -21,6 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from adaptmix import Controller, Mixture, noise
+from adaptmix.monitoring import page, read_runs
 
 LENGTH = 64
 Domains = dict[str, Domain]
@@ -34,17 +35,23 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: ByteLM, domains: Domains, device: torch.device) -> dict[str, float]:
-    """Return each domain's mean held-out loss per row, a row's being the mean over its answer."""
+def evaluate(
+    model: ByteLM, domains: Domains, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return each domain's mean held-out loss per row, and its standard error.
+
+    A row's loss is the mean over its answer.
+    """
     model.eval()
-    means = {}
+    means, errors = {}, {}
     for name, domain in domains.items():
         rows = [domain.heldout[i] for i in range(len(domain.heldout))]
         inputs, labels = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
         losses = row_losses(model(inputs), labels).sum(1) / (labels != IGNORED).sum(1)
         means[name] = float(losses.mean())
+        errors[name] = float(losses.std() / math.sqrt(len(losses)))
     model.train()
-    return means
+    return means, errors
 
 
 def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) -> Run:
@@ -97,8 +104,8 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
             gains.append(controller.sampling_gain)
         if done % every == 0 or done == args.steps:
             run.eval_steps.append(done)
-            evaluated = evaluate(model, domains, device)
-            controller.record_evaluation(evaluated)
+            evaluated, errors = evaluate(model, domains, device)
+            controller.record_evaluation(evaluated, errors=errors)
             for name, value in evaluated.items():
                 run.heldout.setdefault(name, []).append(value)
 
@@ -108,6 +115,13 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
     if mode == "observe":
         print(controller.report())
     return run
+
+
+def write_page(folder: Path) -> None:
+    """Write the page that tells whether it helped, of all runs logged below a folder."""
+    verdict = page(read_runs([folder]))
+    verdict.save(folder / "report.html")
+    print(f"\n{verdict.text}\npage: {folder / 'report.html'}")
 
 
 def main() -> None:
@@ -136,12 +150,14 @@ def main() -> None:
         parser.error(str(error))
     baseline = train(domains, args, label="proportional", mode="observe")
     if args.observe:
+        write_page(args.out)
         return
     adapted = train(domains, args, label="adaptmix", mode="adapt")
     print(table(baseline, adapted))
     draw(baseline, adapted, args.out / "trajectories.png")
     print(f"\n{time.perf_counter() - started:.0f} s on {args.device}.")
     print(f"picture: {args.out / 'trajectories.png'}")
+    write_page(args.out)
     print(f"TensorBoard: tensorboard --logdir {args.out}")
 
 

@@ -44,6 +44,32 @@ def parameters(net: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
+class _Scale(torch.autograd.Function):
+    """A product with an autograd function of its own, as fused kernels have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum().reshape(1)
+
+
+class Hidden(nn.Module):
+    """Its parameter is used where no hook sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = _Scale.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return scaled
+
+
 class Run:
     """A loop as a user would write it, which can stop and go on.
 

@@ -15,6 +15,7 @@ from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
+from adaptmix.tensorboard import RecordTexts
 from adaptmix_lightning import internals, logs, state
 from adaptmix_lightning.loader import PlannedLoader
 from adaptmix_lightning.setup import Settings, make_controller, make_sampler
@@ -91,6 +92,7 @@ class AdaptMixCallback(Callback):
         self._loader: PlannedLoader | None = None
         self._weighting: Weighting | None = None
         self._watch: Watch | None = None
+        self._texts: list[RecordTexts] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
@@ -241,7 +243,7 @@ class AdaptMixCallback(Callback):
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
         coverage = None if self._watch is None else self._watch.coverage
-        logs.begin(trainer, controller, coverage, self._warn_of_logs)
+        self._texts = logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -274,6 +276,7 @@ class AdaptMixCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""
+        logs.tell(self._texts, self.controller, self._warn_of_logs)
         _log.info("%s", self.controller.report())
 
     def on_exception(

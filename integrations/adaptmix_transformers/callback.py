@@ -15,7 +15,7 @@ from adaptmix.data import PlanSampler, numbered_loader
 from adaptmix.errors import SeamError, WarnOnce
 from adaptmix.policies import Policy
 from adaptmix.statistics import Watch
-from adaptmix.tensorboard import PREFIX, lay_out, tolerant
+from adaptmix.tensorboard import PREFIX, RecordTexts, lay_out, tolerant
 from adaptmix_transformers import (
     heads,  # noqa: F401 (registers the heads that TRL fuses)
     internals,
@@ -94,6 +94,8 @@ class AdaptMixCallback(TrainerCallback):
         self._weighting: Weighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
+        self._texts: RecordTexts | None = None
+        self._warn_of_logs = WarnOnce()
 
     @property
     def controller(self) -> Controller:
@@ -204,6 +206,7 @@ class AdaptMixCallback(TrainerCallback):
 
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if self._weighting is not None and "loss" in logs:
+            self._write_texts(self.controller.completed)
             scalars = self.controller.scalars()
             logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
         return self._own["log"](logs, *args, **kwargs)
@@ -249,14 +252,17 @@ class AdaptMixCallback(TrainerCallback):
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
         writer = internals.tensorboard_writer(trainer)
         if writer is not None:
-            with tolerant(WarnOnce()):
+            with tolerant(self._warn_of_logs):
                 lay_out(
                     writer,
                     self.controller.mixture.domains,
                     prefix="train/",
                     heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                    observing=self._settings.mode == "observe",
                     coverage=None if self._watch is None else self._watch.coverage,
                 )
+        self._texts = None if writer is None else RecordTexts(writer, prefix="train/")
+        self._write_texts(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.
@@ -277,8 +283,15 @@ class AdaptMixCallback(TrainerCallback):
         for key in [key for key in logs if key.startswith(PREFIX)]:
             del logs[key]
 
+    def _write_texts(self, step: int) -> None:
+        if self._texts is None:
+            return
+        with tolerant(self._warn_of_logs):
+            self._texts.write(step, self.controller.configuration, self.controller.warnings)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give model and trainer back as they were, and say what was found."""
+        self._write_texts(state.global_step)
         _log.info("%s", self.controller.report())
         self._release()
 

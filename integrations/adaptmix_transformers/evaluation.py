@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -15,7 +15,10 @@ from transformers import Trainer
 
 from adaptmix import Controller, Mixture, distributed
 from adaptmix.data import as_mixture
+from adaptmix.errors import WarnOnce
+from adaptmix.monitoring.names import safe_names
 from adaptmix.noise import NoiseTerms
+from adaptmix.tensorboard import PREFIX, tolerant
 from adaptmix_transformers import internals
 from adaptmix_transformers.capture import Seen, watch_outputs
 from adaptmix_transformers.heldout import held_out_losses
@@ -82,6 +85,7 @@ class DomainLosses:
         self._read, self._unit, self._controller = read, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
+        self.errors: dict[str, float] = {}
 
     def check_added(self) -> None:
         """Say why there is nothing to tell, after rows were evaluated and none was added."""
@@ -159,12 +163,30 @@ class DomainLosses:
         times = times.clamp(min=1)
         domains = torch.from_numpy(self.mixture.domain_of(torch.arange(len(self.mixture))))
         table = torch.zeros(2, len(self.mixture.domains), dtype=torch.float64)
-        table.index_add_(1, domains, torch.stack([totals / times, tokens / times]))
+        totals, tokens = totals / times, tokens / times
+        table.index_add_(1, domains, torch.stack([totals, tokens]))
+        self.errors = self._errors(totals, tokens, domains)
         return {
             name: float(total / count)
             for name, total, count in zip(self.mixture.domains, *table, strict=True)
             if count > 0
         }
+
+    def _errors(self, totals: Tensor, tokens: Tensor, domains: Tensor) -> dict[str, float]:
+        """Return standard errors of means, which are ratios of two sums over rows.
+
+        Source:
+            Cochran, Sampling Techniques, section 2.11.
+        """
+        errors = {}
+        for index, name in enumerate(self.mixture.domains):
+            mine = (domains == index) & (tokens > 0)
+            rows, size = int(mine.sum()), tokens[mine].sum()
+            if rows > 1:
+                mean = totals[mine].sum() / size
+                squares = (totals[mine] - mean * tokens[mine]).square().sum()
+                errors[name] = float((squares * rows / (rows - 1)).sqrt() / size)
+        return errors
 
 
 class Evaluation:
@@ -182,6 +204,7 @@ class Evaluation:
         self._mixtures: dict[int, tuple[Any, Mixture | None]] = {}
         self._losses: DomainLosses | None = None
         self._rows: Tensor | None = None
+        self._warn_of_logs = WarnOnce()
         self.controller: Controller | None = None
         self.rule: Callable[[], Rule | None] = lambda: None  # that training follows
 
@@ -260,9 +283,24 @@ class Evaluation:
                 mean = float(domains.importance @ np.array(list(known.values())))
                 # Ends with "loss", by which the Trainer knows that less is better.
                 metrics[f"{metric_key_prefix}_weighted_loss"] = mean
-            self.controller.record_evaluation({n: v for n, v in known.items() if isfinite(v)})
+            finite = {name: value for name, value in known.items() if isfinite(value)}
+            errors = {} if losses is None else losses.errors
+            errors = {name: errors[name] for name in finite if isfinite(errors.get(name, np.nan))}
+            self.controller.record_evaluation(finite, errors=errors)
+            self._write_errors(errors, domains.names)
         output.metrics.update(metrics)
         return output
+
+    def _write_errors(self, errors: Mapping[str, float], names: Sequence[str]) -> None:
+        """Write standard errors to TensorBoard alone: they would crowd the trainer's metrics."""
+        writer = internals.tensorboard_writer(self._trainer)
+        labels = dict(zip(names, safe_names(names), strict=True))
+        if writer is None:
+            return
+        with tolerant(self._warn_of_logs):
+            for name, error in errors.items():
+                tag = f"train/{PREFIX}heldout_loss_error/{labels[name]}"
+                writer.add_scalar(tag, error, self._trainer.state.global_step)
 
 
 def evaluation_mixture(dataset: Any, settings: Settings) -> Mixture | None:

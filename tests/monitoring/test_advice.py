@@ -1,0 +1,127 @@
+"""Advice is given where it applies, and only there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adaptmix.monitoring.advice import advise
+from adaptmix.monitoring.comparison import compare
+from adaptmix.monitoring.gains import gains
+from adaptmix.monitoring.groups import grouped
+from adaptmix.monitoring.record import RunRecord, Series
+from adaptmix.monitoring.texts import Caution
+from tests.monitoring import made
+
+LIKE_NOTHING: dict[str, Any] = {"shares": [1 / 3] * 3}
+
+
+def titles(*records: RunRecord) -> dict[str, str]:
+    groups = grouped(records)
+    judged = groups[-1]
+    comparison = compare(groups[0], judged) if len(groups) > 1 else None
+    return {item.title: item.text for item in advise(judged, gains(judged), comparison)}
+
+
+def test_a_run_that_helped_needs_none() -> None:
+    plain = made.record("plain", mode="observe")
+    assert titles(plain, made.record("mixed", losses=[1.5] * 3, **LIKE_NOTHING)) == {}
+
+
+def test_nothing_to_gain() -> None:
+    quiet: dict[str, Any] = {"gain": 1.01, "attained": 1.01, "doubt": 0.01}
+    found = titles(made.record(mode="observe", **quiet, **LIKE_NOTHING))
+    assert list(found) == ["Remove AdaptMix"]
+    assert "1.01 times less noisy" in found["Remove AdaptMix"]
+    # Loss weights that moved do something else than sampling, so its gain decides nothing.
+    assert "Remove AdaptMix" not in titles(made.record(weights=[0.5, 1.0, 1.5], **quiet))
+
+
+def test_a_gain_that_shares_do_not_attain() -> None:
+    found = titles(made.record(gain=1.4, attained=1.1, **LIKE_NOTHING))
+    assert "1.40 times less noisy; those in force made it 1.10" in found["Give the shares room"]
+    assert "Give the shares room" not in titles(made.record(gain=1.4, attained=1.35))
+
+
+def test_a_gain_that_the_loss_does_not_follow() -> None:
+    found = titles(made.record("plain", mode="observe"), made.record("mixed"))
+    text = found["Use the quieter gradient"]
+    assert "learning rate" in text
+    assert "a batch 1.2 times smaller" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [([0.5, 1.0, 1.5], "variance_aware"), ([1.0] * 3, "sampling=(low, high)")]
+)
+def test_harm(weights: list[float], words: str) -> None:
+    harmful = made.record("mixed", losses=[2.5] * 3, weights=weights)
+    assert words in titles(made.record("plain", mode="observe"), harmful)["Stop this set-up"]
+
+
+def test_domains_that_paid() -> None:
+    mixed = made.record("mixed", losses=[2.2, 1.5, 1.5])
+    found = titles(made.record("plain", mode="observe"), mixed)
+    assert "controller.pin('web'" in found["Protect the domains that paid"]
+    assert "Stop this set-up" not in found
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [
+        ([9.0, 1.0, 0.5], "web was drawn up to 9.0 times over, all rows 3.5 times"),
+        ([9.0, 9.0, 0.1], None),  # everything repeats, as its user wants
+        ([3.0, 0.5, 0.5], None),
+    ],
+)
+def test_repetition(epochs: list[float], words: str | None) -> None:
+    found = titles(made.record(epochs=epochs, **LIKE_NOTHING))
+    title = "Add rows, or bound the share, of what repeats"
+    assert (title in found) == (words is not None)
+    assert (words or "") in found.get(title, "")
+
+
+def test_coverage() -> None:
+    assert "Only 70 %" in titles(made.record(coverage=0.7))["See more of the model"]
+    assert "See more of the model" not in titles(made.record(coverage=0.95))
+
+
+def test_noise_needs_held_out_rows() -> None:
+    title = "Measure noise on held-out rows"
+    assert title in titles(made.record(cautions=[Caution("NoiseWarning", "rows repeat")]))
+    needs = {"requires": ["noise"]}
+    assert title in titles(made.record(epochs=[2.0, 1.0, 1.0], configuration=needs))
+    assert title not in titles(made.record(configuration=needs))
+
+
+def test_weights_that_stay_constant() -> None:
+    title = "Keep these weights, drop the machinery"
+    assert title in titles(made.record())
+    assert title not in titles(made.record(**LIKE_NOTHING))
+    assert title not in titles(made.record(mode="observe"))
+
+
+def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
+    found = titles(made.record(mode="observe", noise=[1.0, 4.0, 2.0]))
+    assert found['Try policy="variance_aware"'].startswith("Variance:")
+    assert (
+        "the targets of code are 4.00 times as noisy as those of web"
+        in (found['Try policy="joint"'])
+    )
+    assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
+
+
+def test_a_loss_that_rises_again() -> None:
+    run = made.record(**LIKE_NOTHING)
+    turned = Series(made.EVALUATIONS, np.abs(made.EVALUATIONS / 600 - 1.0) + 1.0)
+    for name in run.domains:
+        run.by_domain["heldout_loss"][name] = turned  # type: ignore[index]
+    assert "lowest at step 600 and has risen by 100 %" in titles(run)["Stop earlier"]
+    assert "Stop earlier" not in titles(made.record())
+
+
+def test_runs_that_are_not_alike() -> None:
+    plain = made.record("plain", mode="observe", configuration={"steps": 600, "unit": "token"})
+    found = titles(plain, made.record("mixed"))
+    assert "differ in unit and steps" in found["Compare like with like"]

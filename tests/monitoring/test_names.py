@@ -1,0 +1,36 @@
+"""Names that loggers and file systems take."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptmix.monitoring.names import safe_names
+
+# What MLflow allows, whose check is the strictest of the loggers.
+_MLFLOW = re.compile(r"[/\w.\- :]+")
+
+
+@pytest.mark.parametrize(
+    ("names", "safe"),
+    [
+        (["web", "code-2", "a b"], ["web", "code-2", "a b"]),
+        (["c++", "c__", "c/+"], ["c__", "c___2", "c___3"]),
+        (["..", "../up", ""], ["_.", "_._up", "_"]),
+        (["日本", "é"], ["日本", "é"]),
+        (["Web", "web"], ["Web", "web_2"]),
+    ],
+)
+def test_names_stay_as_near_as_can_be(names: list[str], safe: list[str]) -> None:
+    assert list(safe_names(names)) == safe
+
+
+@given(st.lists(st.text(max_size=150), min_size=1, max_size=8))
+def test_any_names_become_distinct_and_allowed(names: list[str]) -> None:
+    safe = safe_names(names)
+    assert len({name.casefold() for name in safe}) == len(names)
+    assert all(_MLFLOW.fullmatch(name) and "/" not in name for name in safe)
+    assert not any(name.startswith(".") for name in safe)
