@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from adaptmix import Mixture
+from adaptmix.data import own_randomness
 from adaptmix_transformers.rows import IGNORED
 
 # Rows looked at, of each domain and in all: enough for a mean, and done in well under a second.
 _PER_DOMAIN, _IN_ALL = 64, 4096
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Draw with fixed seeds, the same on every process, and leave the run's as they were."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
-        try:
-            torch.default_generator.manual_seed(seed)
-            if used:
-                torch.cuda.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-        finally:
-            np.random.set_state(states[0])  # noqa: NPY002
-            random.setstate(states[1])
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ def count_labels(mixture: Mixture, collate: Any, *, shifted: bool, seed: int) ->
     tokens: dict[str, float] = {}
     supervised: dict[str, float] = {}
     by_token = True
-    with own_randomness(seed):
+    with own_randomness(seed, collate):
         for domain, name in enumerate(mixture.domains):
             batch, size = sample_batch(mixture, collate, domain)
             labels = _labels(batch)

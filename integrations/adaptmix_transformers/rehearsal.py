@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix.additivity import halves
-from adaptmix_transformers.lengths import own_randomness
+from adaptmix.data import own_randomness
 from adaptmix_transformers.recognition import proportional, tolerance
 from adaptmix_transformers.rows import IGNORED
 
@@ -124,7 +124,8 @@ def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
     for norm in norms:
         norm.eval()
     no_sync: Callable[[], Any] | None = getattr(model, "no_sync", None)
-    with nullcontext() if no_sync is None else no_sync(), own_randomness(seed):
+    silent = nullcontext() if no_sync is None else no_sync()
+    with silent, own_randomness(seed), _device_randomness(seed):
         try:
             yield
         finally:
@@ -135,6 +136,16 @@ def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
                     buffer.copy_(before)
             for name, (value, copied) in attributes.items():
                 setattr(trainer, name, _restored(value, copied))
+
+
+@contextmanager
+def _device_randomness(seed: int) -> Iterator[None]:
+    """Draw with a fixed seed on the device in use, if any, and leave its state as it was."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
+        if used:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def _restored(value: Any, copied: Any) -> Any:
