@@ -14,7 +14,9 @@ settings.register_profile("thorough", parent=settings.get_profile("dev"), max_ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # Results must not depend on how sums are split over threads, and small tensors are faster so.
+# The variable is for the processes that tests start; some libraries warn where it is unset.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # What `make test` leaves out and `make test-all` runs: beginnings of test ids.
