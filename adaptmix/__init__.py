@@ -1,8 +1,10 @@
 """Online adaptive sampling and loss weights for training one model on several domains."""
 
 from adaptmix import noise, policies, solvers
+from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.controller import Controller
 from adaptmix.data import Draw, Loader, Mixture
+from adaptmix.data._segments import Segments
 from adaptmix.errors import (
     AdaptmixWarning,
     CollapseWarning,
@@ -28,9 +30,8 @@ from adaptmix.errors import (
     TooFewRowsWarning,
     UnseenDomainWarning,
 )
-from adaptmix.segments import Segments
-from adaptmix.statistics import Coverage, Watch, register_rule
-from adaptmix.types import Domains, DomainStats, Weights
+from adaptmix.probe import Coverage, register_rule
+from adaptmix.statistics import Watch
 
 __all__ = [
     "AdaptmixWarning",

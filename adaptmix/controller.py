@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import checkpoint, distributed, schema
-from adaptmix.checks import FloatArray, choice, integer, number
+from adaptmix._checks import FloatArray, choice, integer, number
+from adaptmix._loss import UNITS, DomainLossScaler
+from adaptmix._simplex import normalise
+from adaptmix._types import DomainStats, Weights
 from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
-from adaptmix.efficiency import predicted_gain, sampling_gain
+from adaptmix.data._segments import Segments, sample_numbers
 from adaptmix.errors import (
     MissingStatisticError,
     MissingStatisticWarning,
@@ -23,24 +25,25 @@ from adaptmix.errors import (
     TooFewRowsWarning,
     WarnOnce,
 )
-from adaptmix.guards import Guards
-from adaptmix.loss import UNITS, DomainLossScaler
 from adaptmix.monitoring import Page, page, read_runs
-from adaptmix.monitoring.quantities import scalars
-from adaptmix.monitoring.stopwatch import Stopwatch
-from adaptmix.monitoring.texts import Caution, installed_version
+from adaptmix.monitoring._alarms import Guards
+from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
+from adaptmix.monitoring._quantities import scalars
+from adaptmix.monitoring._report import report
+from adaptmix.monitoring._stopwatch import Stopwatch
+from adaptmix.monitoring._tensorboard import TensorBoardLog
+from adaptmix.monitoring._texts import Caution, installed_version
 from adaptmix.noise import NoiseTerms
-from adaptmix.pins import Bound
 from adaptmix.policies import Policy
-from adaptmix.report import report
-from adaptmix.seams import BackwardProof
-from adaptmix.segments import Segments, sample_numbers
-from adaptmix.simplex import normalise
-from adaptmix.statistics import ESTIMATORS, Measurements, Watch, known_lengths
-from adaptmix.steering import Steering
-from adaptmix.tensor_parallel import refuse_tensor_parallel
-from adaptmix.tensorboard import TensorBoardLog
-from adaptmix.types import DomainStats, Weights
+from adaptmix.policies._bounds import Bound
+from adaptmix.policies._runner import Steering
+from adaptmix.probe import ESTIMATORS
+from adaptmix.processes import _sums as distributed
+from adaptmix.processes._tensor_parallel import refuse_tensor_parallel
+from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.state import _schema as schema
+from adaptmix.statistics import Measurements, Watch, known_lengths
+from adaptmix.trainers._head import BackwardProof
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -346,8 +349,8 @@ class Controller:
         """Return what each row's share of a mean loss is to be multiplied by, (B,).
 
         A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
-        expectation, once its rows' gradients are multiplied so; ``adaptmix.seams`` does that where
-        rows' losses cannot be had one by one. Call ``observe`` for the same draw afterwards.
+        expectation, once its rows' gradients are multiplied so; ``adaptmix.trainers`` does that
+        where losses cannot be had row by row. Call ``observe`` for the same draw afterwards.
 
         Raises:
             ValueError: a draw of another controller or of another step.

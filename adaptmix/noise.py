@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adaptmix.checks import integer
+from adaptmix._checks import integer
 
 # Starts of evenly spaced positions, and an odd multiplier that spreads integers over them (Knuth).
 _STARTS = 2**16

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.checks import choice, integer, lower_share, number, vector
+from adaptmix._checks import choice, integer, lower_share, number, vector
 from tests.helpers_data import vectors
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptmix import Controller, policies
-from adaptmix.cli import main
+from adaptmix._cli import main
 from tests import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.AdaptmixWarning")

@@ -28,7 +28,7 @@ from adaptmix import (
     noise,
     policies,
 )
-from adaptmix.checkpoint import load, save
+from adaptmix.state._checkpoint import load, save
 from tests import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")

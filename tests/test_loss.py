@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adaptmix import Controller, Mixture
-from adaptmix.loss import DomainLossScaler, RowLosses
-from adaptmix.types import Weights
+from adaptmix._loss import DomainLossScaler, RowLosses
+from adaptmix._types import Weights
 from tests.helpers_data import draw_of
 
 DOMAINS = [2, 0, 1, 0, 2]

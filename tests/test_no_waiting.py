@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptmix import Controller, Mixture, Segments, noise
-from adaptmix.seams import HeadSeam
+from adaptmix.trainers._head import HeadSeam
 
 aten = torch.ops.aten
 ROWS, T, CLASSES = 6, 20, 5

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.simplex import effective_domains, mix_floor, normalise
+from adaptmix._simplex import effective_domains, mix_floor, normalise
 from tests.helpers_data import simplex, vectors
 
 ANY_SCALE = vectors(1e-300, 1e300)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptmix import Controller, Mixture, StateError, checkpoint, policies
+from adaptmix import Controller, Mixture, StateError, policies
 from adaptmix.policies import Policy
+from adaptmix.state import _checkpoint as checkpoint
 from tests import runs
-from tests.test_checkpoint import same
+from tests.state.test_checkpoint import same
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.types import Domains, DomainStats, Weights
+from adaptmix._types import Domains, DomainStats, Weights
 from tests.helpers_data import simplex, vectors
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adaptmix import Controller, SeamError, checkpoint
+from adaptmix import Controller, SeamError
+from adaptmix.state import _checkpoint as checkpoint
 from tests import runs
 
 

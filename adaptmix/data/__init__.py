@@ -1,22 +1,22 @@
 """Which rows are trained on, and when: mixtures, the fixed-lag plan and its loaders."""
 
-from adaptmix.data.attach import (
+from adaptmix.data._attach import (
     as_mixture,
     column,
     loader_options,
     numbered_loader,
     prefetching,
 )
-from adaptmix.data.collation import NumberedRows
-from adaptmix.data.draw import Draw
-from adaptmix.data.layout import Layout
-from adaptmix.data.lengths import Count, SampledLengths, sample_lengths
-from adaptmix.data.loader import Loader
-from adaptmix.data.mixture import Mixture
-from adaptmix.data.plan import Plan
-from adaptmix.data.randomness import own_randomness
-from adaptmix.data.rows import tensors_of
-from adaptmix.data.sampler import PlanSampler
+from adaptmix.data._collation import NumberedRows
+from adaptmix.data._draw import Draw
+from adaptmix.data._layout import Layout
+from adaptmix.data._lengths import Count, SampledLengths, sample_lengths
+from adaptmix.data._loader import Loader
+from adaptmix.data._mixture import Mixture
+from adaptmix.data._plan import Plan
+from adaptmix.data._randomness import own_randomness
+from adaptmix.data._rows import tensors_of
+from adaptmix.data._sampler import PlanSampler
 
 __all__ = [
     "Count",

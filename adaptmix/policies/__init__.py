@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from adaptmix.checks import choice
-from adaptmix.policies.base import Policy, Preparation, Refinement, bind, cautions
-from adaptmix.policies.chain import Chain, chain
-from adaptmix.policies.erma import ERMA
-from adaptmix.policies.fgls import FGLS
-from adaptmix.policies.joint import Joint
-from adaptmix.policies.static import Static
+from adaptmix._checks import choice
+from adaptmix.policies._base import Policy, Preparation, Refinement, bind, cautions
+from adaptmix.policies._chain import Chain, chain
+from adaptmix.policies._erma import ERMA
+from adaptmix.policies._fgls import FGLS
+from adaptmix.policies._joint import Joint
+from adaptmix.policies._static import Static
+from adaptmix.policies._variance_aware import VarianceAware
 from adaptmix.policies.transforms import Floor, Shrink, Smooth, TrustRegion, WarmUp
-from adaptmix.policies.variance_aware import VarianceAware
 
 __all__ = [
     "ERMA",

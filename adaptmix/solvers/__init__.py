@@ -4,11 +4,11 @@ Each solver comes with a certificate, a relative residual of its optimality cond
 any candidate without running the solver.
 """
 
-from adaptmix.solvers.allocation import allocation_residual, neyman_shares
-from adaptmix.solvers.counts import counts_residual, neyman_counts
-from adaptmix.solvers.fgls import fgls_residual, fgls_weights
-from adaptmix.solvers.gap import gap_residual, gap_weights
-from adaptmix.solvers.joint import JointSolution, joint_residual, joint_weights
+from adaptmix.solvers._allocation import allocation_residual, neyman_shares
+from adaptmix.solvers._counts import counts_residual, neyman_counts
+from adaptmix.solvers._fgls import fgls_residual, fgls_weights
+from adaptmix.solvers._gap import gap_residual, gap_weights
+from adaptmix.solvers._joint import JointSolution, joint_residual, joint_weights
 
 __all__ = [
     "JointSolution",

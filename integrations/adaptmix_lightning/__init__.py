@@ -1,7 +1,7 @@
 """adaptmix for Lightning: ``Trainer(..., callbacks=[AdaptMixCallback(labels)])``."""
 
 try:
-    from adaptmix_lightning.callback import AdaptMixCallback
+    from adaptmix_lightning._callback import AdaptMixCallback
 except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise

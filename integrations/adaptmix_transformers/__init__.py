@@ -61,7 +61,7 @@ own is computed on other rows and labels, which shows couplings that are linear 
 """
 
 try:
-    from adaptmix_transformers.callback import AdaptMixCallback
+    from adaptmix_transformers._callback import AdaptMixCallback
 except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):
         raise

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from adaptmix.checks import FloatArray
-from adaptmix.statistics import GradientProbe
-from adaptmix.statistics.running import RunningStatistics
+from adaptmix._checks import FloatArray
+from adaptmix.probe import GradientProbe
+from adaptmix.statistics._running import RunningStatistics
 from tests.benchmarks.workloads import DOMAINS, WORKLOADS, Workload, bigrams, gpt2, token_losses
 
 SMALL = Workload(lambda: gpt2(2, 64, 2, 512, 48), bigrams(512, 48), token_losses, 16, lr=3e-3)

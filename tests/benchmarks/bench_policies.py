@@ -47,8 +47,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from adaptmix import Domains, DomainStats, Weights
-from adaptmix.data.rounding import systematic_counts
-from adaptmix.efficiency import variance_ratio
+from adaptmix.data._rounding import systematic_counts
+from adaptmix.monitoring._efficiency import variance_ratio
 from adaptmix.policies import (
     ERMA,
     FGLS,
@@ -62,7 +62,7 @@ from adaptmix.policies import (
     bind,
     chain,
 )
-from adaptmix.statistics.running import RunningStatistics
+from adaptmix.statistics._running import RunningStatistics
 
 STEPS, EVERY, LAG, SEEDS = 300, 10, 16, 20
 BATCHES, DOMAINS, HALF_LIVES = (16, 64), (2, 5, 10, 50), (20.0, 50.0, 100.0)

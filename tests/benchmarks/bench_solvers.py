@@ -22,7 +22,7 @@ import numpy as np
 import scipy
 from scipy.optimize import Bounds, LinearConstraint, minimize
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.solvers import (
     fgls_weights,
     gap_weights,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptmix.statistics import GradientProbe
+from adaptmix.probe import GradientProbe
 from tests.benchmarks.workloads import DOMAINS, gpt2, token_losses
 
 CADENCE, BLOCK, VOCABULARY = 10, 10, 50257

@@ -13,7 +13,7 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from adaptmix.statistics import GradientProbe
+from adaptmix.probe import GradientProbe
 from tests.benchmarks.workloads import DOMAINS, Workload
 
 Scatter = tuple[Tensor, Tensor]

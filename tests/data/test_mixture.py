@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, IterableDataset, TensorDataset
 
 from adaptmix import Mixture
-from adaptmix.types import Domains
+from adaptmix._types import Domains
 from tests.helpers_data import mixture
 
 LABELS = st.lists(st.sampled_from(["news", "code", "math"]), min_size=1, max_size=40)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from adaptmix.data.permutation import Feistel, Table, permutation
+from adaptmix.data._permutation import Feistel, Table, permutation
 
 POWERS = [2**k + d for k in range(3, 13) for d in (-1, 0, 1)]
 

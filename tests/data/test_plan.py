@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from adaptmix import checkpoint
-from adaptmix.checks import FloatArray
-from adaptmix.data.plan import Plan, StepRows
+from adaptmix._checks import FloatArray
+from adaptmix.data._plan import Plan, StepRows
 from adaptmix.errors import LagError, StateError
+from adaptmix.state import _checkpoint as checkpoint
 from tests import helpers_data as helpers
 from tests.helpers_data import SIGMAS, same_step, simplex
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adaptmix.checks import FloatArray
-from adaptmix.data.rounding import systematic_counts, whole_part
+from adaptmix._checks import FloatArray
+from adaptmix.data._rounding import systematic_counts, whole_part
 from tests.helpers_data import UNIFORMS, simplex
 
 # Expected counts this close to an integer are that integer.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from adaptmix.data.rows import Proof, prove_order, rows_at
+from adaptmix.data._rows import Proof, prove_order, rows_at
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptmix.monitoring.record import RunRecord, Series
-from adaptmix.monitoring.texts import Caution
+from adaptmix.monitoring._record import RunRecord, Series
+from adaptmix.monitoring._texts import Caution
 
 STEPS = 1200
 UPDATES = np.arange(10, STEPS + 1, 10)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptmix.monitoring.advice import advise
-from adaptmix.monitoring.comparison import compare
-from adaptmix.monitoring.gains import gains
-from adaptmix.monitoring.groups import grouped
-from adaptmix.monitoring.record import RunRecord, Series
-from adaptmix.monitoring.texts import Caution
+from adaptmix.monitoring._advice import advise
+from adaptmix.monitoring._comparison import compare
+from adaptmix.monitoring._gains import gains
+from adaptmix.monitoring._groups import grouped
+from adaptmix.monitoring._record import RunRecord, Series
+from adaptmix.monitoring._texts import Caution
 from tests.monitoring import made
 
 LIKE_NOTHING: dict[str, Any] = {"shares": [1 / 3] * 3}

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from adaptmix import Domains, policies
-from adaptmix.monitoring.exports import adaptmix_lines, mixture_lines, steady
-from adaptmix.monitoring.groups import grouped
-from adaptmix.monitoring.record import Series
+from adaptmix.monitoring._exports import adaptmix_lines, mixture_lines, steady
+from adaptmix.monitoring._groups import grouped
+from adaptmix.monitoring._record import Series
 from tests.monitoring import made
 
 NAMES = ("web", "c++: code", "news")

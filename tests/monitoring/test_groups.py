@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adaptmix.monitoring.comparison import compare, steps_to_reach
-from adaptmix.monitoring.groups import grouped, over_seeds
-from adaptmix.monitoring.record import RunRecord, Series
+from adaptmix.monitoring._comparison import compare, steps_to_reach
+from adaptmix.monitoring._groups import grouped, over_seeds
+from adaptmix.monitoring._record import RunRecord, Series
 from tests.monitoring import made
 
 

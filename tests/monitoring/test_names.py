@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.monitoring.names import safe_names
+from adaptmix.monitoring._names import safe_names
 
 # What MLflow allows, whose check is the strictest of the loggers.
 _MLFLOW = re.compile(r"[/\w.\- :]+")

@@ -11,8 +11,8 @@ import pytest
 
 from adaptmix import Controller
 from adaptmix.monitoring import RunRecord, page
-from adaptmix.monitoring.record import Series
-from adaptmix.monitoring.texts import Caution
+from adaptmix.monitoring._record import Series
+from adaptmix.monitoring._texts import Caution
 from tests import runs
 from tests.monitoring import made
 

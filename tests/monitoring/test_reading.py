@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import Controller, NoiseWarning
 from adaptmix.monitoring import read_runs
-from adaptmix.monitoring.texts import (
+from adaptmix.monitoring._texts import (
     Caution,
     configuration_text,
     read_configuration,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from adaptmix.monitoring.stopwatch import Stopwatch
+from adaptmix.monitoring._stopwatch import Stopwatch
 
 
 def test_overhead_is_what_measured_steps_take_longer_over_all_steps() -> None:

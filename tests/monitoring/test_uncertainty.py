@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptmix.efficiency import predicted_gain
-from adaptmix.monitoring.uncertainty import gain_error, grad_std_error, loss_error, noise_error
-from adaptmix.types import DomainStats, Weights
+from adaptmix._types import DomainStats, Weights
+from adaptmix.monitoring._efficiency import predicted_gain
+from adaptmix.monitoring._uncertainty import gain_error, grad_std_error, loss_error, noise_error
 
 FREEDOM = np.array([40.0, 60.0, 25.0, 80.0])
 WEIGHTS = Weights.proportional(np.array([0.4, 0.3, 0.2, 0.1]))

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from adaptmix.monitoring import RunRecord, verdict
-from adaptmix.monitoring.comparison import compare
-from adaptmix.monitoring.gains import gains
-from adaptmix.monitoring.groups import grouped
-from adaptmix.monitoring.verdict import Verdict
+from adaptmix.monitoring import RunRecord
+from adaptmix.monitoring import _verdict as verdict
+from adaptmix.monitoring._comparison import compare
+from adaptmix.monitoring._gains import gains
+from adaptmix.monitoring._groups import grouped
+from adaptmix.monitoring._verdict import Verdict
 from tests.monitoring import made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adaptmix.monitoring import words
+from adaptmix.monitoring import _words as words
 
 
 @pytest.mark.parametrize(

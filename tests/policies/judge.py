@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from adaptmix import DomainStats, Weights
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
+from adaptmix._loss import DomainLossScaler, RowLosses
 from adaptmix.data import Layout
-from adaptmix.data.draw import Draw
-from adaptmix.data.mixture import Mixture
-from adaptmix.data.plan import Plan
-from adaptmix.loss import DomainLossScaler, RowLosses
+from adaptmix.data._draw import Draw
+from adaptmix.data._mixture import Mixture
+from adaptmix.data._plan import Plan
 
 # Rows per domain: a step's draw without replacement is then as good as one with it.
 POOL = 3000

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from adaptmix import Domains, DomainStats, Weights
-from adaptmix.checkpoint import decode, encode
 from adaptmix.policies import (
     FGLS,
     Chain,
@@ -24,6 +23,7 @@ from adaptmix.policies import (
     bind,
     chain,
 )
+from adaptmix.state._checkpoint import decode, encode
 
 INFO = Domains(("a", "b", "c"), [100, 400, 50])
 STATS = DomainStats(

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptmix import Domains, DomainStats
-from adaptmix.checkpoint import decode, encode
 from adaptmix.policies import Policy
+from adaptmix.state._checkpoint import decode, encode
 from tests.policies.cases import FIELDS, HARMLESS, POLICIES, domains, reorder, run, statistics
 
 # Shrinkage moves all estimates when one does, and the joint program trades shares for loss weight.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptmix import Domains, DomainStats
-from adaptmix.efficiency import sampling_gain, variance_ratio
+from adaptmix.monitoring._efficiency import sampling_gain, variance_ratio
 from adaptmix.policies import (
     ERMA,
     FGLS,

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptmix import Domains, DomainStats
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.policies import FGLS, Joint, Policy, VarianceAware, bind, chain, named
-from adaptmix.policies.quiet import noise_gain
-from adaptmix.variance import StepVariance
+from adaptmix.policies._quiet import noise_gain
+from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
 
 SAMPLING_ONLY: dict[str, Callable[[], Policy]] = {

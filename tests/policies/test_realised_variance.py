@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from adaptmix import Controller, Domains, DomainStats, Mixture
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.policies import Policy, VarianceAware, bind, named
-from adaptmix.variance import StepVariance
+from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
 from tests.policies.judge import DIMENSIONS, Task
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix import DomainStats
-from adaptmix.moments import within
 from adaptmix.policies import Shrink
+from adaptmix.policies._moments import within
 
 FIELDS = {
     "grad_var": "count",

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 
 from adaptmix import Domains, DomainStats, Weights
-from adaptmix.checkpoint import decode, encode
+from adaptmix._simplex import normalise
 from adaptmix.policies import Floor, Refinement, Smooth, TrustRegion, WarmUp
-from adaptmix.simplex import normalise
+from adaptmix.state._checkpoint import decode, encode
 
 STATS = DomainStats(count=[1.0] * 4)
 INFO = Domains(("a", "b", "c", "d"), [100, 400, 50, 250], [0.4, 0.3, 0.2, 0.1])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.solvers import gap_residual, gap_weights
 
 wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent)

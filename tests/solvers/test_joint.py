@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.solvers import fgls_weights, gap_weights, joint_residual, joint_weights, neyman_shares
 
 TOLERANCE = 1e-9

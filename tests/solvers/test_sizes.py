@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.solvers import (
     allocation_residual,
     counts_residual,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.solvers import allocation_residual, neyman_shares
 
 TOLERANCE = 1e-9

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.solvers.waterfill import trade_residual, water_fill
+from adaptmix.solvers._waterfill import trade_residual, water_fill
 
 wide = st.floats(-30.0, 30.0).map(lambda exponent: 10.0**exponent)
 
@@ -39,7 +39,7 @@ def test_the_kinks_find_what_newtons_method_finds(size: int, seed: int, bounds: 
     lower, upper = (np.full(size, bound) for bound in room)
     found = water_fill(slope, lower, upper, threshold=threshold)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adaptmix.solvers.waterfill._by_newton", lambda *_: None)
+        patch.setattr("adaptmix.solvers._waterfill._by_newton", lambda *_: None)
         expected = water_fill(slope, lower, upper, threshold=threshold)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptmix import checkpoint
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.errors import RowLengthWarning
-from adaptmix.statistics.lengths import RowLengths
+from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.statistics._lengths import RowLengths
 
 
 def table(*rows: list[int]) -> tuple[FloatArray, FloatArray, FloatArray]:

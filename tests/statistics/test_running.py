@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptmix import checkpoint
-from adaptmix.checks import FloatArray
-from adaptmix.statistics.running import RunningStatistics
-from adaptmix.statistics.sums import FIELDS
-from adaptmix.types import DomainStats
+from adaptmix._checks import FloatArray
+from adaptmix._types import DomainStats
+from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.statistics._running import RunningStatistics
+from adaptmix.statistics._sums import FIELDS
 from tests.helpers_data import SIGMAS
 
 FOREVER = 1e12  # a half-life after which nothing is forgotten in a test

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptmix.checks import FloatArray
+from adaptmix._checks import FloatArray
 from adaptmix.noise import NoiseTerms
-from adaptmix.statistics.sums import FIELDS, HELD_OUT, DomainSums
+from adaptmix.statistics._sums import FIELDS, HELD_OUT, DomainSums
 
 K = 3
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from adaptmix import checkpoint
-from adaptmix.statistics.gradients import GradientSums
-from adaptmix.statistics.lengths import RowLengths
-from adaptmix.statistics.running import RunningStatistics
-from adaptmix.statistics.sums import FIELDS
-from adaptmix.statistics.window import Window
-from adaptmix.types import DomainStats
+from adaptmix._types import DomainStats
+from adaptmix.probe.estimators._gradients import GradientSums
+from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.statistics._lengths import RowLengths
+from adaptmix.statistics._running import RunningStatistics
+from adaptmix.statistics._sums import FIELDS
+from adaptmix.statistics._window import Window
 
 K, STEP = 3, 7
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from adaptmix_lightning import internals
+from adaptmix_lightning import _internals as internals
 from tests.integrations.adaptmix_lightning import pl
 
 pytestmark = pl.FILTERS

@@ -19,7 +19,8 @@ from torch.utils.data import (
 )
 
 from adaptmix.errors import SeamError
-from adaptmix_lightning import AdaptMixCallback, internals
+from adaptmix_lightning import AdaptMixCallback
+from adaptmix_lightning import _internals as internals
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
 

@@ -22,11 +22,12 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture, SeamError
-from adaptmix.statistics.compiled import is_compiled
-from adaptmix.statistics.layers import Matrix
-from adaptmix.statistics.rules import find_rule
-from adaptmix_transformers import AdaptMixCallback, internals
-from adaptmix_transformers.lengths import count_labels
+from adaptmix.probe._compiled import is_compiled
+from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._registry import find_rule
+from adaptmix_transformers import AdaptMixCallback
+from adaptmix_transformers import _internals as internals
+from adaptmix_transformers._lengths import count_labels
 from tests.integrations.adaptmix_transformers import hf
 
 

@@ -35,7 +35,8 @@ from trl import (
 )
 
 from adaptmix import MissingStatisticError, SeamError, policies
-from adaptmix_transformers import AdaptMixCallback, known
+from adaptmix_transformers import AdaptMixCallback
+from adaptmix_transformers import _known as known
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import (
     WEIGHTS,

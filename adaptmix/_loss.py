@@ -1,0 +1,203 @@
+"""The loss scaler: from per-sample losses to the scalar whose gradient is the objective's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptmix._checks import FloatArray
+from adaptmix._types import Weights
+from adaptmix.data._draw import Draw
+from adaptmix.data._segments import Segments
+
+UNITS = ("sample", "token")
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """One micro-batch's unweighted losses, row by row.
+
+    Attributes:
+        values: (B,) loss of each row: with unit "sample" the mean over its supervised tokens, with
+            unit "token" their sum.
+        tokens: (B,) number of supervised tokens of each row.
+    """
+
+    values: Tensor
+    tokens: Tensor
+
+
+class DomainLossScaler:
+    """Weights each row's loss so that the batch's gradient is that of the stated objective.
+
+    With unit "sample" the objective is Σ π w (mean row loss of domain i); a row enters with the
+    factor π w / (share · N), N being the rows of the step's global batch. A row whose labels are
+    all masked has no loss: the mean is over the rows that have one, so the factor is divided by
+    their share among the domain's rows, T̄ below. With unit "token" it is
+    Σ π w (mean token loss of domain i); a row's summed loss enters with π w / (share · N · T̄), T̄
+    being the domain's mean number of tokens per row. ``share`` is the one the row was drawn with,
+    never today's.
+
+    Gradients are taken to be summed over micro-batches and averaged over processes, as
+    ``backward`` and ``DistributedDataParallel`` do.
+
+    Args:
+        unit: "sample" or "token".
+
+    Source:
+        Salmani et al., arXiv:2511.06913; the correction for draws in flight and units are ours.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+
+    def rows(
+        self,
+        losses: Tensor,
+        draw: Draw,
+        mask: Tensor | None,
+        segments: Segments | None = None,
+    ) -> RowLosses:
+        """Reduce (B,) or (B, T, …) losses to one value per row.
+
+        Args:
+            losses: unreduced losses, rows first.
+            draw: of this micro-batch.
+            mask: which entries of ``losses`` are supervised, the same shape; all when None.
+            segments: whose rows ``losses`` and ``mask`` are of, when they are packed, (P, T).
+
+        Raises:
+            TypeError: ``losses`` is no tensor.
+            ValueError: a scalar, rows that are not the draw's, a mask of another shape, or one
+                loss per row with unit "token", segments of another number of rows.
+        """
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"losses must be a tensor; got {type(losses).__name__}.")
+        if segments is not None:
+            losses, mask = _unpacked(losses, draw, mask, segments)
+        self._check(losses, draw, mask)
+        flat = losses.reshape(len(draw), -1)
+        flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+        if mask is None:
+            tokens = torch.full((len(draw),), flat.shape[1], device=flat.device)
+        else:
+            kept = mask.reshape(len(draw), -1).bool()
+            tokens = kept.sum(1)
+            flat = torch.where(kept, flat, 0.0)
+        totals = flat.squeeze(1) if flat.shape[1] == 1 else flat.sum(1)
+        if self.unit == "token":
+            return RowLosses(totals, tokens)
+        if mask is None:
+            return RowLosses(totals / flat.shape[1], tokens)
+        return RowLosses(totals / tokens.clamp(min=1), tokens)
+
+    def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
+        if losses.ndim == 0:
+            raise ValueError(
+                "losses must have one entry per row, shape (B,) or (B, T); got a scalar. "
+                'Compute them with reduction="none".'
+            )
+        if losses.shape[0] != len(draw):
+            raise ValueError(
+                f"losses must have the draw's {len(draw)} rows first; got shape "
+                f"{tuple(losses.shape)}. {_way_on(losses, len(draw))}"
+            )
+        if mask is not None and mask.shape != losses.shape:
+            raise ValueError(
+                f"mask must have the shape of losses {tuple(losses.shape)}; "
+                f"got {tuple(mask.shape)}."
+            )
+        if self.unit == "token" and losses.ndim == 1:
+            raise ValueError(
+                'losses must have shape (B, T) with unit="token"; got (B,). Pass per-token losses '
+                'and a mask, or use unit="sample".'
+            )
+
+    def weighted(
+        self,
+        rows: RowLosses,
+        domains: Tensor,
+        draw: Draw,
+        weights: Weights,
+        *,
+        lengths: FloatArray,
+        micro_rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return this process's part of the objective, and the (B,) factor of each row's loss.
+
+        Args:
+            rows: of the micro-batch.
+            domains: (B,) the draw's domains, on the losses' device.
+            draw: whose shares divide.
+            weights: whose loss weights are in force.
+            lengths: (K,) mean tokens per row with unit "token", the share of rows that have a loss
+                otherwise.
+            micro_rows: this process's rows in a step, batch size times accumulation.
+        """
+        table = _factors(weights, draw.domain_shares * lengths * micro_rows)
+        factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
+        return factors.dot(rows.values), factors
+
+    def multipliers(self, draw: Draw, weights: Weights, *, lengths: FloatArray) -> Tensor:
+        """Return what each row's share of a mean over rows, or tokens, is multiplied by, (B,).
+
+        Args:
+            draw: as in ``weighted``.
+            weights: as in ``weighted``.
+            lengths: as in ``weighted``.
+        """
+        divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
+        return _factors(weights, divisor)[draw.domains]
+
+    def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
+        """Return what a mean over the step's rows, or tokens, divides by on average, per row.
+
+        Args:
+            draw: of a micro-batch of the step.
+            lengths: as in ``weighted``.
+        """
+        return float(draw.row_shares @ lengths)
+
+
+def _way_on(losses: Tensor, rows: int) -> str:
+    """Return what to do about losses of another number of rows."""
+    if losses.ndim > 1 and losses.shape[1] == rows:
+        return "Put rows first: losses.transpose(0, 1), and the mask alike."
+    if len(losses) % rows == 0:
+        return (
+            "Reshape (B·T,) losses to (B, T); of several losses per row, as of pairs or crops, "
+            "pass their mean."
+        )
+    return (
+        "If collate_fn left out rows, return placeholder rows and mask their losses; if it packed "
+        'rows together, pass segments=; a loss per batch needs reduction="none".'
+    )
+
+
+def _unpacked(
+    losses: Tensor, draw: Draw, mask: Tensor | None, segments: Segments
+) -> tuple[Tensor, Tensor]:
+    """Return (B, L) losses of the rows that were drawn, and their mask, of packed (P, T) ones."""
+    if len(segments) != len(draw):
+        raise ValueError(
+            f"segments must be of the draw's {len(draw)} rows; got {len(segments)}. Number "
+            "them in the order of the draw, and pack all of them."
+        )
+    for name, values in (("losses", losses), ("mask", mask)):
+        if values is not None and values.shape != segments.shape:
+            raise ValueError(
+                f"{name} must have the shape of the packed rows {tuple(segments.shape)}; got "
+                f"{tuple(values.shape)}. Reshape (P·T,) losses to (P, T)."
+            )
+    kept = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.bool()
+    return segments.unpack(losses), segments.unpack(kept, fill=False)
+
+
+def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
+    """Return (K,) π w / divisor, 0 where nothing is sampled."""
+    counts = weights.importance * weights.loss
+    table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
+    return torch.from_numpy(table)

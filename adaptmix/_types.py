@@ -1,0 +1,273 @@
+"""What the rooms of adaptmix hand to each other: domains, their statistics and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adaptmix._checks import FloatArray, vector
+
+# How the domains of a step's rows are drawn.
+SAMPLERS = ("stratified", "multinomial")
+
+# Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
+_SIMPLEX_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """The domains of a mixture, as policies see them.
+
+    Args:
+        names: K different names.
+        sizes: (K,) number of distinct training rows; may be infinite.
+        importance: (K,) positive, how much each domain matters in the end (π); normalised to
+            sum to one. Proportional to ``sizes`` when None.
+
+    Raises:
+        ValueError: no domain, a name twice, an empty domain, or importance that is not positive.
+    """
+
+    names: tuple[str, ...]
+    sizes: FloatArray
+    importance: FloatArray
+
+    def __init__(
+        self, names: Sequence[str], sizes: ArrayLike, importance: ArrayLike | None = None
+    ) -> None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names must be a sequence of strings; got {names!r}.")
+        if not names:
+            raise ValueError("names must hold at least one domain; got none.")
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if list(names).count(name) > 1})
+            raise ValueError(f"names must differ; got {', '.join(twice)} more than once.")
+        size = vector("sizes", sizes, size=len(names), minimum=0.0, strict=True, infinite=True)
+        if importance is None:
+            if np.isinf(size).any():
+                raise ValueError("importance must be given where sizes are infinite; got None.")
+            importance = size
+        pi = vector("importance", importance, size=len(names), minimum=0.0, strict=True)
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "sizes", size)
+        pi = pi / pi.max()  # so that the sum cannot overflow
+        object.__setattr__(self, "importance", pi / pi.sum())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Sampling and loss weights for one objective.
+
+    Args:
+        sampling: (K,) on the simplex, expected share of a batch drawn from each domain (p).
+        loss: (K,) non-negative, scale of each domain's loss (w), with Σ importance · loss = 1.
+        importance: (K,) on the simplex (π).
+
+    Raises:
+        ValueError: a vector off its simplex, or a domain that counts in the objective but is never
+            sampled, for which no multiplier can be unbiased.
+
+    Source:
+        Salmani et al., Sampling and Loss Weights in Multi-Domain Training, arXiv:2511.06913.
+    """
+
+    sampling: FloatArray
+    loss: FloatArray
+    importance: FloatArray
+
+    def __init__(self, sampling: ArrayLike, loss: ArrayLike, importance: ArrayLike) -> None:
+        pi = vector("importance", importance, minimum=0.0)
+        p = vector("sampling", sampling, size=pi.size, minimum=0.0)
+        w = vector("loss", loss, size=pi.size, minimum=0.0)
+        totals = {
+            "Σ importance": float(pi.sum()),
+            "Σ sampling": float(p.sum()),
+            "Σ importance · loss": float(pi @ w),
+        }
+        for name, total in totals.items():
+            if abs(total - 1.0) > _SIMPLEX_TOLERANCE:
+                raise ValueError(f"{name} must be 1; got {total:.9g}. Normalise it first.")
+        if not p.all() and (lost := (p == 0.0) & (pi * w > 0.0)).any():
+            where = int(lost.argmax())
+            raise ValueError(
+                f"sampling must be > 0 where importance · loss is; got 0 at {where}. "
+                "Use a lower share, or a loss weight of 0."
+            )
+        object.__setattr__(self, "sampling", p)
+        object.__setattr__(self, "loss", w)
+        object.__setattr__(self, "importance", pi)
+
+    @classmethod
+    def proportional(cls, importance: ArrayLike) -> Weights:
+        """Return the weights of a run without adaptmix: p = π and w = 1."""
+        pi = vector("importance", importance, minimum=0.0)
+        return cls(pi, np.ones_like(pi), pi)
+
+    def replaced(self, sampling: FloatArray, loss: FloatArray) -> Weights:
+        """Return weights of the same objective, whose arrays are neither copied nor checked."""
+        other = object.__new__(type(self))
+        other.__dict__.update(sampling=sampling, loss=loss, importance=self.importance)
+        return other
+
+    @property
+    def multipliers(self) -> FloatArray:
+        """(K,) factor on each sample's loss, m = π · w / p; 0 where nothing is sampled."""
+        counts = self.importance * self.loss
+        return np.divide(counts, self.sampling, out=np.zeros_like(counts), where=counts > 0.0)
+
+    def as_dict(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return ``{domain: {"sampling", "loss", "importance", "multiplier"}}``."""
+        if len(names) != self.importance.size:
+            raise ValueError(f"names must hold {self.importance.size} names; got {len(names)}.")
+        columns = {
+            "sampling": self.sampling,
+            "loss": self.loss,
+            "importance": self.importance,
+            "multiplier": self.multipliers,
+        }
+        return {
+            name: {key: float(column[i]) for key, column in columns.items()}
+            for i, name in enumerate(names)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class DomainStats:
+    """Running estimates per domain. NaN means not known: not measured, or never seen.
+
+    Every field is given by keyword; one that is left out is unknown. Losses and gradients are
+    those of the *unweighted* loss in the controller's unit. With unit "token", variances and second
+    moments are per token, those of a row's summed loss over its mean length, so that they divide
+    by a number of tokens as they otherwise do by a number of rows.
+
+    Args:
+        count: (K,) effective number of samples behind the gradient estimates; infinite when left
+            out, that is, the estimates are taken as exact.
+        seen: (K,) samples trained on since the run began.
+        age: (K,) optimizer steps since the domain was last seen; infinite when never.
+        loss_mean: (K,) mean per-sample loss.
+        loss_var: (K,) variance of the per-sample loss over samples, loss².
+        loss_count: (K,) effective number of samples behind ``loss_var``; ``seen`` when left out.
+        noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
+        noise_count: (K,) effective number of samples behind ``noise``; ``seen`` when left out.
+        grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
+        grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
+            single row in a step; ``count`` when left out.
+        grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
+        grad_sq_var: (K,) variance of ‖∇ℓ‖² over rows, grad⁴: how much an estimate of ``grad_sq``
+            scatters.
+        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_var``; 0 when left out.
+        grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
+            adds to it, so that it may come out negative; grad².
+        grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
+            when left out.
+        tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
+            moments are divided to become a row's; ones, for unit "sample", when left out.
+        grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
+
+    Raises:
+        ValueError: no field given, or fields of different lengths.
+    """
+
+    count: FloatArray
+    seen: FloatArray
+    age: FloatArray
+    loss_mean: FloatArray
+    loss_var: FloatArray
+    loss_count: FloatArray
+    noise: FloatArray
+    noise_count: FloatArray
+    grad_var: FloatArray
+    grad_freedom: FloatArray
+    grad_sq: FloatArray
+    grad_sq_var: FloatArray
+    grad_sq_freedom: FloatArray
+    grad_mean_sq: FloatArray
+    grad_mean_pairs: FloatArray
+    tokens_per_row: FloatArray
+    grad_gram: FloatArray | None
+
+    def __init__(
+        self,
+        *,
+        count: ArrayLike | None = None,
+        seen: ArrayLike | None = None,
+        age: ArrayLike | None = None,
+        loss_mean: ArrayLike | None = None,
+        loss_var: ArrayLike | None = None,
+        loss_count: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+        noise_count: ArrayLike | None = None,
+        grad_var: ArrayLike | None = None,
+        grad_freedom: ArrayLike | None = None,
+        grad_sq: ArrayLike | None = None,
+        grad_sq_var: ArrayLike | None = None,
+        grad_sq_freedom: ArrayLike | None = None,
+        grad_mean_sq: ArrayLike | None = None,
+        grad_mean_pairs: ArrayLike | None = None,
+        tokens_per_row: ArrayLike | None = None,
+        grad_gram: ArrayLike | None = None,
+    ) -> None:
+        given = {
+            "count": count,
+            "seen": seen,
+            "age": age,
+            "loss_mean": loss_mean,
+            "loss_var": loss_var,
+            "loss_count": seen if loss_count is None else loss_count,
+            "noise": noise,
+            "noise_count": seen if noise_count is None else noise_count,
+            "grad_var": grad_var,
+            "grad_freedom": count if grad_freedom is None else grad_freedom,
+            "grad_sq": grad_sq,
+            "grad_sq_var": grad_sq_var,
+            "grad_sq_freedom": grad_sq_freedom,
+            "grad_mean_sq": grad_mean_sq,
+            "grad_mean_pairs": grad_mean_pairs,
+            "tokens_per_row": tokens_per_row,
+        }
+        arrays = {k: np.array(v, dtype=np.float64) for k, v in given.items() if v is not None}
+        gram = None if grad_gram is None else np.array(grad_gram, dtype=np.float64)
+        shapes = {array.shape for array in arrays.values()}
+        if gram is not None:
+            shapes |= {(side,) for side in gram.shape} if gram.ndim == 2 else {gram.shape}
+        if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] == 0:
+            raise ValueError(
+                "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
+                f"got shapes {sorted(shapes)}."
+            )
+        unknown = dict.fromkeys(("seen", "loss_count", "noise_count", "grad_sq_freedom"), 0.0)
+        unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
+        unknown["tokens_per_row"] = 1.0
+        for name in given:
+            array = arrays.get(name)
+            if array is None:
+                array = np.full(shape, unknown.get(name, np.nan))
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "grad_gram", gram)
+
+    @property
+    def num_domains(self) -> int:
+        """K."""
+        return int(self.count.size)
+
+    def replaced(self, **arrays: FloatArray) -> DomainStats:
+        """Return these statistics with other (K,) fields, which are neither copied nor checked."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **arrays)
+        return other
+
+    def supplied(self) -> frozenset[str]:
+        """Return the names of the fields that are known for at least one domain."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return frozenset(
+            name
+            for name, value in values.items()
+            if value is not None and not np.isnan(value).all()
+        )

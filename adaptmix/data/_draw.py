@@ -1,0 +1,78 @@
+"""What a micro-batch knows about how it was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adaptmix._checks import FloatArray
+from adaptmix.data._layout import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One process's slice of a micro-batch, as the plan drew it.
+
+    Attributes:
+        domains: (B,) int64, the domain of each row.
+        shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
+            the step's global batch where the plan guarantees this domain at least one row, its
+            expected share otherwise. Both are unbiased; the first is quieter.
+        rows: (B,) int64, row indices into the mixture.
+        fresh: (B,) bool, whether this is the first time the run draws the row.
+        ordinal: number of the micro-batch since the run began.
+        step: optimizer step it belongs to, ordinal // accumulation.
+        layout: how its step is cut into micro-batches.
+        domain_shares: (K,) float64, the shares above per domain, unrounded. As some are realised
+            and others expected, they need not add up to 1.
+        row_shares: (K,) float64, the realised share of every domain in the step's global batch.
+        plan: identity of the plan that drew it.
+        tokens: (B,) supervised tokens of each row, where they are counted in the batch.
+    """
+
+    domains: Tensor
+    shares: Tensor
+    rows: Tensor
+    fresh: Tensor
+    ordinal: int
+    step: int
+    layout: Layout
+    domain_shares: FloatArray
+    row_shares: FloatArray
+    plan: object
+    tokens: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        domains: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        fresh: NDArray[np.bool_],
+        domain_shares: FloatArray,
+        row_shares: FloatArray,
+        ordinal: int,
+        step: int,
+        layout: Layout,
+        plan: object,
+    ) -> Draw:
+        """Build the tensors of a draw from the plan's arrays."""
+        return cls(
+            domains=torch.from_numpy(domains),
+            shares=torch.from_numpy(domain_shares[domains].astype(np.float32)),
+            rows=torch.from_numpy(rows),
+            fresh=torch.from_numpy(fresh),
+            ordinal=ordinal,
+            step=step,
+            layout=layout,
+            domain_shares=domain_shares,
+            row_shares=row_shares,
+            plan=plan,
+        )
+
+    def __len__(self) -> int:
+        return int(self.domains.shape[0])

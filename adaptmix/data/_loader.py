@@ -1,0 +1,91 @@
+"""A loader that yields each micro-batch together with how it was drawn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from adaptmix.data._collation import CheckedCollate, NumberedRows
+from adaptmix.data._draw import Draw
+from adaptmix.data._lengths import Count
+from adaptmix.data._sampler import PlanSampler
+from adaptmix.errors import ExhaustedLoaderWarning
+
+_OURS = ("batch_size", "batch_sampler", "drop_last", "sampler", "shuffle")
+
+
+class Loader:
+    """Iterates (batch, draw) over the steps that are still to be trained.
+
+    Rows are drawn in the calling process and fetched by any number of workers. It is deliberately
+    no ``DataLoader``, so that trainers which re-shard loaders leave it alone: it already yields
+    this process's slice of the global batch.
+
+    Args:
+        sampler: draws the rows.
+        num_workers: as for ``DataLoader``.
+        collate_fn: as for ``DataLoader``.
+        count: of each row's supervised tokens in a batch, for the draws to carry.
+        options: further ``DataLoader`` options.
+
+    Raises:
+        TypeError: an option that the plan decides (batch_size, sampler, shuffle, …).
+        ValueError: ``in_order=False``, which would separate batches from their draws.
+        LagError: workers prefetch further than the plan's lag.
+    """
+
+    def __init__(
+        self,
+        sampler: PlanSampler,
+        /,
+        *,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        count: Count | None = None,
+        **options: Any,
+    ) -> None:
+        for name in _OURS:
+            if name in options:
+                raise TypeError(f"{name} must not be given: the plan decides it. Leave it out.")
+        if not options.get("in_order", True):
+            raise ValueError("in_order must be True, so that batches meet their draws; got False.")
+        self.sampler, self._count = sampler, count
+        plan = sampler.plan
+        sampler.layout.check_lag(
+            plan.lag,
+            num_workers=num_workers,
+            prefetch_factor=options.get("prefetch_factor") or 2,
+        )
+        # A generator of its own: iterating must not move the user's global random state.
+        options.setdefault("generator", torch.Generator().manual_seed(plan.seed))
+        self._loader: DataLoader[Any] = DataLoader(
+            NumberedRows(plan.mixture),
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=cast(Any, CheckedCollate(collate_fn)),
+            **options,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches still to come."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Any, Draw]]:
+        if not len(self):
+            warnings.warn(
+                f"All {self.sampler.steps} steps are trained, so the loader yields nothing. "
+                "Ask for more with Controller.loader(steps=...).",
+                ExhaustedLoaderWarning,
+                stacklevel=2,
+            )
+            return
+        for batch, number in self._loader:
+            draw = self.sampler.take(number)
+            if self._count is not None:
+                draw = replace(draw, tokens=torch.as_tensor(self._count(batch)))
+            yield batch, draw

@@ -1,0 +1,232 @@
+"""A mixture: several domains over the rows of map-style datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from copy import copy
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset
+
+from adaptmix._checks import FloatArray, vector
+from adaptmix._types import Domains
+from adaptmix.state._identity import digest
+
+
+class _MapStyle(Protocol):
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+class Mixture(Dataset[Any]):
+    """Rows of one or several map-style datasets, each row in exactly one domain.
+
+    A domain is a property of the row's *index*, so it survives any collator and any dropping of
+    columns. The mixture is itself a map-style dataset over all rows.
+
+    Args:
+        datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name.
+        importance: how much each domain matters in the end (π); one positive number per domain,
+            normalised to sum to one. Proportional to the domains' sizes when None.
+
+    Raises:
+        TypeError: a dataset without a length (an iterable one), or names that are not strings.
+        ValueError: no domain, an empty domain, or importance that does not fit the domains.
+
+    Example:
+        >>> equal = {"prose": 1.0, "code": 1.0}
+        >>> mixture = Mixture({"prose": ["a", "b"], "code": ["x"]}, importance=equal)
+        >>> mixture.domains, mixture.importance.tolist(), mixture[2]
+        (('prose', 'code'), [0.5, 0.5], 'x')
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        *,
+        importance: Mapping[str, float] | None = None,
+    ) -> None:
+        if not isinstance(datasets, Mapping):
+            raise TypeError(
+                "datasets must map a domain's name to its dataset; "
+                f"got {type(datasets).__name__}. For one dataset with labels use "
+                "Mixture.from_labels(dataset, labels)."
+            )
+        for name, part in datasets.items():
+            if not _is_map_style(part):
+                raise TypeError(
+                    f"datasets must be map-style, with a length; {name!r} is {type(part).__name__}."
+                )
+        sizes = [len(part) for part in datasets.values()]
+        names = tuple(datasets)
+        self._finish(names, sizes, importance, order=None)
+        self._dataset: _MapStyle = ConcatDataset(list(datasets.values()))
+
+    @classmethod
+    def from_labels(
+        cls,
+        dataset: Any,
+        labels: str | Iterable[Any],
+        *,
+        importance: Mapping[str, float] | None = None,
+    ) -> Mixture:
+        """Make a mixture of one dataset and a label per row.
+
+        Args:
+            dataset: a map-style dataset.
+            labels: one name or integer per row, or the name of a column that
+                ``dataset[column]`` returns (as a Hugging Face dataset does). Domains are sorted
+                by label, so that their order does not depend on the order of rows.
+            importance: as for the constructor, by label.
+
+        Raises:
+            TypeError: labels that are neither names nor integers.
+            ValueError: labels whose length is not the dataset's.
+        """
+        if not _is_map_style(dataset):
+            raise TypeError(
+                f"dataset must be map-style, with a length; got {type(dataset).__name__}."
+            )
+        column = dataset[labels] if isinstance(labels, str) else labels
+        values = _values(column)
+        named = values.dtype.kind != "O" or all(isinstance(v, (str, int)) for v in values.flat)
+        if values.ndim != 1 or values.dtype.kind not in "iuUTO" or not named:
+            raise TypeError(
+                "labels must be one name or integer per row; "
+                f"got an array of shape {values.shape} and type {values.dtype}."
+            )
+        if len(values) != len(dataset):
+            raise ValueError(
+                f"labels must have one entry per row of the dataset ({len(dataset)}); "
+                f"got {len(values)}. Pass the labels of the rows in this very dataset: a subset, "
+                "or each fold, has its own."
+            )
+        if values.dtype.kind not in "iu":
+            values = values.astype(str)
+        names, codes = np.unique(values, return_inverse=True)
+        order = np.argsort(codes, kind="stable")
+        if importance is not None and isinstance(importance, Mapping):
+            importance = {str(label): value for label, value in importance.items()}
+        mixture = cls.__new__(cls)
+        sizes = np.bincount(codes).tolist()
+        mixture._finish(tuple(map(str, names)), sizes, importance, order=order)
+        mixture._dataset = dataset
+        return mixture
+
+    def _finish(
+        self,
+        names: tuple[str, ...],
+        sizes: Sequence[int],
+        importance: Mapping[str, float] | None,
+        order: NDArray[np.int64] | None,
+    ) -> None:
+        if not names:
+            raise ValueError("datasets must hold at least one domain; got none.")
+        if 0 in sizes:
+            empty = names[list(sizes).index(0)]
+            raise ValueError(f"datasets must not be empty; {empty!r} has no rows. Leave it out.")
+        self.info = Domains(names, sizes, _importance(names, importance))
+        self._sizes = np.array(sizes, dtype=np.int64)
+        self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._order = order
+        if order is not None:
+            self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
+            self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
+
+    def with_importance(self, importance: Mapping[str, float]) -> Mixture:
+        """Return the same rows and domains with other importance, by name.
+
+        Raises:
+            ValueError: importance that does not fit the domains.
+        """
+        other = copy(self)
+        names = self.info.names
+        other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        return other
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The K names, in the order of every (K,) vector."""
+        return self.info.names
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(K,) number of rows of each domain."""
+        return self._sizes.copy()
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """A hash of which row is of which domain; empty where domains are datasets in a row."""
+        return "" if self._order is None else digest(self._order)
+
+    @property
+    def importance(self) -> FloatArray:
+        """(K,) importance π, summing to one."""
+        return self.info.importance.copy()
+
+    def domain_of(self, rows: ArrayLike) -> NDArray[np.int64]:
+        """Return the domain index of each row.
+
+        Args:
+            rows: (N,) row indices in [0, len(mixture)).
+
+        Raises:
+            IndexError: a row outside the mixture.
+        """
+        index = np.asarray(rows, dtype=np.int64)
+        if index.size and not (index.min() >= 0 and index.max() < len(self)):
+            raise IndexError(f"rows must be in [0, {len(self)}); got {index.min()}…{index.max()}.")
+        if self._order is not None:
+            return self._domain_of[index]
+        return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
+
+    def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
+        """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domain]
+        return places if self._order is None else self._order[places]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, row: int) -> Any:
+        return self._dataset[row]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """Return several rows, at once where the dataset can (as a Hugging Face dataset does)."""
+        several = getattr(self._dataset, "__getitems__", None)
+        return [self._dataset[row] for row in rows] if several is None else list(several(rows))
+
+
+def _is_map_style(dataset: Any) -> bool:
+    # IterableDataset inherits a __getitem__ that only raises.
+    sized = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
+    return sized and not isinstance(dataset, IterableDataset)
+
+
+def _values(labels: Iterable[Any]) -> NDArray[Any]:
+    # A Hugging Face column reads a slice at once, and row by row when iterated.
+    whole: Any = labels[:] if isinstance(labels, Sequence) else labels
+    return np.asarray(whole if hasattr(whole, "__array__") else list(whole))
+
+
+def _importance(
+    names: tuple[str, ...], importance: Mapping[str, float] | None
+) -> FloatArray | None:
+    if importance is None:
+        return None
+    if not isinstance(importance, Mapping):
+        raise TypeError(f"importance must map names to numbers; got {type(importance).__name__}.")
+    for rule, odd in (
+        ("name only known domains", set(importance) - set(names)),
+        ("name every domain", set(names) - set(importance)),
+    ):
+        if odd:
+            raise ValueError(
+                f"importance must {rule}; got {', '.join(map(repr, sorted(map(str, odd))))}. "
+                f"The domains are {', '.join(names)}."
+            )
+    return vector("importance", [importance[name] for name in names])

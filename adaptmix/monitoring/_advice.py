@@ -1,0 +1,252 @@
+"""Advice, stated as such: what the figures suggest to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptmix.monitoring import _words as words
+from adaptmix.monitoring._comparison import Comparison
+from adaptmix.monitoring._exports import StaticWeights, steady
+from adaptmix.monitoring._gains import Gains
+from adaptmix.monitoring._groups import Group
+from adaptmix.monitoring._words import figure, listed, share
+
+_COVERED = 0.9
+# Drawn so many times over, and so much more often than all rows on average.
+_TIMES_OVER, _MORE_THAN_ALL = 4.0, 2.0
+_MOVED = 0.05
+_NOT_ATTAINED = 0.5
+_RISEN = 0.02
+# What must be alike for two groups to train the same objective on the same rows.
+_ALIKE = {
+    "domains": "domains",
+    "importance": "importance",
+    "sizes": "rows per domain",
+    "unit": "unit",
+    "rows_per_step": "rows per step",
+    "steps": "steps",
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do.
+
+    Attributes:
+        title: what to do, in a few words.
+        text: why, and how.
+    """
+
+    title: str
+    text: str
+
+
+def advise(group: Group, gain: Gains, comparison: Comparison | None) -> list[Advice]:
+    """Return what the figures of a group, and its comparison if there is one, suggest."""
+    found = [
+        *_baseline(comparison),
+        *_nothing_to_gain(group, gain, comparison),
+        *_not_attained(group, gain, comparison),
+        *_harm(comparison),
+        *_past_the_best(group),
+        *_policies(group, gain),
+        *_repetition(group),
+        *_coverage(group),
+        *_noise(group),
+        *_constant(group),
+    ]
+    return list({item.title: item for item in found}.values())
+
+
+def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
+    if comparison is None:
+        return
+    one, other = comparison.baseline.first.configuration, comparison.judged.first.configuration
+    apart = [
+        words
+        for key, words in _ALIKE.items()
+        if key in one and key in other and one[key] != other[key]
+    ]
+    if apart:
+        yield Advice(
+            "Compare like with like",
+            f"The runs compared differ in {listed(apart)}, so their losses may differ for that "
+            "reason. Observe with the settings of the run that adapts.",
+        )
+
+
+def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
+    helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
+    if gain.nothing_to_gain and not _weighted(group) and not helped:
+        yield Advice(
+            "Remove AdaptMix",
+            "Domains' gradients are about equally noisy: the best shares would make a step's "
+            f"gradient {figure(gain.predicted.value)} times less noisy than proportional sampling. "
+            "Train without it, and measure again when the mixture or the model changes.",
+        )
+
+
+def _weighted(group: Group) -> bool:
+    """Whether loss weights moved."""
+    return any(np.nanmax(np.abs(run.final("loss_weight") - 1.0)) > _MOVED for run in group.runs)
+
+
+def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
+    if group.observing or not gain.worth_it:
+        return
+    predicted = gain.predicted.value
+    if gain.attained - 1.0 < _NOT_ATTAINED * (predicted - 1.0):
+        yield Advice(
+            "Give the shares room",
+            f"The best shares would make the gradient {figure(predicted)} times less noisy; those "
+            f"in force made it {figure(gain.attained)} times. Bounds (`pin`, `lower=`), a small "
+            "batch, or statistics that change faster than `half_life` hold them back.",
+        )
+    elif comparison is not None and comparison.objective and comparison.objective.sign >= 0:
+        yield Advice(
+            "Use the quieter gradient",
+            f"The gradient became {figure(gain.attained)} times less noisy, and the held-out loss "
+            "did not follow. A quieter gradient pays when noise limits training: try a higher "
+            f"learning rate, a batch {figure(gain.attained, digits=2)} times smaller, or look at "
+            "an earlier step; at the end of a decayed schedule little is left of it.",
+        )
+
+
+def _harm(comparison: Comparison | None) -> Iterator[Advice]:
+    if comparison is None or comparison.objective is None:
+        return
+    judged = comparison.judged
+    if comparison.objective.sign > 0:
+        weighted = _weighted(judged)
+        how = (
+            'Loss weights moved, which changes the objective: use `policy="variance_aware"`, '
+            "which leaves it as it is, or bound them with `controller.pin(domain, loss=(low, "
+            "high))`."
+            if weighted
+            else "Bound the shares with `controller.pin(domain, sampling=(low, high))`, or go back "
+            "to training without AdaptMix."
+        )
+        yield Advice("Stop this set-up", f"Held-out loss is higher than the baseline's. {how}")
+    elif comparison.worse:
+        first = comparison.worse[0]
+        yield Advice(
+            "Protect the domains that paid",
+            f"The held-out loss of {listed(comparison.worse)} is higher than the baseline's. Bound "
+            f"{'it' if len(comparison.worse) == 1 else 'them'}, for instance "
+            f"`controller.pin({first!r}, sampling=(low, high))`, or raise the importance.",
+        )
+
+
+def _past_the_best(group: Group) -> Iterator[Advice]:
+    """Tell of a held-out loss that has long been rising again."""
+    curve = group.first.heldout()
+    if curve is None:
+        return
+    best = int(curve.values.argmin())
+    risen = curve.last - float(curve.values[best])
+    if best < curve.values.size - 2 and risen > _RISEN * abs(float(curve.values[best])):
+        yield Advice(
+            "Stop earlier",
+            f"The held-out loss was lowest at step {words.grouped(int(curve.steps[best]))} and has "
+            f"risen by {share(risen / abs(float(curve.values[best])))} since: the model learns its "
+            "rows by heart. Train for fewer steps, regularise, or add rows.",
+        )
+
+
+def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
+    """Say which policy would help an observed run, and why."""
+    if not group.observing:
+        return
+    if gain.worth_it:
+        yield Advice(
+            'Try policy="variance_aware"',
+            "Variance: domains' gradients differ in noise, so shares can make a step's gradient "
+            f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is.",
+        )
+    apart = _noise_apart(group)
+    if apart is not None:
+        noisy, quiet, ratio = apart
+        yield Advice(
+            'Try policy="joint"',
+            f"Noise: the targets of {noisy} are {figure(ratio)} times as noisy as those of "
+            f"{quiet}. Loss weights against noise can help where all domains learn the same "
+            "thing; they change the objective, so compare held-out losses.",
+        )
+
+
+def _noise_apart(group: Group) -> tuple[str, str, float] | None:
+    """Return the noisiest domain, the quietest and their ratio, where they surely differ."""
+    run = group.first
+    noise, error = run.final("noise"), np.nan_to_num(run.final("noise_error"), nan=np.inf)
+    known = np.flatnonzero(np.isfinite(noise) & np.isfinite(error) & (noise > 0.0))
+    if known.size < 2:
+        return None
+    noisy, quiet = known[noise[known].argmax()], known[noise[known].argmin()]
+    # Extremes of K are further apart than two chosen beforehand: 3 errors instead of 2.
+    sure = noise[noisy] - 3.0 * error[noisy] > 1.2 * (noise[quiet] + 3.0 * error[quiet])
+    if not sure:
+        return None
+    return run.domains[noisy], run.domains[quiet], float(noise[noisy] / noise[quiet])
+
+
+def _repetition(group: Group) -> Iterator[Advice]:
+    run = group.first
+    epochs, seen = run.final("epochs"), run.final("samples_seen")
+    known = (epochs > 0.0) & (seen > 0.0)
+    if not known.any():
+        return
+    mean = float(seen[known].sum() / (seen[known] / epochs[known]).sum())
+    often = known & (epochs > max(_TIMES_OVER, _MORE_THAN_ALL * mean))
+    if often.any():
+        names = [run.domains[i] for i in np.flatnonzero(often)]
+        most = run.domains[int(np.where(often, epochs, 0.0).argmax())]
+        yield Advice(
+            "Add rows, or bound the share, of what repeats",
+            f"{listed(names)} {'was' if len(names) == 1 else 'were'} drawn up to "
+            f"{epochs[often].max():.1f} times over, all rows {mean:.1f} times on average. A model "
+            "learns such rows by heart, and their gradients look less noisy than new ones' would. "
+            f"Bound it with `controller.pin({most!r}, sampling=(0, high))`.",
+        )
+
+
+def _coverage(group: Group) -> Iterator[Advice]:
+    covered = group.first.overall.get("coverage")
+    if covered is not None and covered.last < _COVERED:
+        yield Advice(
+            "See more of the model",
+            f"Only {share(covered.last)} of the gradient is measured, so shares may follow the "
+            "wrong part of it. Register a rule for the modules listed under Warnings "
+            "(`adaptmix.register_rule`).",
+        )
+
+
+def _noise(group: Group) -> Iterator[Advice]:
+    kinds = {caution.kind for run in group.runs for caution in run.cautions}
+    needs = "noise" in group.first.configuration.get("requires", [])
+    epochs = group.first.final("epochs")
+    repeats = needs and np.nanmax(epochs, initial=0.0) > 1.0
+    if "NoiseWarning" in kinds or (repeats and "noise" not in group.first.by_domain):
+        yield Advice(
+            "Measure noise on held-out rows",
+            "Rows that were trained on look less noisy than they are, and loss weights answer to "
+            "noise. Pass terms of held-out rows: `controller.record_noise(terms, domain)`.",
+        )
+
+
+def _constant(group: Group) -> Iterator[Advice]:
+    weights = None if group.observing else steady(group)
+    if weights is not None and _off(weights):
+        yield Advice(
+            "Keep these weights, drop the machinery",
+            "Shares and loss weights did not move in the second half of the run. The lines below "
+            "train the same objective without measuring anything.",
+        )
+
+
+def _off(weights: StaticWeights) -> bool:
+    """Whether weights differ from those of a run without AdaptMix."""
+    moved = np.abs(weights.sampling - weights.importance) / np.maximum(weights.importance, 1e-12)
+    return bool(max(moved.max(), np.abs(weights.loss - 1.0).max()) > _MOVED)

@@ -1,0 +1,190 @@
+"""From statistics to weights: the policy of a run, its choice, its state and its checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.errors import MissingStatisticError, StateError
+from adaptmix.policies import Policy, bind, cautions, named
+from adaptmix.policies._bounds import Bound, Pins
+from adaptmix.state import _schema as schema
+from adaptmix.state._identity import describe
+
+_log = logging.getLogger("adaptmix")
+_SUPPLIERS = {
+    "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
+    "grad_var": "controller.watch(model)",
+    "grad_sq": "controller.watch(model)",
+    "grad_gram": "controller.watch(model)",
+}
+
+
+class Steering:
+    """Holds the policy of a run and the weights it gives.
+
+    Args:
+        domains: of the mixture.
+        policy: a policy or its name.
+        sampler: how the plan draws rows.
+
+    Raises:
+        TypeError: an object that is no policy.
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
+        self._domains = domains
+        self._declared = named(policy) if isinstance(policy, str) else policy
+        _check(self._declared)
+        self._given = _written(policy)
+        # As it is now: a policy that remembers something in itself is the same one later on.
+        self.description = describe(self._declared)
+        for caution in cautions(self._declared):
+            _log.warning("policy=%s: %s", self._given, caution)
+        self._bound: Policy | None = None
+        self._state: Any = None
+        self._run: dict[str, Any] = {"sampler": sampler}
+        self._pins = self._wanted = Pins(domains)
+        self._free = self.proposed = Weights.proportional(domains.importance)
+
+    @property
+    def given(self) -> str:
+        """The policy as the user wrote it."""
+        return self._given
+
+    def prepare(self, *, batch_size: int, horizon: int) -> None:
+        """Fill in what a policy may ask of the run, and start its state."""
+        self._run |= {"batch_size": batch_size, "horizon": horizon}
+        self._bound = bind(self._declared, **self._run)
+        fresh = self._bound.init(self._domains)
+        self._state = fresh if self._state is None else self._state
+
+    def update(self, stats: DomainStats, *, measured: frozenset[str]) -> bool:
+        """Let the policy propose weights; False while what it needs is measured but not known yet.
+
+        Args:
+            stats: running estimates.
+            measured: names of the statistics that the run measures.
+
+        Raises:
+            MissingStatisticError: the policy needs one that it does not.
+            ValueError: the policy returned another importance than the run's.
+        """
+        policy = self._policy
+        missing = policy.requires - stats.supplied()
+        for name in sorted(missing - measured):
+            way_out = _SUPPLIERS.get(name, "a policy that does not need it")
+            raise MissingStatisticError(
+                f"policy={self._given} needs the statistic {name!r}, which this run does "
+                f"not supply. Use {way_out}."
+            )
+        if missing:
+            return False
+        free, self._state = policy.update(stats, self._state)
+        self._check_importance(free)
+        self._free = free
+        self.proposed = self._pinned(self._pins)
+        return True
+
+    def _check_importance(self, weights: Weights) -> None:
+        """Refuse weights of another objective: multipliers would follow it without a word."""
+        given, own = weights.importance, self._domains.importance
+        if given.shape != own.shape or not np.allclose(given, own, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"policy={self._given} must return weights with the importance of the run, "
+                f"{own.round(6).tolist()}; got {given.round(6).tolist()}. Return "
+                "Weights(sampling, loss, domains.importance); what a domain counts beyond its "
+                "importance goes into loss."
+            )
+
+    def pin(self, domain: int, **bounds: Bound | None) -> None:
+        """Ask for bounds on one domain's weights; None takes a bound off.
+
+        They count from ``take_pins`` on, once all processes are known to have asked for the same.
+
+        Raises:
+            ValueError: bounds that no weights meet; nothing is changed then.
+        """
+        pins = self._wanted.with_bounds(domain, **bounds)
+        self._pinned(pins)
+        self._wanted = pins
+
+    @property
+    def wanted_pins(self) -> dict[str, Any]:
+        """The bounds that were asked for last."""
+        return self._wanted.state_dict()
+
+    def take_pins(self) -> bool:
+        """Let the bounds count that were asked for; returns whether there are new ones."""
+        new = self._pins is not self._wanted
+        if new:
+            self.proposed = self._pinned(self._wanted)
+            self._pins = self._wanted
+        return new
+
+    def _pinned(self, pins: Pins) -> Weights:
+        return pins.apply(self._free) if pins.any else self._free
+
+    @property
+    def _policy(self) -> Policy:
+        if self._bound is None:
+            raise ValueError("loader() must be called before step(); no loader was made yet.")
+        return self._bound
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The statistics the policy reads."""
+        return (self._bound or bind(self._declared, **self._run)).requires
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the policy's state and last weights."""
+        return {
+            "state": self._state,
+            "sampling": self._free.sampling,
+            "loss": self._free.loss,
+            "pins": self._pins.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "steering") -> None:
+        """Take over a saved policy's state; the policy must be the saved one.
+
+        Raises:
+            StateError: a damaged state.
+        """
+        weights = schema.array(len(self._domains), minimum=0.0)
+        fields = {
+            "state": schema.anything,
+            "sampling": weights,
+            "loss": weights,
+            "pins": schema.mapping,
+        }
+        saved = schema.read(state, fields, name=name)
+        pins = Pins(self._domains)
+        pins.load_state_dict(saved["pins"], name=f"{name}.pins")
+        try:
+            free = Weights(saved["sampling"], saved["loss"], self._domains.importance)
+        except ValueError as error:
+            raise StateError(f"{name}.sampling and {name}.loss must be weights: {error}") from error
+        self._free, self._pins, self._wanted = free, pins, pins
+        self.proposed = self._pinned(pins)
+        self._state = saved["state"]
+        if "horizon" in self._run:
+            self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
+
+
+def _written(policy: object) -> str:
+    is_short = isinstance(policy, str) or is_dataclass(policy)
+    return repr(policy) if is_short else type(policy).__qualname__
+
+
+def _check(policy: object) -> None:
+    if isinstance(policy, type) or not isinstance(policy, Policy):
+        raise TypeError(
+            f"policy must be a name, or an object with requires, init and update; got {policy!r}."
+        )

@@ -1,0 +1,88 @@
+"""Variance-aware sampling (VA): the shares that make the gradient as quiet as it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptmix._checks import FloatArray
+from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import sampler_of
+from adaptmix.policies._quiet import check_bounds, quietest
+
+
+@dataclass(frozen=True)
+class VarianceAware:
+    """Sampling p ∝ π · w · v within bounds; the loss weights, and so the objective, stay.
+
+    With stratified counts and b = N p rows of a domain in a step, the gradient's variance is
+    Σ (π w v)² / b over domains with b ≥ 1. A domain with b < 1 is present or absent: it adds
+    (π w)² (s² / b − ‖μ‖²), s² = v² + ‖μ‖² (``solvers.neyman_shares``). With multinomial counts
+    the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone it keeps
+    w = 1; in a chain it takes the loss weights of the stage before.
+
+    It does no harm: the predicted variance is never above that of proportional sampling, p = π, and
+    p = π stays where the predicted gain is no larger than noise alone predicts in 1 of 20 decisions
+    (``policies.quiet``). With unit "token" p are shares of tokens, while counts, bounds and the
+    variance are of rows, of which a step has a fixed number.
+
+    Args:
+        lower: least share of a step's rows, in [0, 1/K]; when None a part of the domain's
+            proportional share, a tenth where that costs next to nothing, so that its estimates
+            stay alive.
+        upper: greatest share of a step's rows.
+        batch_size: rows of a step's global batch; the controller fills it in when None.
+        sampler: "stratified" or "multinomial"; the controller fills it in when None.
+
+    Source:
+        Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds, small counts and the multinomial
+        form are ours.
+
+    Example:
+        >>> domains = Domains(("quiet", "loud"), sizes=[100, 100])
+        >>> policy = VarianceAware()
+        >>> weights, _ = policy.update(DomainStats(grad_var=[1.0, 9.0]), policy.init(domains))
+        >>> weights.sampling.tolist()
+        [0.25, 0.75]
+    """
+
+    lower: float | None = None
+    upper: float = 1.0
+    batch_size: int | None = None
+    sampler: str | None = None
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The second moment, which single rows tell; the variance is used where it is known."""
+        return frozenset({"grad_sq"})
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state: only the importance, for nothing is remembered."""
+        check_bounds(self.lower, self.upper, len(domains))
+        sampler_of(self.sampler)
+        return {"importance": domains.importance}
+
+    def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
+        """Return the quietest sampling for the objective as it was stated."""
+        pi = state["importance"]
+        return self._weights(pi, np.ones_like(pi), stats), state
+
+    def refine(
+        self, weights: Weights, stats: DomainStats, state: dict[str, Any]
+    ) -> tuple[Weights, dict[str, Any]]:
+        """Return the quietest sampling for the loss weights of ``weights``."""
+        return self._weights(weights.importance, weights.loss, stats), state
+
+    def _weights(self, importance: FloatArray, loss: FloatArray, stats: DomainStats) -> Weights:
+        sampling = quietest(
+            importance,
+            loss,
+            stats,
+            lower=self.lower,
+            upper=self.upper,
+            rows=self.batch_size,
+            sampler=self.sampler,
+        )
+        return Weights(sampling, loss, importance)

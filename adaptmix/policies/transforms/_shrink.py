@@ -1,0 +1,158 @@
+"""Shrinkage: estimates with few samples behind them lean on those of all domains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptmix._checks import FloatArray, number
+from adaptmix._types import Domains, DomainStats
+from adaptmix.policies._moments import row_scatter, within
+
+# Variances, and the count of the samples each is made of.
+_FIELDS = {
+    "grad_var": "count",
+    "grad_sq": "count",
+    "noise": "noise_count",
+    "loss_var": "loss_count",
+}
+# The first of them are of gradients.
+_OF_GRADIENTS = 2
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Variances shrunk towards their pooled value by how few samples are behind each.
+
+    A standard deviation x with n samples behind it becomes
+
+        x + (X − x) · k / (n + k),        X = Σ n x / Σ n,        k = s² / τ²,
+
+    the credibility estimator, or linear empirical Bayes: s² is the sampling variance of one
+    sample's worth of evidence, and τ² the variance *between* domains that s² does not explain. Both
+    come from the estimates themselves, so that domains which differ by no more than their noise
+    become equal (k = ∞) and ones that truly differ are left nearly alone (k → 0). A domain without
+    samples gets X, one with infinitely many is exact and stays.
+
+    It is done twice: first with the mean s² of all domains, then with each domain's own, which is
+    proportional to the square of what the first pass made of it. A quiet domain's deviation is
+    uncertain by a part of itself, not of the loudest one's. Its own estimate would not do for the
+    first pass: domains that look quiet by chance would be believed.
+
+    It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
+    standard deviation, which is the one that shares are proportional to: shrinking variances
+    themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
+    ``grad_sq`` times the part of it that is within the domain, shrunk alike (``moments.within``):
+    single rows tell no variance, yet their own length tells more than the other domains do.
+
+    Args:
+        samples: samples after which the estimate of a variance is as uncertain as it is large, its
+            relative variance being samples / n. It is E[y²] / E[y]² − 1 for the squared norm y of
+            one sample: 2 for Gaussian gradients in one direction, less in many, more with heavy
+            tails. For gradients it is only where one starts from: once ``grad_sq_var`` is known,
+            the run's own takes its place. 0 takes every estimate at its word.
+
+    Raises:
+        ValueError: negative samples.
+
+    Source:
+        Bühlmann and Straub, Glaubwürdigkeit für Schadensätze (1970); Morris, Parametric Empirical
+        Bayes Inference (1983). The scale is ours, the default measured in
+        tests/benchmarks/bench_policies.py.
+
+    Example:
+        >>> shrink = Shrink()
+        >>> state = shrink.init(Domains(("a", "b", "c"), sizes=[9, 9, 9]))
+        >>> noisy = DomainStats(count=[10, 10, 10], grad_var=[1.0, 1.4, 0.6])
+        >>> shrink.prepare(noisy, state)[0].grad_var.round(2).tolist()
+        [0.97, 0.97, 0.97]
+        >>> known = DomainStats(count=[1000, 1000, 1000], grad_var=[1.0, 100.0, 10000.0])
+        >>> shrink.prepare(known, state)[0].grad_var.round(0).tolist()
+        [1.0, 100.0, 9948.0]
+    """
+
+    samples: float = 5.0
+
+    requires = frozenset[str]()
+
+    def __post_init__(self) -> None:
+        number("samples", self.samples, minimum=0.0)
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state, in which nothing is remembered."""
+        return {}
+
+    def prepare(
+        self, stats: DomainStats, state: dict[str, Any]
+    ) -> tuple[DomainStats, dict[str, Any]]:
+        """Return the statistics with shrunk variances."""
+        if self.samples == 0.0:
+            return stats, state
+        # (fields, K): NumPy's overhead per operation counts here, so all fields are done at once.
+        variance = np.array([getattr(stats, field) for field in _FIELDS])
+        variance[0] = within(stats, samples=self.samples)
+        count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
+        known = np.isfinite(variance) & (count > 0.0)
+        # A deviation's relative variance after one sample: by the delta method, a quarter.
+        scatter = np.full((len(_FIELDS), 1), self.samples / 4.0)
+        scatter[:_OF_GRADIENTS] = row_scatter(stats, prior=self.samples) / 4.0
+        shrunk = _shrunk(variance, np.where(known, count, 0.0), known, scatter)
+        return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
+
+
+def _shrunk(
+    variance: FloatArray, weight: FloatArray, known: NDArray[np.bool_], c: FloatArray
+) -> FloatArray:
+    """Return (fields, K) shrunk variances; a field without counts or variance stays.
+
+    Args:
+        variance: (fields, K).
+        weight: (fields, K) samples behind each.
+        known: (fields, K) whether there are any.
+        c: (fields, 1) a deviation's relative variance after one sample.
+    """
+    exact = np.isinf(weight) if weight.max() == np.inf else None
+    if exact is not None:
+        # An exact estimate is still only one domain: it counts as much as the best other.
+        weight = np.where(exact, _most(np.where(exact, 1.0, weight)), weight)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a field that stays comes out as NaN
+        x = np.sqrt(np.maximum(np.where(known, variance, 0.0), 0.0))
+        peak = _most(x)
+        x /= peak
+        pull, total = weight * x, _sum(weight)
+        away = _sum(pull) / total - x
+        # The relative variance of x is c / n, so that x² overestimates its own mean by 1 + c/n.
+        sampling = c * _sum(np.square(pull) / (weight + c)) / total
+        between = _between(weight, total, away, (_sum(known) - 1.0) * sampling)
+        evidence = weight * between
+        # s² / (n τ² + s²) is k / (n + k), and right for τ² = 0 too.
+        first = x + away * (sampling / (evidence + sampling))
+        own = c * np.square(first)
+        move = away * (own / (evidence + own))
+        if exact is not None:
+            move[exact] = 0.0
+        return np.where(np.abs(move) > 0.0, np.square(peak * (x + move)), variance)
+
+
+def _between(
+    weight: FloatArray, total: FloatArray, away: FloatArray, noise: FloatArray
+) -> FloatArray:
+    """Return τ², (fields, 1): the scatter of the deviations that their noise does not explain."""
+    spread = total - _sum(np.square(weight)) / total
+    excess = _sum(weight * np.square(away)) - noise
+    return np.where(spread > 0.0, np.maximum(excess, 0.0) / spread, 0.0)
+
+
+def _sum(values: NDArray[Any]) -> FloatArray:
+    """Return the sum over the domains of each field, (fields, 1)."""
+    total: FloatArray = np.add.reduce(values, axis=1, keepdims=True, dtype=np.float64)
+    return total
+
+
+def _most(values: FloatArray) -> FloatArray:
+    """Return the largest over the domains of each field, (fields, 1)."""
+    most: FloatArray = np.maximum.reduce(values, axis=1, keepdims=True)
+    return most

@@ -1,0 +1,36 @@
+"""Steps from the weights last returned towards the proposed ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from adaptmix._checks import FloatArray
+from adaptmix._types import Weights
+
+
+def start(importance: FloatArray) -> dict[str, FloatArray]:
+    """Return what is remembered before the first update: the weights of a run without adaptmix."""
+    return {"sampling": importance, "loss": np.ones_like(importance)}
+
+
+def step(
+    last: dict[str, Any], proposal: Weights, part: float
+) -> tuple[Weights, dict[str, FloatArray]]:
+    """Go ``part`` of the way to a proposal; none of it at 0 and exactly all of it at 1.
+
+    Lines keep Σ p = 1 and Σ π w = 1, so that what comes of weights needs no check.
+
+    Returns:
+        The weights there, and what to remember of them.
+    """
+    if part == 1.0:
+        sampling, loss = proposal.sampling, proposal.loss
+    else:
+        sampling = last["sampling"] + part * (proposal.sampling - last["sampling"])
+        loss = last["loss"] + part * (proposal.loss - last["loss"])
+        # A share that fades with its loss weight may be rounded to 0 first.
+        loss = np.where(sampling > 0.0, loss, 0.0)
+    state = {"sampling": sampling.copy(), "loss": loss.copy()}
+    return proposal.replaced(sampling, loss), state

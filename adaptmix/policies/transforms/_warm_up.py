@@ -1,0 +1,63 @@
+"""Warm-up: nothing is changed before the statistics have settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaptmix._checks import integer
+from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies.transforms._steps import start, step
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The weights of a run without adaptmix for the first updates, then the proposed ones.
+
+    With ``linear=True`` the weights go from the ones to the others in equal steps: update t (from
+    0) is t / updates of the way.
+
+    Args:
+        updates: number of updates, at least 0, before a proposal passes unchanged.
+        linear: whether to go there gradually.
+
+    Raises:
+        TypeError: updates that are no integer.
+        ValueError: negative updates.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> domains = Domains(("a", "b"), sizes=[100, 100])
+        >>> warm_up = WarmUp(1)
+        >>> state, stats = warm_up.init(domains), DomainStats(count=[9, 9])
+        >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
+        >>> first, state = warm_up.refine(proposal, stats, state)
+        >>> second, state = warm_up.refine(proposal, stats, state)
+        >>> first.sampling.tolist(), second.sampling.tolist()
+        ([0.5, 0.5], [0.9, 0.1])
+    """
+
+    updates: int
+    linear: bool = False
+
+    requires = frozenset[str]()
+
+    def __post_init__(self) -> None:
+        integer("updates", self.updates, minimum=0)
+
+    def init(self, domains: Domains) -> dict[str, Any]:
+        """Return the state: no update made."""
+        return {"made": 0}
+
+    def refine(
+        self, weights: Weights, stats: DomainStats, state: dict[str, Any]
+    ) -> tuple[Weights, dict[str, Any]]:
+        """Return the weights that this update may have, and count it."""
+        made = int(state["made"])
+        if made >= self.updates:
+            return weights, state
+        part = made / self.updates if self.linear else 0.0
+        held, _ = step(start(weights.importance), weights, part)
+        return held, {"made": made + 1}

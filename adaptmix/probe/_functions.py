@@ -1,0 +1,387 @@
+"""Parameters that are used by functions, which no layer's hook sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from adaptmix.probe._coverage import Layer, ParameterMap
+from adaptmix.probe._operations import (
+    UNGUARDED_ATTENTION,
+    PerSample,
+    by_running_again,
+    depends_on_batch,
+    embedding_options,
+    of_factor,
+    of_term,
+    reduced_is_right,
+)
+from adaptmix.probe._tracked import (
+    ONE_EACH,
+    UNKNOWN,
+    Listener,
+    Marks,
+    Padding,
+    Rows,
+    Source,
+    Use,
+    matrix_rows,
+    samples_first,
+    second_first,
+    tensors_of,
+)
+from adaptmix.probe.rules._layers import Experts, Lookup, Matrix
+from adaptmix.probe.rules._registry import HEADS
+
+# Operations whose first dim is another one than that of their input.
+_TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
+_RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
+_PICKING = frozenset({"__getitem__", "index_select"})
+_EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
+_MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
+_GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
+
+
+@dataclass(eq=False)
+class Functions(TorchFunctionMode):
+    """Sees every operation of a model's forward that takes parameters, or what is made of them.
+
+    Tensors made of parameters alone (a slice, 1 + weight, a normalised weight, embedded positions)
+    have no samples. The operation that brings one together with the samples is where the gradients
+    of samples with respect to it are read; those of parameters follow by differentiating it.
+
+    Args:
+        parameters: the model's.
+        listener: what is told.
+        samples: n, the first dim of what the outermost module was called with.
+        attention: number of samples inside PyTorch's attention, where positions come first.
+        claimed: identities of the parameters of layers that are being called.
+    """
+
+    parameters: ParameterMap
+    listener: Listener
+    samples: int | None = None
+    attention: int | None = None
+    claimed: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._marks = Marks()
+        self._sources: dict[int, Source] = {}
+        self._heads: set[Any] = set()
+
+    def forget(self) -> None:
+        """Forget the tensors of a micro-batch."""
+        self._marks.clear()
+        self._sources.clear()
+        self._heads.clear()
+        self.claimed.clear()
+
+    def rows(self, tensor: Tensor) -> Rows | None:
+        """Return how a tensor runs over samples; None where it has none, as far as is known."""
+        if self._sources.get(id(tensor)) is not None:
+            return None
+        if self.attention == UNKNOWN:
+            return None
+        if self.attention is not None:
+            return Rows(arrange=partial(samples_first, self.attention))
+        known = self._marks.get(tensor)
+        if known is None and tensor.ndim and len(tensor) == self.samples:
+            known = ONE_EACH
+        return known
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and look at it."""
+        kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            with self:  # it is written in terms of operations that are to be seen
+                return UNGUARDED_ATTENTION(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor):
+            self._see(func, args, kwargs, [output])
+        elif isinstance(output, (tuple, list)) and any(isinstance(o, Tensor) for o in output):
+            self._see(func, args, kwargs, [o for o in output if isinstance(o, Tensor)])
+        return output
+
+    def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        tensors = list(tensors_of((*args, *kwargs.values())))
+        found = [(t, self._source(t)) for t in tensors]
+        own = {id(t): source for t, source in found if source is not None}
+        name = getattr(func, "__name__", "")
+        if HEADS:
+            for tensor in tensors:
+                if type(tensor.grad_fn).__name__ in HEADS:
+                    self._head(tensor)
+        if not own:
+            self._mark(name, tensors, args, outputs)
+            return
+        others = [t for t, source in found if source is None and id(t) not in self.claimed]
+        batch = {id(t): rows for t in others if (rows := self.rows(t)) is not None}
+        sources = list(own.values())
+        if not batch and any(t.requires_grad for t in others):
+            self._lose(sources)
+        elif batch or self._expands(name, tensors[0], outputs[0]):
+            self._mark(name, others, args, outputs)
+            inputs = [t for t in others if id(t) in batch]
+            if not inputs and self._stacks(name, tensors[0], outputs[0]):
+                self._marks.set(outputs[0], Rows(len(tensors[0])))
+            self._cross(func, name, args, kwargs, own, inputs, outputs)
+        else:
+            leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
+            for output in outputs:
+                if output.is_floating_point() and id(output) not in own:
+                    self._sources[id(output)] = Source(output, leaves)
+
+    def _source(self, tensor: Tensor) -> Source | None:
+        source = self._sources.get(id(tensor))
+        if source is not None or not isinstance(tensor, nn.Parameter):
+            return source
+        number = self.parameters.number(tensor)
+        if number is None or id(tensor) in self.claimed:
+            return None
+        return Source(tensor, {number: tensor})
+
+    def _expands(self, name: str, taken: Tensor, output: Tensor) -> bool:
+        """Return whether an operation gives every sample a copy of what it took."""
+        return self._stacks(name, taken, output) or (
+            name in _EXPANDING
+            and output.ndim > 0
+            and len(output) == self.samples
+            and taken.shape[-output.ndim :] != output.shape
+        )
+
+    def _mark(self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]) -> None:
+        """Note how the outputs of an operation on samples run over them."""
+        if not tensors or self.samples is None or name in _TURNING or name == "__get__":
+            return
+        if name in _PICKING:
+            self._mark_picked(tensors[0], args, outputs[0])
+            return
+        for output in outputs:
+            if not output.ndim or len(output) == self.samples:
+                continue
+            if name in _RESHAPING:
+                rows = self.rows(tensors[0])
+                whole = len(output) and len(output) % self.samples == 0
+                if rows is not None and rows.ids is None and rows.arrange is None and whole:
+                    self._marks.set(output, Rows(len(output) // self.samples))
+                    continue
+                if rows is ONE_EACH and len(output) and self.samples % len(output) == 0:
+                    self._marks.set(output, ONE_EACH)  # rows of a sample side by side
+                    continue
+            for tensor in tensors:
+                known = self._marks.get(tensor)
+                if known is not None and tensor.ndim and len(tensor) == len(output):
+                    self._marks.set(output, known)
+                    break
+
+    def _mark_picked(self, taken: Tensor, args: Any, output: Tensor) -> None:
+        rows, samples = self.rows(taken), self.samples
+        if rows is None or rows.arrange is not None or samples is None or not output.ndim:
+            return
+        where = args[-1]
+        where = where[0] if isinstance(where, tuple) and where else where
+        if isinstance(where, Tensor) and where.ndim and where.dtype != torch.uint8:
+            if where.dtype == torch.bool or where.ndim == 1:
+                self._marks.set(output, rows.picked(where, samples))
+        elif len(output) == len(taken):
+            self._marks.set(output, rows)
+
+    def _cross(
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        own: Mapping[int, Source],
+        inputs: Sequence[Tensor],
+        outputs: list[Tensor],
+    ) -> None:
+        """Tell of an operation that brings parameters together with samples."""
+        output, sources = outputs[0], list(own.values())
+        if name in _RECURRENT:
+            self._recur(func, args, sources, outputs)
+            return
+        expansion = self._rows_of_expansion(name, sources[0], output)
+        rows = self.rows(inputs[0]) if inputs else expansion
+        if len(outputs) != 1 or rows is None or name in _IN_PLACE_PRODUCTS:
+            self._lose(sources)
+            return
+        left = dict(own)
+        if name in _GROUPED:
+            self._experts(args, kwargs, left, output, rows)
+        elif name in _MATRIX:
+            self._layer(name, args, kwargs, left, output, rows)
+        uses = []
+        for identity, source in left.items():
+            per_sample = self._gradients(func, name, args, kwargs, source, identity, output)
+            if per_sample is None:
+                self._lose([source])
+            else:
+                uses.append(Use((source,), per_sample))
+        if uses:
+            self.listener.on_operation(uses, inputs, output, rows)
+
+    def _recur(
+        self, func: Any, args: Any, sources: Sequence[Source], outputs: Sequence[Tensor]
+    ) -> None:
+        """Tell of a recurrent network, which has samples first in its input and output."""
+        x, states = args[0], args[1]
+        states = states if isinstance(states, (tuple, list)) else [states]
+        *_, layers, dropout, training, _, batch_first = args
+        random = dropout and training and layers > 1
+        if x.ndim != 3 or self.rows(x) is not ONE_EACH or not batch_first or random:
+            self._lose(sources)
+            return
+        samples = {id(x): (0, 1)} | {id(state): (1, 1) for state in states}
+        own = [source.tensor for source in sources]
+        for i, output in enumerate(outputs):
+            per_sample = by_running_again(func, args, {}, sources=own, samples=samples, output=i)
+            rows = Rows(arrange=second_first) if i else ONE_EACH
+            self.listener.on_operation([Use(tuple(sources), per_sample)], [x], output, rows)
+
+    def _experts(
+        self, args: Any, kwargs: Any, left: dict[int, Source], output: Tensor, rows: Rows
+    ) -> None:
+        """Tell of rows that are multiplied by one of several stacked weights each."""
+        x, weight = args[0], args[1]
+        source = left.get(id(weight))
+        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
+        if source is None or rows.ids is None or offsets is None or x.ndim != 2:
+            return
+        (index, parameter), *more = source.leaves.items()
+        turned = weight is not parameter
+        like = parameter.mT if turned else parameter
+        if more or weight.stride() != like.stride() or weight.shape != like.shape:
+            return
+        places = torch.arange(len(x), device=x.device)
+        experts = torch.searchsorted(offsets.long(), places, right=True)
+        experts = experts.clamp(max=len(parameter) - 1)
+        module = SimpleNamespace(weight=parameter, bias=None, experts=experts)
+        del left[id(weight)]
+        layer = Layer(module, Experts(transposed=not turned), {"weight": index})
+        self.listener.on_call(layer, [x], output, rows)
+
+    def _head(self, output: Tensor) -> None:
+        """Tell of a head that is fused with the loss, given the function's first output."""
+        node: Any = output.grad_fn
+        if node in self._heads or output.output_nr:
+            return
+        self._heads.add(node)
+        head = HEADS[type(node).__name__](node)
+        named = {"weight": head.module.weight, "bias": head.module.bias}
+        own = {k: self._source(t) for k, t in named.items() if t is not None}
+        indices = {k: next(iter(s.leaves)) for k, s in own.items() if s is not None}
+        rows = self.rows(head.hidden)
+        if not indices:
+            return
+        if rows is None:
+            self.listener.refuse([*indices.values()])
+            return
+        head.module.x = rows.first(head.x)
+        layer = Layer(head.module, head.rule, indices)
+        self.listener.on_call(layer, [head.x, head.hidden], output, rows)
+        node.register_prehook(partial(self._check_head, [*indices.values()]))
+
+    def _check_head(self, indices: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+        if any(gradient is not None for gradient in gradients[1:]):
+            self.listener.refuse(indices)
+
+    def _rows_of_expansion(self, name: str, source: Source, output: Tensor) -> Rows:
+        """Return how what is repeated for every sample runs over them."""
+        return Rows(len(source.tensor)) if self._stacks(name, source.tensor, output) else ONE_EACH
+
+    def _stacks(self, name: str, taken: Tensor, output: Tensor) -> bool:
+        """Return whether an operation repeats a whole tensor for every sample along its dim."""
+        same = output.ndim > 0 and output.shape[1:] == taken.shape[1:]
+        return name == "repeat" and same and len(output) == len(taken) * (self.samples or 0)
+
+    def _layer(
+        self,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        left: dict[int, Source],
+        output: Tensor,
+        rows: Rows,
+    ) -> None:
+        """Tell of a layer that is called by function, and take its weight from what is left."""
+        if name == "addmm":
+            args = args[1:]
+        x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight", kwargs.get("other"))
+        source = left.get(id(weight)) if isinstance(weight, Tensor) else None
+        found = None if source is None else matrix_rows(source, turned=name != "linear")
+        if source is None or found is None or id(x) in left:
+            return
+        (index, parameter), pad = next(iter(source.leaves.items())), found
+        if name == "embedding":
+            options = embedding_options(args, kwargs)
+            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or depends_on_batch(options):
+                return
+            padding_idx = options.get("padding_idx")
+            module = SimpleNamespace(
+                weight=parameter,
+                bias=None,
+                padding_idx=padding_idx,
+                num_embeddings=parameter.shape[0],
+                embedding_dim=parameter.shape[1],
+            )
+            layer = Layer(module, Lookup(), {"weight": index})
+        else:
+            module = SimpleNamespace(weight=parameter, bias=None)
+            layer = Layer(module, Matrix(transposed=pad.of_inputs), {"weight": index})
+        del left[id(weight)]
+        self.listener.on_call(layer, [x], output, rows, pad)
+
+    def _gradients(
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        source: Source,
+        identity: int,
+        output: Tensor,
+    ) -> PerSample | None:
+        """Return the gradients of samples with respect to one of an operation's arguments."""
+        shape = source.tensor.shape
+        where = [id(arg) == identity for arg in args]
+        if name in ("add", "sub", "add_", "sub_", "__iadd__", "__isub__"):
+            sign = -1.0 if "sub" in name and where.index(True) == 1 else 1.0
+            if name == "__rsub__":
+                sign = -sign
+            return None if kwargs.get("alpha", 1) != 1 else of_term(shape, sign)
+        if name in _EXPANDING:
+            stacked = self._stacks(name, source.tensor, output)
+            fits = stacked or name != "repeat" or reduced_is_right(shape, args)
+            return of_term(shape) if fits else None
+        if name == "mul" and len(args) == 2:
+            other = args[0] if where[1] else args[1]
+            if isinstance(other, Tensor) and len(other) == len(output):
+                return of_factor(shape, other)
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        if (name == "linear" and id(bias) == identity) or (name == "addmm" and where[0]):
+            return of_term(shape)
+        if self.attention is not None or (
+            name == "embedding" and depends_on_batch(embedding_options(args, kwargs))
+        ):
+            return None
+        samples = {
+            id(t): (0, rows.each)
+            for t in tensors_of((*args, *kwargs.values()))
+            if id(t) != identity and (rows := self.rows(t)) is not None and rows.ids is None
+        }
+        return by_running_again(func, args, kwargs, sources=[source.tensor], samples=samples)
+
+    def _lose(self, sources: Sequence[Source]) -> None:
+        self.listener.refuse([index for source in sources for index in source.leaves])

@@ -1,0 +1,133 @@
+"""The hooks that follow a model's calls, on the model in observed steps only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adaptmix.probe._coverage import Layer
+from adaptmix.probe._functions import Functions
+from adaptmix.probe._tracked import UNKNOWN, Listener
+
+
+class ModelHooks:
+    """Hooks before and after every module's forward.
+
+    Calls of layers on samples are told as such; whatever else happens in a forward, the outermost
+    module's ``Functions`` sees.
+
+    Args:
+        model: the model.
+        layers: of it.
+        functions: that see its operations.
+        listener: what is told of layers' calls.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Iterable[Layer], functions: Functions, listener: Listener
+    ) -> None:
+        self._model, self._functions, self._listener = model, functions, listener
+        self._layers = {id(layer.module): layer for layer in layers}
+        self._handles: list[RemovableHandle] = []
+        self._calls: list[tuple[nn.Module, tuple[int, ...], int | None]] = []
+
+    def install(self) -> None:
+        """Put the hooks on the modules."""
+        enter, leave = _Hook(self._enter), _Hook(self._leave)
+        for module in self._model.modules():
+            # First in line, so that the output is the layer's own whatever other hooks return.
+            self._handles += [
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(
+                    leave, prepend=True, with_kwargs=True, always_call=True
+                ),
+            ]
+
+    def remove(self) -> None:
+        """Take them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        functions = self._functions
+        if not self._calls:
+            functions.samples = _rows((*args, *kwargs.values()))
+            functions.__enter__()  # type: ignore[no-untyped-call]
+        before = functions.attention
+        layer = self._layers.get(id(module))
+        claimed: tuple[int, ...] = ()
+        if layer is not None:
+            x = _first((*args, *kwargs.values()))
+            if x is not None and functions.rows(x) is not None:
+                claimed = tuple(id(p) for p in module.parameters(recurse=False))
+                functions.claimed.update(claimed)
+        elif isinstance(module, nn.MultiheadAttention):
+            query = args[0] if args else kwargs["query"]
+            batched = query.ndim == 3
+            samples = query.shape[0 if module.batch_first else 1] if batched else UNKNOWN
+            functions.attention = samples
+        self._calls.append((module, claimed, before))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        functions = self._functions
+        _, claimed, functions.attention = self._calls.pop()
+        functions.claimed.difference_update(claimed)
+        if not self._calls:
+            functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if not claimed or output is None:  # a forward that was broken off
+            return
+        layer = self._layers[id(module)]
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        rows = functions.rows(inputs[0])
+        if isinstance(output, Tensor) and rows is not None:
+            with torch._C.DisableTorchFunction():  # it is no part of the forward
+                self._listener.on_call(layer, inputs, output, rows)
+        else:
+            self._listener.refuse(tuple(layer.indices.values()))
+
+
+def _first(values: Iterable[Any]) -> Tensor | None:
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _rows(values: Iterable[Any]) -> int | None:
+    """Return the first dim of the first tensor among a call's arguments."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.ndim:
+                return len(value)
+        elif hasattr(value, "values"):
+            found = _rows(value.values())
+            if found is not None:
+                return found
+        elif isinstance(value, (tuple, list)):
+            found = _rows(value)
+            if found is not None:
+                return found
+    return None
+
+
+class _Hook:
+    """A hook that copies of its module, as averages of weights make, do without."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *call: Any) -> None:
+        self._function(*call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*_: Any) -> None:
+    pass

@@ -1,0 +1,379 @@
+"""The gradient probe: hooks that see every sample's gradient in an ordinary backward pass."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adaptmix._checks import choice, integer
+from adaptmix.data._segments import Segments
+from adaptmix.errors import CoverageWarning
+from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
+from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator
+from adaptmix.probe._functions import Functions
+from adaptmix.probe._hooks import ModelHooks
+from adaptmix.probe._isolation import rows_in_order, warn_unless_isolated
+from adaptmix.probe._mass import GradientMass
+from adaptmix.probe._tracked import WHOLE, Padding, Rows, Use, check_rows
+from adaptmix.probe.estimators._exact import ExactBatch
+from adaptmix.probe.estimators._gradients import GradientSums, MicroBatch
+from adaptmix.probe.estimators._sketch import Projections, SketchBatch
+from adaptmix.probe.rules._layers import Normalisation
+
+ESTIMATORS = ("sketch", "exact", "norm")
+_FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
+
+_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class GradientProbe:
+    """Sums of per-sample gradients by domain, taken from the backward pass itself.
+
+    Each step: ``arm`` before the forward; ``expect`` between the forward and the backward of each
+    micro-batch; ``collect`` after the last backward. The backward pass, and so training, is the
+    same to the bit; nothing waits for the device.
+
+    The gradient of sample j is read at the outputs of the layers, so it is that of the sample's
+    own loss only where samples do not meet inside the model: batch normalisation, losses over
+    pairs of samples and auxiliary losses beside ``loss`` break this. The first dim of a layer's
+    input and output must be the sample; any other dim of length B passes for it. Forwards and
+    backwards alternate; of several that accumulate gradients, the last counts.
+
+    A model that is compiled runs uncompiled in observed steps, for compiled code ignores hooks.
+
+    Args:
+        model: the model; what it is wrapped into by ``torch.compile`` or
+            ``DistributedDataParallel`` is looked through.
+        num_domains: K.
+        estimator: "sketch": unbiased random projections of the gradients; "exact": whole
+            gradients; "norm": whole gradients of normalisation layers only, whose variances tell
+            domains apart but are far too small.
+        seed: of the projections, the same on every process.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no trainable parameter of the kind, or an argument out of its range.
+    """
+
+    def __init__(
+        self, model: nn.Module, num_domains: int, *, estimator: str = "sketch", seed: int = 0
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        self._num_domains = integer("num_domains", num_domains, minimum=1)
+        self._model = model
+        only = Normalisation if choice("estimator", estimator, ESTIMATORS) == "norm" else None
+        self._parameters = ParameterMap(unwrapped(model), only=only)
+        self._projections = (
+            Projections(self._parameters, seed=seed) if estimator == "sketch" else None
+        )
+        self._uncompiled = Uncompiled()
+        self._functions = Functions(self._parameters, self)
+        self._hooks = ModelHooks(unwrapped(model), self._parameters.layers, self._functions, self)
+        self._attached = False
+        self._observing = False
+        self._inspected = False
+        self._isolation_known = False
+        self.misread = False  # whether rows are other samples' than they are taken for
+        self._mass = GradientMass()
+        self._set_aside = self._twice = False
+        self._drop()
+
+    def _drop(self) -> None:
+        self._upcoming = self._new_batch()
+        self._current: MicroBatch | None = None
+        self._total: GradientSums | None = None
+
+    def _new_batch(self) -> MicroBatch:
+        if self._projections is None:
+            return ExactBatch(self._parameters, self._num_domains)
+        return SketchBatch(self._parameters, self._num_domains, self._projections)
+
+    @property
+    def inspected(self) -> bool:
+        """Whether a step was observed yet."""
+        return self._inspected
+
+    @property
+    def watching(self) -> bool:
+        """Whether this step's backward passes are to be announced."""
+        return self._observing
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which parameters are seen: foreseeably, before a backward pass, and then in fact.
+
+        A layer that was never called, such as an expert without tokens, is not seen so far.
+        """
+        return self._parameters.coverage
+
+    def attach(self) -> None:
+        """Make this the model's probe; its hooks are on the model in observed steps only.
+
+        Raises:
+            ValueError: this or another probe is attached to the model or to a part of it.
+        """
+        modules = [*unwrapped(self._model).modules()]
+        if self._attached or any(module in _watched for module in modules):
+            raise ValueError(
+                "model must have one probe at most; got one that is attached already. "
+                "Call its detach() first."
+            )
+        self._attached = True
+        _watched.update(modules)
+        if any(isinstance(module, _BatchNorm) for module in self._model.modules()):
+            warnings.warn(
+                "The model normalises over the batch, so a sample's gradient holds parts of the "
+                "others' and variances within domains are approximate. Group or layer "
+                "normalisation keeps samples apart.",
+                CoverageWarning,
+                stacklevel=3,
+            )
+
+    def detach(self) -> None:
+        """Leave the model and forget what was not collected; nothing when not attached."""
+        if not self._attached:
+            return
+        self._attached = False
+        self._observe(False)
+        _watched.difference_update(unwrapped(self._model).modules())
+        self._drop()
+
+    def forget(self) -> None:
+        """Forget what was seen of a step that is not going to be finished."""
+        self._drop()
+
+    def arm(self, observing: bool, *, step: int) -> None:
+        """Choose, before the forward of a step, whether the step is observed.
+
+        Forward passes before it that were never differentiated are forgotten.
+
+        Args:
+            observing: whether it is.
+            step: optimizer steps completed, which the projections are drawn by.
+        """
+        self._observe(observing and self._attached)
+        if self._observing and self._projections is not None:
+            self._projections.redraw(step)
+        self._upcoming = self._new_batch()
+        self._functions.forget()
+
+    def _observe(self, observing: bool) -> None:
+        self._observing = observing
+        self._uncompiled.turn(observing and is_compiled(self._model))
+        self._hooks.remove()
+        self._mass.close()
+        if observing:
+            self._hooks.install()
+            self._mass.listen(self._parameters.numbered(unwrapped(self._model)))
+
+    def expect(
+        self,
+        domains: Tensor,
+        factors: Tensor,
+        loss: Tensor,
+        *,
+        segments: Segments | None = None,
+        samples: Tensor | None = None,
+        values: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
+    ) -> None:
+        """Announce the backward pass of a micro-batch, after its forward; nothing unless observing.
+
+        Args:
+            domains: (B,) int64 in [0, K), on the model's device.
+            factors: (B,) c_j of ``loss`` = Σ_j c_j ℓ_j, where ℓ_j is sample j's own loss. Samples
+                with c_j = 0 are left out.
+            loss: () the loss; what is done to it before ``backward`` (mixed precision's scale, a
+                division by the number of micro-batches) is measured, and is not part of c_j.
+            segments: where the samples are, when they are packed.
+            samples: (R,) integers in [0, B): the sample that each row inside the model is of, when
+                it runs other rows than the samples. The gradients of a sample's rows add up.
+            outputs: all tensors that the samples' losses are computed from, where ``loss`` has more
+                than these, such as a penalty on parameters; ``loss`` itself when empty.
+            values: (B,) ℓ_j, by which packed samples are checked not to see each other.
+
+        Warns:
+            PackingWarning: once, when they do, or when that cannot be checked.
+
+        Raises:
+            SeamError: the model ran another number of rows, and ``samples`` does not tell of which.
+            ValueError: different lengths, or a loss that is not a scalar with a gradient.
+        """
+        if domains.ndim != 1 or domains.shape != factors.shape:
+            raise ValueError(
+                "domains and factors must have one entry per sample, shape (B,); "
+                f"got {tuple(domains.shape)} and {tuple(factors.shape)}."
+            )
+        if not self._observing:
+            return
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                "loss must be a scalar that requires grad; "
+                f"got shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}. "
+                "Call expect between the forward and the backward."
+            )
+        self._finish()
+        batch, self._upcoming = self._upcoming, self._new_batch()
+        self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
+        if segments is None:
+            check_rows(batch.sizes, len(domains), samples)
+        if segments is not None and not self._isolation_known:
+            self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        if segments is None and not self._isolation_known:
+            in_order = rows_in_order(values, batch.first)
+            self._isolation_known, self.misread = in_order is not None, in_order is False
+        batch.calls.clear()
+        batch.first.clear()
+        if samples is not None:
+            samples = samples.to(domains.device, non_blocking=True)
+        batch.expect(domains, factors, segments, samples, accumulator(loss))
+        loss.register_hook(batch.begin)
+        self._current = batch
+
+    def collect(self) -> GradientSums | None:
+        """Return the sums over the micro-batches since the last call, or None without any."""
+        self._finish()
+        total, self._total = self._total, None
+        if total is not None:
+            self._inspected = True
+            seen = set() if self._twice else self._parameters.seen
+            total.mass += self._mass.split(seen, total.mass)
+        self._twice = False
+        return total
+
+    def _finish(self) -> None:
+        """Add the micro-batch whose backward is done to the step's sums."""
+        batch, self._current = self._current, None
+        sums = None if batch is None else batch.finish()
+        self._twice |= batch is not None and batch.twice
+        self._parameters.twice |= self._twice
+        if sums is None:
+            return
+        if self._total is None:
+            self._total = sums
+            return
+        for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
+            total += part
+
+    def refuse(self, indices: Sequence[int]) -> None:
+        """Leave out parameters one of whose uses cannot be followed."""
+        # A call that is a checkpoint's second one belongs to the micro-batch in its backward.
+        if not self._recomputing() or self._current is not None:
+            self._parameters.refuse(indices)
+
+    def on_call(
+        self,
+        layer: Layer,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        rows: Rows,
+        pad: Padding = WHOLE,
+    ) -> None:
+        """Follow one call of a layer, whose first input and output run over samples by ``rows``."""
+        batch = self._following(layer.indices.values(), inputs, output, rows)
+        if batch is None:
+            return
+        x = rows.first(inputs[0])
+        if not self._recomputing():
+            batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
+        with torch.no_grad(), _full_precision(x.device.type):
+            kept = batch.keep(layer, pad.inputs(x))
+
+        @torch.no_grad()
+        def on_backward(kept: list[Tensor | None], gradient: Tensor) -> None:
+            # Backward hooks inherit autocast where backward() is called inside of it.
+            with _full_precision(gradient.device.type):
+                g = pad.outputs(rows.first(gradient.detach()))
+                batch.add(layer, size, _taken(kept), g, rows.ids)
+
+        size = len(x)
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
+        # In a list, to be taken out when it is used: hooks live as long as the graph does.
+        output.register_hook(partial(self._if_current, batch, partial(on_backward, [kept])))
+
+    def on_operation(
+        self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> None:
+        """Follow an operation that brings parameters together with samples."""
+        leaves = [index for use in uses for source in use.sources for index in source.leaves]
+        batch = self._following(leaves, inputs, output, rows)
+        if batch is None:
+            return
+
+        @torch.no_grad()
+        def on_backward(gradient: Tensor) -> None:
+            with _full_precision(gradient.device.type), self._aside():
+                g = rows.first(gradient.detach())
+                for use in uses:
+                    for index, found in use.gradients(g):
+                        batch.add_whole(index, found, rows.ids)
+
+        output.register_hook(partial(self._if_current, batch, on_backward))
+
+    def _following(
+        self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
+    ) -> MicroBatch | None:
+        """Return the micro-batch that a call is of; None where it has no backward pass."""
+        recomputing = self._recomputing()
+        batch = self._current if recomputing else self._upcoming
+        if batch is None:
+            return None
+        if not recomputing:
+            # Without grad too: reentrant checkpointing runs its first forward that way.
+            batch.uses.update(indices)
+            batch.rows = self._functions.samples or 0
+        if not output.requires_grad:
+            return None
+        if output.grad_fn is not None:
+            batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
+        if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
+            # Its place in the graph, for the output itself may be needed by nobody else.
+            batch.first.append((get_gradient_edge(output), output.shape))
+        return batch
+
+    def _if_current(
+        self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
+    ) -> None:
+        if self._set_aside:
+            return
+        batch.twice |= torch.is_grad_enabled()  # create_graph
+        if batch is self._current:  # not collected or detached meanwhile
+            on_backward(gradient)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Differentiate something else for a while."""
+        self._set_aside = self._mass.paused = True
+        try:
+            yield
+        finally:
+            self._set_aside = self._mass.paused = False
+
+    def _recomputing(self) -> bool:
+        """Return whether a backward pass is running: a forward is then a checkpoint's second one.
+
+        It is no further use of its layers, and belongs to the micro-batch that is differentiated.
+        """
+        return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _taken(kept: list[Tensor | None]) -> Tensor | None:
+    """Return what was kept for a backward pass, and let go of it unless there may be another."""
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept[0] if again else kept.pop()
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which costs something to switch off where it is not on."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()

@@ -1,0 +1,1 @@
+"""Estimators of sums of per-sample gradients."""

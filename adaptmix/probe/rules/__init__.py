@@ -1,0 +1,1 @@
+"""Rules: how one kind of layer makes its parameters' gradients."""

@@ -1,0 +1,196 @@
+"""The joint problem: loss weights and shares that are best together, not one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from numpy.typing import ArrayLike
+
+from adaptmix._checks import FloatArray, vector
+from adaptmix.solvers._program import Program, program
+
+
+@dataclass(frozen=True, eq=False)
+class JointSolution:
+    """What ``joint_weights`` found.
+
+    Args:
+        loss: (K,) loss weights w, Σ importance · loss = 1.
+        sampling: (K,) shares p, Σ p = 1.
+        iterations: exact passes of water-filling: 1 without a bias penalty.
+    """
+
+    loss: FloatArray
+    sampling: FloatArray
+    iterations: int
+    _program: Program = field(repr=False)
+
+    @cached_property
+    def value(self) -> float:
+        """The objective at (loss, sampling), in units of ``grad_var`` per sample."""
+        return self._program.value(self.loss, self.sampling)
+
+    def promises(self, loss: FloatArray, sampling: FloatArray) -> float:
+        """Return which part of other weights' error this solution saves, in [0, 1]."""
+        other, own = (
+            self._program.error(w, p) for w, p in ((loss, sampling), (self.loss, self.sampling))
+        )
+        return max(0.0, 1.0 - own / other) if own < other else 0.0
+
+    @cached_property
+    def kkt_residual(self) -> float:
+        """``joint_residual`` of this solution, relative."""
+        return self._program.residual(self.loss, self.sampling)
+
+
+def joint_weights(
+    grad_var: ArrayLike,
+    noise: ArrayLike,
+    *,
+    importance: ArrayLike,
+    sizes: ArrayLike,
+    batch_size: float,
+    horizon: float,
+    lower: ArrayLike = 0.0,
+    upper: ArrayLike = 1.0,
+    loss_mean: ArrayLike | None = None,
+    bias_penalty: float = 0.0,
+) -> JointSolution:
+    """Minimise the finite-sample and the SGD error over loss weights and shares together.
+
+    The convex program, with κ' = 1 / (batch_size · horizon) and h_i = v_i²/σ_i²,
+
+        minimise Σ π_i² w_i² v_i² (1/n_i + κ'/p_i) + λ (Σ π_i w_i (L_i − Σ π L))²
+        subject to Σ π_i w_i h_i fixed, w ≥ 0, Σ p = 1, lower ≤ p ≤ upper,
+
+    and then Σ π w = 1 by rescaling w, has an exact solution. With s_i = v_i/σ_i² the best weights
+    for given shares are π_i w_i v_i ∝ s_i / (1/n_i + κ'/p_i) when λ = 0. What is left is to
+    maximise Φ(p) = Σ s_i² n_i p_i / (p_i + κ' n_i), concave and separable: p_i = clip(n_i (θ s_i −
+    κ'), lower_i, upper_i), by water-filling. The bias penalty adds a multiple of L_i − Σ π L to
+    h_i; the multiple is the root of a scalar increasing function, found by Brent's method.
+
+    As κ' → 0 the loss weights become ``fgls_weights`` when λ = 0 and, when all h are equal,
+    ``gap_weights`` with the gradient's variance for the loss's and 1/λ for the variance penalty.
+    For every κ' and λ the shares are ``neyman_shares`` of π w v.
+
+    At the limits: a domain without share has loss weight 0. Domains with σ = 0 share all the loss
+    weight, and the shares among themselves first. Infinitely many samples leave a domain's SGD
+    term only; where several are equally worth sampling, they share by upper − lower. A
+    domain with v = 0 needs no share beyond its lower bound, and when all v are 0 the shares are
+    the ones nearest to uniform.
+
+    Args:
+        grad_var: (K,) within-domain gradient variance v_i² ≥ 0, grad²; positive when λ > 0.
+        noise: (K,) residual noise or dispersion σ_i² ≥ 0; positive when λ > 0.
+        importance: (K,) positive π_i; normalised here.
+        sizes: (K,) positive numbers of samples n_i, may be infinite.
+        batch_size: samples in a batch, > 0.
+        horizon: optimizer steps, > 0, may be infinite.
+        lower: scalar or (K,), smallest share.
+        upper: scalar or (K,), largest share.
+        loss_mean: (K,) mean loss L_i, for the bias penalty.
+        bias_penalty: λ ≥ 0, grad² / loss²: what re-weighting costs that shifts the mean loss.
+
+    Returns:
+        The weights, and the certificate of their optimality.
+
+    Raises:
+        ValueError: an argument outside its range, bounds that no shares meet, or a bias penalty
+            without ``loss_mean``.
+
+    Source:
+        The program extends Salmani et al., arXiv:2511.06913, which tunes one weight at a time;
+        its solution is this library's own.
+
+    Example:
+        >>> import math
+        >>> solution = joint_weights(
+        ...     [4.0, 1.0], [4.0, 1.0], importance=[0.5, 0.5], sizes=[100, 100],
+        ...     batch_size=10, horizon=math.inf,
+        ... )
+        >>> solution.loss, solution.sampling.round(3)
+        (array([0.4, 1.6]), array([0.333, 0.667]))
+    """
+    return solve(
+        program(
+            grad_var,
+            noise,
+            importance,
+            sizes,
+            batch_size,
+            horizon,
+            lower,
+            upper,
+            loss_mean,
+            bias_penalty,
+        )
+    )
+
+
+def solve(problem: Program) -> JointSolution:
+    """Return ``joint_weights`` of a program whose arguments are known to be in range."""
+    multiplier, passes = problem.multiplier
+    tilt = problem.tilt(multiplier)
+    p = problem.shares(tilt)
+    w = problem.loss_weights(p, tilt)
+    return JointSolution(w, p, passes + 1, problem)
+
+
+def joint_residual(
+    grad_var: ArrayLike,
+    noise: ArrayLike,
+    loss: ArrayLike,
+    sampling: ArrayLike,
+    *,
+    importance: ArrayLike,
+    sizes: ArrayLike,
+    batch_size: float,
+    horizon: float,
+    lower: ArrayLike = 0.0,
+    upper: ArrayLike = 1.0,
+    loss_mean: ArrayLike | None = None,
+    bias_penalty: float = 0.0,
+) -> float:
+    """Return how far weights are from the joint program's optimality conditions; 0 when met.
+
+    Two conditions: the shares cannot be traded for a larger Φ, and the loss weights are the best
+    ones for these shares, or with a bias penalty, the weights' value is not above a bound on every
+    weights' value, by duality. Units of the statistics do not change it.
+
+    Args:
+        grad_var: (K,) as in ``joint_weights``.
+        noise: (K,) as in ``joint_weights``.
+        loss: (K,) loss weights to judge.
+        sampling: (K,) shares to judge.
+        importance: as in ``joint_weights``.
+        sizes: as in ``joint_weights``.
+        batch_size: as in ``joint_weights``.
+        horizon: as in ``joint_weights``.
+        lower: as in ``joint_weights``.
+        upper: as in ``joint_weights``.
+        loss_mean: as in ``joint_weights``.
+        bias_penalty: as in ``joint_weights``.
+
+    Returns:
+        The larger of the shares' relative gap between marginal values and the loss weights'
+        distance Σ π |w − w*(p)| from the best ones, or the relative duality gap.
+
+    Raises:
+        ValueError: as ``joint_weights``, or weights that are negative or of another length.
+    """
+    problem = program(
+        grad_var,
+        noise,
+        importance,
+        sizes,
+        batch_size,
+        horizon,
+        lower,
+        upper,
+        loss_mean,
+        bias_penalty,
+    )
+    size = problem.sizes.size
+    w = vector("loss", loss, size=size, minimum=0.0)
+    return problem.residual(w, vector("sampling", sampling, size=size, minimum=0.0))

@@ -1,0 +1,230 @@
+"""Water-filling: shares that rise with one common level until they add up, within bounds."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adaptmix._checks import FloatArray, number, vector
+
+# Bounds such as 1/K need not add up to exactly one in float64.
+_ROUNDING = 1e-12
+# Shares that miss their total by no more, relative, miss it by their own rounding.
+_SETTLED = 4.0 * np.finfo(np.float64).eps
+# Newton's method needs two to five steps, or is in trouble.
+_STEPS = 6
+
+
+def share_bounds(
+    lower: ArrayLike, upper: ArrayLike, num_domains: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return both bounds as (K,) vectors, once they leave room for shares that add up to one.
+
+    Args:
+        lower: scalar or (K,), smallest share.
+        upper: scalar or (K,), largest share.
+        num_domains: K.
+
+    Raises:
+        ValueError: bounds outside [0, 1], crossing, or met by no shares that add up to one.
+    """
+    lo, least = _bound("lower", lower, num_domains)
+    hi, most = _bound("upper", upper, num_domains)
+    if (crossing := lo > hi).any():
+        i = int(crossing.argmax())
+        raise ValueError(f"lower must not exceed upper; got {lo[i]:g} > {hi[i]:g} at {i}.")
+    if least > 1.0 + _ROUNDING:
+        raise ValueError(
+            f"lower must add up to at most 1 over the domains; got {least:g} with "
+            f"K={num_domains}. Lower it: 1/K is the most that all can have."
+        )
+    if most < 1.0 - _ROUNDING:
+        raise ValueError(
+            f"upper must add up to at least 1 over the domains; got {most:g} with "
+            f"K={num_domains}. Raise it: 1/K is the least that all can have."
+        )
+    return lo, hi
+
+
+def _bound(name: str, value: ArrayLike, num_domains: int) -> tuple[FloatArray, float]:
+    """Return the bound of every domain, and their sum."""
+    if isinstance(value, float) or np.ndim(value) == 0:
+        every = number(name, value, minimum=0.0, maximum=1.0)
+        bound = np.empty(num_domains)
+        bound.fill(every)
+        return bound, num_domains * every
+    bound = vector(name, value, size=num_domains, minimum=0.0)
+    if bound.max() > 1.0:
+        raise ValueError(f"{name} must be in [0, 1]; got {bound.max():g} at {bound.argmax()}.")
+    return bound, float(bound.sum())
+
+
+def water_fill(
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    *,
+    threshold: FloatArray | float = 0.0,
+    total: float = 1.0,
+) -> FloatArray:
+    """Return shares_i = clip(slope_i · (θ − threshold_i), lower_i, upper_i) that sum to ``total``.
+
+    The sum is piecewise linear in the level θ and never falls. Mostly a few steps of Newton's
+    method find θ; failing that, a binary search over the sorted kinks finds the linear piece that
+    holds it, and interpolation between the piece's ends is exact. Every evaluation sums
+    non-negative terms: nothing cancels, whatever the range of the slopes. O(K log K).
+
+    Domains of slope 0 come last: they keep ``lower`` until all others are at ``upper``, and what
+    is left then is shared as evenly as their bounds allow. Where a slope is so steep that both
+    of a domain's kinks round to one number, domains with that kink share by upper − lower.
+
+    Args:
+        slope: (K,) finite and non-negative.
+        lower: (K,) at least 0.
+        upper: (K,) at least ``lower``.
+        threshold: scalar or (K,), the level at which a share would leave 0.
+        total: what the shares add up to, between Σ lower and Σ upper.
+
+    Returns:
+        (K,) shares.
+
+    Example:
+        >>> water_fill(np.array([6.0, 3.0, 1.0]), np.zeros(3), np.full(3, 0.4)).round(3)
+        array([0.4, 0.4, 0.2])
+    """
+    if 0.0 < (steepness := float(slope.sum())) < np.inf:
+        if isinstance(threshold, float):
+            free: FloatArray = slope / steepness * total
+            if (free >= lower).all() and (free <= upper).all():
+                return free
+        found = _by_newton(slope, lower, upper, threshold, total, steepness)
+        if found is not None:
+            return found
+    if not slope.all():
+        return _idle_last(slope, lower, upper, threshold, total)
+    with np.errstate(over="ignore"):
+        enter = threshold + lower / slope
+        leave = threshold + upper / slope
+        kinks = np.concatenate((enter, leave))
+        kinks.sort()
+        share = np.empty_like(slope)
+
+        def fill(level: float) -> float:
+            np.multiply(slope, level - threshold, out=share)
+            np.minimum(share, upper, out=share)
+            np.maximum(share, lower, out=share)
+            return float(np.add.reduce(share))
+
+        def fill_side(index: int) -> float:
+            """Fill just before (even index) or just after (odd) kink index // 2."""
+            level = kinks[index // 2]
+            fill(level)
+            # Kinks meet the bounds exactly, and a domain whose kinks are both here jumps.
+            if index % 2:
+                np.putmask(share, leave <= level, upper)
+                np.putmask(share, enter > level, lower)
+            else:
+                np.putmask(share, leave < level, upper)
+                np.putmask(share, enter >= level, lower)
+            return float(np.add.reduce(share))
+
+        last = 2 * kinks.size - 1
+        beyond = 2 * bisect_right(kinks, total, lo=1, hi=kinks.size - 1, key=fill)
+        base, start = fill_side(beyond - 1), share.copy()
+        top = fill_side(beyond)
+        if not base <= total <= top:  # a jump, or kinks that rounding has displaced
+            beyond = bisect_right(range(last + 1), total, lo=1, hi=last, key=fill_side)
+            base, start = fill_side(beyond - 1), share.copy()
+            top = fill_side(beyond)
+    part = min(max((total - base) / (top - base), 0.0), 1.0) if top > base else 0.0
+    return np.minimum(start + part * (share - start), share)
+
+
+def _by_newton(
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    threshold: FloatArray | float,
+    total: float,
+    steepness: float,
+) -> FloatArray | None:
+    """Return the shares if Newton's method finds their level to rounding in a few steps.
+
+    It starts where the level would be without bounds, and is exact as soon as a step stays on one
+    linear piece. None for what takes the kinks: jumps, slopes so steep that no level is fine
+    enough, and totals at the ends, where every share is exactly at its bound.
+    """
+    if not lower.sum() < total < upper.sum():
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        level = (total + float((slope * threshold).sum())) / steepness
+        for _ in range(_STEPS):
+            share = slope * (level - threshold)
+            np.minimum(share, upper, out=share)
+            np.maximum(share, lower, out=share)
+            missing = total - float(share.sum())
+            if abs(missing) <= _SETTLED * total:
+                return share
+            between = (lower < share) & (share < upper)
+            steepness = float(slope.dot(between))
+            if not steepness > 0.0:
+                return None
+            level += missing / steepness
+    return None
+
+
+def _idle_last(
+    slope: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    threshold: FloatArray | float,
+    total: float,
+) -> FloatArray:
+    idle = slope == 0.0
+    active = ~idle
+    room, most = total - lower[idle].sum(), upper[active].sum()
+    share: FloatArray = np.where(idle, lower, upper)
+    if active.any() and room <= most:
+        ready = np.broadcast_to(threshold, slope.shape)[active]
+        share[active] = water_fill(
+            slope[active], lower[active], upper[active], threshold=ready, total=room
+        )
+    else:
+        share[idle] = water_fill(
+            np.ones(int(idle.sum())), lower[idle], upper[idle], total=total - most
+        )
+    return share
+
+
+def trade_residual(
+    gain: FloatArray,
+    shares: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    *,
+    loss: FloatArray | None = None,
+) -> float:
+    """Return by how much, relatively, shares miss the optimum of a concave separable program.
+
+    Shares are optimal when no domain that may grow gains more from it than a domain that may
+    shrink loses: max over shares < upper of the gain ≤ min over shares > lower of the gain.
+
+    Args:
+        gain: (K,) non-negative marginal value of each share, or any power of it.
+        shares: (K,) shares to judge.
+        lower: (K,) smallest shares.
+        upper: (K,) largest shares.
+        loss: (K,) what each share loses when it shrinks, at a kink more than it gains when it
+            grows; the gain when None.
+
+    Returns:
+        The largest of the relative gap between those two gains (0 to 1), the distance of
+        Σ shares from one, and the excess over a bound.
+    """
+    most = gain.max(where=shares < upper, initial=0.0)
+    least = (gain if loss is None else loss).min(where=shares > lower, initial=np.inf)
+    gap = 1.0 - least / most if most > least else 0.0
+    outside = max((lower - shares).max(), (shares - upper).max(), 0.0)
+    return float(max(gap, abs(shares.sum() - 1.0), outside))

@@ -1,0 +1,370 @@
+"""All that a run measures, from micro-batches to running estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from adaptmix._checks import FloatArray
+from adaptmix._types import Domains, DomainStats
+from adaptmix.errors import (
+    CoverageWarning,
+    NoiseWarning,
+    NonFiniteWarning,
+    UnseenDomainWarning,
+    WarnOnce,
+)
+from adaptmix.noise import NoiseTerms
+from adaptmix.probe._coverage import Coverage
+from adaptmix.probe._probe import GradientProbe
+from adaptmix.processes import _sums as distributed
+from adaptmix.state import _schema as schema
+from adaptmix.statistics._lengths import RowLengths
+from adaptmix.statistics._running import RunningStatistics
+from adaptmix.statistics._sums import FIELDS, DomainSums
+from adaptmix.statistics._window import Window
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_COVERAGE_EXPECTED = 0.9
+_FROM_DRAWS = frozenset({"count", "seen", "age"})
+_FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
+_FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_mean_sq", "grad_mean_pairs", "grad_gram"})
+_NO_GRADIENT = (
+    "loss() must be followed by backward() through the watched model; its probe saw no gradient in "
+    "an observed step. Watch the model that is trained, and compile the model, not a whole step of "
+    "training."
+)
+
+
+class Agree(Protocol):
+    """Lets all processes go on if they are of one mind."""
+
+    def __call__(self, *, problem: str | None, summed: list[list[int]]) -> None:
+        """Take what is wrong here, and the shapes of what is to be summed."""
+
+
+class Measurements:
+    """Sums on the device, the window on its way to the host, and running estimates.
+
+    Args:
+        domains: of the mixture.
+        estimator: of gradient statistics.
+        seed: of the run.
+        half_life: optimizer steps after which statistics count half.
+        per_token: whether losses are sums over a row's tokens (unit "token").
+        tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
+            rows that have it; estimated when None.
+        gram: whether inner products between domains' mean gradients are kept.
+        warn: of the run.
+        group: the processes; all of them when None.
+    """
+
+    def __init__(
+        self,
+        domains: Domains,
+        *,
+        estimator: str,
+        seed: int,
+        half_life: float,
+        per_token: bool,
+        tokens_per_row: list[float] | None,
+        gram: bool = False,
+        warn: WarnOnce,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        K = len(domains)
+        self.probe: GradientProbe | None = None
+        self._domains = domains
+        self._estimator = estimator
+        self._seed = seed
+        self._per_token = per_token
+        self._lengths = RowLengths(K, tokens_per_row, per_token=per_token)
+        self._half_life = half_life
+        self._tokens_per_row = tokens_per_row
+        self._running = RunningStatistics(K, half_life=half_life, gram=gram)
+        self._sums: DomainSums | None = None
+        self._window: Window | None = None
+        self._noise_given = False
+        self._losses_given = False
+        self._held_out = False
+        self._agreed = frozenset[str]()
+        self._asked = False
+        self._group = group
+        self._warn = warn
+
+    def watch(self, model: nn.Module) -> None:
+        """Install the gradient probe.
+
+        Raises:
+            ValueError: one is installed already, or the model has nothing to watch.
+        """
+        if self.probe is not None:
+            raise ValueError(
+                "model must be watched once; this controller's probe is installed already. "
+                "Call remove() on the handle that watch() returned first."
+            )
+        probe = GradientProbe(model, len(self._domains), estimator=self._estimator, seed=self._seed)
+        probe.attach()
+        self.probe = probe
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the probe sees of the model; None without one."""
+        if self.probe is None:
+            return None
+        return replace(self.probe.coverage, mass=self._running.mass)
+
+    @property
+    def misread(self) -> bool:
+        """Whether gradient statistics are other domains' than they are taken for."""
+        return self.probe is not None and self.probe.misread
+
+    @property
+    def lengths(self) -> FloatArray:
+        """(K,) what a row's loss is divided by: mean tokens, or losses, per row."""
+        return self._lengths.values
+
+    def sample_lengths(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
+        """Take (K,) tokens and rows of a sample of each domain, unless more is known already."""
+        if not self._lengths.started:
+            self._lengths.sample(tokens, rows, whole)
+
+    def start_lengths(
+        self, domains: Tensor, tokens: Tensor, *, known: bool = True, adapting: bool
+    ) -> None:
+        """Before anything is known of row lengths, go by the first micro-batch, (B,) each.
+
+        Args:
+            domains: (B,) int64.
+            tokens: (B,) supervised tokens.
+            known: whether they are; every process calls this, whether or not.
+            adapting: as for ``RowLengths.start``.
+
+        Raises:
+            ValueError: an objective that depends on them, and rows that differ.
+        """
+        if not self._per_token or self._lengths.started or self._asked:
+            return
+        self._asked = True
+        table = torch.zeros(3, len(self._domains), dtype=torch.float64, device=tokens.device)
+        number = tokens.double()
+        columns = torch.stack([number, torch.ones_like(number), number**2])
+        table.index_add_(1, domains, columns * known)
+        distributed.sum_over_ranks([table], self._group)
+        if table.any():
+            self._lengths.start(*table.cpu().numpy(), adapting=adapting)
+
+    def record(
+        self,
+        domains: Tensor,
+        losses: Tensor | None,
+        tokens: Tensor,
+        *,
+        noise: NoiseTerms | None,
+        fresh: Tensor,
+    ) -> None:
+        """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
+        tokens = self._counted(tokens)
+        self._noise_given |= noise is not None
+        self._losses_given |= losses is not None
+        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+
+    def _counted(self, tokens: Tensor) -> Tensor:
+        """Return (B,) tokens, or whether there is any where a row has one loss."""
+        return tokens if self._per_token else tokens.clamp(max=1)
+
+    def record_noise(self, domain: int, noise: NoiseTerms) -> None:
+        """Add noise terms of one domain's held-out rows."""
+        self._on(noise.residual.device).add_held_out(domain, noise)
+        self._noise_given = self._held_out = True
+
+    def close_step(
+        self, step: int, *, due: bool, observed: bool, adapting: bool = True, agree: Agree
+    ) -> None:
+        """Send off what an update needs, at the number of steps completed.
+
+        Args:
+            step: optimizer steps completed.
+            due: whether an update is, on every process.
+            observed: whether the step was to be observed, on every process.
+            adapting: whether weights depend on what is observed; otherwise it may be unknown.
+            agree: called before anything is summed.
+
+        Raises:
+            ValueError: the step should have been observed, but the probe saw no gradient.
+
+        Warns:
+            CoverageWarning: the same, where nothing depends on it.
+        """
+        if self._sums is not None:
+            self._sums.finish_step()
+        gradients = None if self.probe is None else self.probe.collect()
+        if not observed:
+            gradients = None
+        if not (due or observed):
+            return
+        missing = observed and self.probe is not None and gradients is None
+        if missing and not adapting:
+            self._warn(CoverageWarning, f"Gradient variances are unknown: {_NO_GRADIENT}")
+        sent = [] if gradients is None else gradients.tensors()
+        agree(
+            problem=_NO_GRADIENT if missing and adapting else None,
+            summed=[list(tensor.shape) for tensor in sent],
+        )
+        sums = self._sums.take() if due and self._sums is not None else None
+        if sums is not None or gradients is not None:
+            gram = self._running.gram
+            self._window = Window(
+                step, sums=sums, gradients=gradients, gram=gram, group=self._group
+            )
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What this process was given; other processes may have been given other things."""
+        given = {
+            "noise": self._noise_given,
+            "losses": self._losses_given or self._running.has_losses,  # of before it was saved
+            "gradients": self.probe is not None,
+        }
+        return frozenset(name for name, is_given in given.items() if is_given)
+
+    def agree_on(self, told: frozenset[str]) -> None:
+        """Go by what any of the processes was given."""
+        self._agreed = told
+
+    def forget_step(self) -> None:
+        """Forget the micro-batches of a step that is not going to be finished."""
+        if self._sums is not None:
+            self._sums.forget_step()
+        if self.probe is not None:
+            self.probe.forget()
+
+    def read(self) -> bool:
+        """Take in what an earlier step sent off; returns whether an update is due on it."""
+        if self._window is None:
+            return False
+        window, self._window = self._window, None
+        window.add_to(self._running, self._lengths)
+        if self._running.skipped:
+            self._warn(
+                NonFiniteWarning,
+                f"{self._running.skipped:.0f} samples with losses or gradients that are not finite "
+                "were left out of the statistics. Unless mixed precision skipped the step, the "
+                "optimizer has seen them: clip gradients, lower the learning rate, or scale "
+                "losses.",
+            )
+        return window.due
+
+    def snapshot(self, step: int) -> DomainStats:
+        """Return the running estimates at the number of steps completed."""
+        return self._running.snapshot(step, lengths=self.lengths)
+
+    def trusts(self, coverage: float) -> bool:
+        """Return whether gradient statistics are of so much of the gradient.
+
+        Warns:
+            CoverageWarning: once, when they are not, or of less than 0.9 of it.
+        """
+        found = self.coverage
+        if found is None:
+            return True
+        trusted = found.least >= coverage
+        if not trusted or found.least < _COVERAGE_EXPECTED:
+            enough = math.floor(100.0 * found.least) / 100.0
+            stay = f"stay as they are; min_coverage={enough:g} would move them on what is seen"
+            follows = f"Weights {'move all the same, as min_coverage allows' if trusted else stay}"
+            self._warn(
+                CoverageWarning,
+                f"{found.describe()} Gradient variances come out too small. {follows}. A type of "
+                "layer that hides its operations gets a rule by adaptmix.register_rule.",
+            )
+        return trusted
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The DomainStats fields that this run measures."""
+        probe = _FROM_PROBE if "gradients" in self._agreed else frozenset()
+        probe = probe if self._running.gram else probe - {"grad_gram"}
+        noise = frozenset({"noise"}) if "noise" in self._agreed else frozenset()
+        losses = _FROM_LOSSES if "losses" in self._agreed else frozenset()
+        return _FROM_DRAWS | losses | probe | noise
+
+    def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
+        """Warn of domains that were not seen, or whose noise is no longer out of sample."""
+        names = self._domains.names
+        unseen = np.flatnonzero(stats.seen == 0)
+        if unseen.size:
+            self._warn(
+                UnseenDomainWarning,
+                f"{unseen.size} of {len(names)} domains were not sampled yet (the first is "
+                f"{names[unseen[0]]!r}); they get the others' mean statistics.",
+            )
+        repeating = np.flatnonzero(stats.seen > self._domains.sizes)
+        if repeating.size and not self._held_out and "noise" in required:
+            self._warn(
+                NoiseWarning,
+                f"Domain {names[repeating[0]]!r} repeats: its noise is kept as estimated in the "
+                "first pass, for fitted rows look less noisy than they are. Pass held-out rows to "
+                "controller.record_noise(noise, domain) to keep it up to date.",
+            )
+
+    def _on(self, device: torch.device) -> DomainSums:
+        if self._sums is None:
+            self._sums = DomainSums(len(self._domains), device)
+        elif self._sums.device != device:
+            self._sums.tensor = self._sums.tensor.to(device)
+        return self._sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it; sums of all processes, so every process must call."""
+        mine = None if self._sums is None else self._sums.tensor
+        sums = distributed.stack_over_ranks(mine, self._group)
+        return {
+            "running": self._running.state_dict(),
+            "lengths": self._lengths.state_dict(),
+            "window": None if self._window is None else self._window.state_dict(),
+            "sums": None if sums is None else sums.numpy(),
+            "noise_given": "noise" in self._agreed,
+            "losses_given": "losses" in self._agreed,
+            "held_out": self._held_out,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, name: str = "measurements") -> None:
+        """Take over saved measurements; the probe stays as it is.
+
+        Raises:
+            StateError: a damaged state; nothing is changed then.
+        """
+        K = len(self._domains)
+        fields = {
+            "running": schema.mapping,
+            "lengths": schema.mapping,
+            "window": schema.maybe(schema.mapping),
+            "sums": schema.maybe(schema.array(None, len(FIELDS), K)),
+            **dict.fromkeys(("noise_given", "losses_given", "held_out"), schema.flag),
+        }
+        saved = schema.read(state, fields, name=name)
+        gram = self._running.gram
+        running = RunningStatistics(K, half_life=self._half_life, gram=gram)
+        running.load_state_dict(saved["running"], name=f"{name}.running")
+        lengths = RowLengths(K, self._tokens_per_row, per_token=self._per_token)
+        lengths.load_state_dict(saved["lengths"], name=f"{name}.lengths")
+        window, sums = saved["window"], None
+        if window is not None:
+            window = Window.from_state(window, num_domains=K, gram=gram, name=f"{name}.window")
+        if saved["sums"] is not None:
+            sums = DomainSums(K, torch.device("cpu"))
+            sums.tensor += distributed.part_of_rank(torch.from_numpy(saved["sums"]), self._group)
+        self._running, self._lengths, self._window, self._sums = running, lengths, window, sums
+        self._noise_given, self._losses_given = saved["noise_given"], saved["losses_given"]
+        self._held_out, self._agreed = saved["held_out"], self.told
+        self._asked = False

@@ -1,0 +1,72 @@
+"""The proof that a loss is a sum of one term per sample, on the graph between rows and loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptmix.trainers._frontier import Frontier
+
+# Of what a sample's own term is curved by. Terms of separate samples share no rounding.
+_TOLERANCE = 1e-6
+
+
+def gradients(loss: Tensor, frontier: Frontier, *, twice: bool = False) -> list[Tensor]:
+    """Return the gradient of ``loss`` at each tensor of its frontier; the graph stays.
+
+    Args:
+        loss: () before any hook of ours is on its graph.
+        frontier: of it.
+        twice: whether they are differentiated in their turn.
+    """
+    return list(torch.autograd.grad(loss, frontier.edges, create_graph=twice, retain_graph=True))
+
+
+def couplings(frontier: Frontier, first: list[Tensor], *, samples: int, seed: int) -> str | None:
+    """Return what a loss has that no sum of terms per sample has, or None.
+
+    The mixed second derivative of a sum between two of its terms is zero. A random direction in
+    the rows of half of the samples is differentiated with respect to the rows of the other half.
+    A loss that is linear in pieces has no second derivative, so couplings of that kind stay
+    hidden here: they show when the other rows are exchanged and kept rows' gradients change.
+
+    Args:
+        frontier: of the loss; its tensors have k · B rows.
+        first: gradients of the loss there, with a graph.
+        samples: B.
+        seed: of the halves and of the direction.
+
+    Raises:
+        RuntimeError: an operation that has no second derivative.
+    """
+    half, generator = halves(samples, seed)
+    along: list[Tensor] = []
+    for gradient in first:
+        if not gradient.requires_grad:
+            continue
+        blocks = len(gradient) // samples
+        direction = torch.randn(gradient.shape[1:], generator=generator, dtype=torch.float32)
+        mine = half.to(gradient).repeat(blocks).reshape(-1, *(1,) * (gradient.ndim - 1))
+        along.append((gradient * mine * direction.to(gradient)).sum())
+    if not along or samples < 2:
+        return None
+    total = torch.stack([term.float() for term in along]).sum()
+    rows = torch.autograd.grad(total, frontier.edges, retain_graph=True, allow_unused=True)
+    if not all(part is None or bool(part.isfinite().all()) for part in (*rows, *first)):
+        return None  # an overflow of mixed precision, whose step is skipped
+    curved = max((float(part.abs().max()) for part in rows if part is not None), default=0.0)
+    bound = _TOLERANCE * curved
+    for part in rows:
+        if part is not None:
+            other = ~half.to(part.device).repeat(len(part) // samples)
+            if not float(part[other].abs().max()) <= bound:
+                return "one row's gradient depends on other rows"
+    return None
+
+
+def halves(samples: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    """Return which of (B,) samples are in a random half, and the generator that chose them."""
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.zeros(samples, dtype=torch.bool)
+    half[torch.randperm(samples, generator=generator)[: (samples + 1) // 2]] = True
+    return half, generator

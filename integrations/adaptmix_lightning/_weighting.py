@@ -1,0 +1,228 @@
+"""Makes a LightningModule's loss the stated objective, through the training step it has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from adaptmix import Controller, Draw
+from adaptmix.data import tensors_of
+from adaptmix.errors import SeamError
+from adaptmix.noise import NoiseTerms
+from adaptmix.trainers._entry import refusing_moved_rows
+from adaptmix.trainers._head import BackwardProof, HeadSeam
+from adaptmix_lightning import _internals as internals
+from adaptmix_lightning._head import HeadProof
+from adaptmix_lightning._loader import PlannedLoader
+
+_WAY_OUT = (
+    'Return unreduced losses, (B,) or (B, T), from training_step (reduction="none"), or name the '
+    'module that makes the logits: AdaptMixCallback(..., head="name").'
+)
+
+
+class Weighting:
+    """Weights the loss of every batch that is trained; made anew for every ``fit``.
+
+    Args:
+        trainer: of the run.
+        module: whose ``training_step`` makes the losses.
+        controller: of the run.
+        loader: knows how batches were drawn.
+        adapting: whether losses are weighted, and not only looked at.
+        head: name of the module to weight rows at, or None.
+        accumulation: batches of an optimizer step.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        controller: Controller,
+        loader: PlannedLoader,
+        *,
+        adapting: bool,
+        head: str | None,
+        accumulation: int,
+    ) -> None:
+        self._trainer, self._module = trainer, module
+        self._controller, self._loader = controller, loader
+        self._adapting, self._accumulation = adapting, accumulation
+        self._head = None if head is None else HeadSeam(module, head)
+        self._head_proof = None if head is None or not adapting else HeadProof(controller, head)
+        self._proof: BackwardProof | None = BackwardProof()
+        self._draw: Draw | None = None
+        self._factors: Tensor | None = None
+        self.recorded = 0
+
+    def begin(self) -> None:
+        """Take up the next batch, before its forward pass.
+
+        Raises:
+            SeamError: there is none.
+        """
+        self._draw = self._loader.take()
+        if self._head is not None or not self._adapting:
+            self._factors = self._controller.multipliers(self._draw)
+        if self._head is not None and self._factors is not None:
+            self._head.open(self._factors)
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[None]:
+        """Watch the forward pass of a batch, in the first step and in observed ones.
+
+        Raises:
+            SeamError: its rows are put into another order before the module sees them.
+        """
+        controller, draw = self._controller, self._draw
+        if draw is None or not (controller.observing or controller.completed == 0):
+            yield
+            return
+        with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
+            yield
+
+    def loss(
+        self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
+    ) -> Tensor:
+        """Return the weighted scalar of the batch, as large as Lightning expects it.
+
+        Raises:
+            SeamError: there is no batch to weight, or it is weighted elsewhere already.
+        """
+        if self._draw is None or self._head is not None:
+            raise SeamError(
+                "The loss of a batch must be weighted once, and in training_step; got it "
+                f"{'outside of it or again' if self._draw is None else 'with head= too'}."
+            )
+        draw, self._draw, self._factors = self._draw, None, None
+        total = self._controller.loss(losses, draw, mask=mask, noise=noise)
+        if self._proof is not None:
+            self._proof.watch(total)
+        self.recorded += 1
+        return total * self._accumulation if self._module.automatic_optimization else total
+
+    def output(self, output: Any) -> Any:
+        """Return what ``training_step`` returned, with per-sample losses weighted and reduced.
+
+        Raises:
+            SeamError: rows' losses are neither there nor weighted at a head.
+        """
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if self._draw is None or not self._module.automatic_optimization:
+            return output
+        if not isinstance(loss, Tensor):
+            raise SeamError(
+                f"training_step must return a loss for every batch; got {type(loss).__name__}. "
+                "A batch that is left out would leave its domains out too."
+            )
+        if loss.ndim == 0:
+            self._check_scalar()
+            return output
+        if not isinstance(output, Mapping):
+            return self.loss(loss, mask=None, noise=None)
+        options = {"mask": output.get("loss_mask"), "noise": output.get("noise")}
+        return {**output, "loss": self.loss(loss, **options)}
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Record a scalar loss whose rows are weighted on the way back.
+
+        Args:
+            loss: () what is differentiated: a mean over rows, divided by the accumulation and
+                multiplied by mixed precision's scale.
+
+        Raises:
+            SeamError: its rows are not weighted.
+        """
+        if self._draw is None:
+            return
+        self._check_scalar()
+        outputs: list[Tensor] = []
+        if self._head is not None:
+            output = self._head.close()
+            if self._head_proof is not None:
+                self._head_proof.check(loss, output, len(self._draw))
+                self._head.forget_backward()
+            outputs = [output]  # rows' losses come from there; a penalty need not
+        draw, factors = self._draw, self._factors
+        assert factors is not None
+        self._draw = self._factors = None
+        scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
+        self._controller.observe(loss, draw, factors=factors * scale, outputs=outputs)
+        self.recorded += 1
+
+    def _check_scalar(self) -> None:
+        if self._head is None and self._adapting:
+            raise SeamError(f"A loss that is a mean does not show its rows. {_WAY_OUT}")
+
+    def before_optimizer_step(self) -> None:
+        """Check that the gradients of the first step are those of the stated loss.
+
+        Raises:
+            SeamError: they are not.
+        """
+        proof, self._proof = self._proof, None
+        if proof is not None:
+            proof.check(internals.backward_scale(self._trainer))
+
+    def finish_batch(self, *, optimizer_steps: int) -> bool:
+        """Check the batch that was trained; returns whether it was the last of an optimizer step.
+
+        Args:
+            optimizer_steps: how often the optimizer has stepped since the last batch.
+
+        Raises:
+            SeamError: rows that were not weighted, or steps that are not the plan's.
+        """
+        if self._draw is not None:
+            raise SeamError(
+                "Every batch must be differentiated with its rows weighted; got one that was not. "
+                "With manual optimization, pass unreduced losses to callback.loss(losses) and what "
+                "it returns to manual_backward."
+            )
+        if self._head is not None:
+            self._head.check_backward()
+        due = self.recorded == self._accumulation
+        if optimizer_steps != due:
+            raise SeamError(
+                f"The optimizer must step once in {self._accumulation} batches; after "
+                f"{self.recorded} it stepped {optimizer_steps} times. With manual optimization, "
+                "say AdaptMixCallback(accumulation=...)."
+            )
+        self.recorded = 0 if due else self.recorded
+        return due
+
+    def remove(self) -> None:
+        """Take the head's hook off."""
+        if self._head is not None:
+            self._head.remove()
+
+
+def wrap_training_step(module: Any, step: Callable[..., Any]) -> Callable[[], None]:
+    """Put ``step(native, *args, **kwargs)`` in the place of ``training_step``; returns the undo."""
+    native = module.training_step
+    own = vars(module).get("training_step")
+
+    @functools.wraps(native)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        return step(native, *args, **kwargs)
+
+    def undo() -> None:
+        if own is None:
+            del module.training_step
+        else:
+            module.training_step = own
+
+    module.training_step = training_step
+    return undo
+
+
+def reduced(output: Any) -> Any:
+    """Return a training step's output with per-sample losses averaged, as without adaptmix."""
+    if isinstance(output, Mapping):
+        return {key: reduced(value) if key == "loss" else value for key, value in output.items()}
+    return output.mean() if isinstance(output, Tensor) else output

@@ -1,0 +1,303 @@
+"""The callback that a Trainer is given."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from adaptmix import Controller, FreshStartWarning
+from adaptmix.data import PlanSampler, numbered_loader
+from adaptmix.errors import SeamError, WarnOnce
+from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.policies import Policy
+from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.statistics import Watch
+from adaptmix_transformers import _heads  # noqa: F401 (registers the heads that TRL fuses)
+from adaptmix_transformers import _internals as internals
+from adaptmix_transformers import _known as known
+from adaptmix_transformers._evaluation import Evaluation
+from adaptmix_transformers._reading import UserLoss
+from adaptmix_transformers._setup import Settings, make_controller, make_sampler
+from adaptmix_transformers._weighting import Weighting
+
+_log = logging.getLogger("adaptmix")
+_NUMBER = "adaptmix_number"
+_FILE = "adaptmix.pt"
+
+
+class AdaptMixCallback(TrainerCallback):
+    """Adapts how a Trainer samples its domains, and how much each counts, while it trains.
+
+    Args:
+        domains: a column's name in the training dataset, one label per row, or None for a
+            ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
+        policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
+            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
+            loss is recognised as a cross-entropy or squared error of logits and labels.
+        importance: how much each domain matters, by name; as much as without adaptmix when None.
+        unit: "token", "sample", or None for what the trainer averages over: tokens where labels
+            are token by token, rows elsewhere.
+        loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
+            loss is made of, or a pair of them and their mask; they are reported, and proved to be
+            the trainer's. Recognised by their gradient when None.
+        head: name of the module at whose output rows are weighted; the model's outputs when None.
+        lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
+        seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
+        mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
+        tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
+        eval_domains: one label per evaluation row, where neither the column nor the parts of the
+            evaluation dataset tell.
+        options: further options of ``Controller``: ``update_every``, ``observe_every``,
+            ``sampler``, ``half_life``.
+    """
+
+    def __init__(
+        self,
+        domains: str | Iterable[Any] | None = None,
+        *,
+        policy: Policy | str = "variance_aware",
+        importance: Mapping[str, float] | None = None,
+        unit: str | None = None,
+        loss: UserLoss | None = None,
+        head: str | None = None,
+        lag: int | None = None,
+        seed: int | None = None,
+        mode: str = "adapt",
+        tokens_per_row: Mapping[str, float] | None = None,
+        eval_domains: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self._settings = Settings(
+            domains=domains,
+            policy=policy,
+            importance=importance,
+            unit=unit,
+            loss=loss,
+            head=head,
+            lag=lag,
+            seed=seed,
+            mode=mode,
+            tokens_per_row=tokens_per_row,
+            eval_domains=eval_domains,
+            options=options,
+        )
+        self._trainer: Trainer | None = None
+        self._own: dict[str, Any] = {}
+        self._controller: Controller | None = None
+        self._sampler: PlanSampler | None = None
+        self._weighting: Weighting | None = None
+        self._evaluation: Evaluation | None = None
+        self._watch: Watch | None = None
+        self._texts: RecordTexts | None = None
+        self._warn_of_logs = WarnOnce()
+
+    @property
+    def controller(self) -> Controller:
+        """The controller of the run in progress, or of the last one.
+
+        Raises:
+            ValueError: no run has begun.
+        """
+        if self._controller is None:
+            raise ValueError("controller must be read after Trainer.train() began; it has not.")
+        return self._controller
+
+    # Attaching.
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the trainer that is being made with this callback."""
+        trainer = internals.find_trainer(self)
+        if trainer is not None:
+            self.attach(trainer)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Attach to a trainer; needed only after ``trainer.add_callback(callback)``.
+
+        Raises:
+            ValueError: this callback, or another of its kind, is attached already.
+        """
+        kind = type(self)
+        others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, kind)]
+        if self._trainer is not None or any(other is not self for other in others):
+            raise ValueError("A trainer must have one AdaptMixCallback; got a second one.")
+        self._trainer = trainer
+        evaluation = self._evaluation = Evaluation(trainer, self._own, self._settings)
+        for name, replaced in (
+            ("get_train_dataloader", self._train_dataloader),
+            ("compute_loss", self._compute_loss),
+            ("log", self._log_scalars),
+            ("get_eval_dataloader", evaluation.dataloader),
+            ("prediction_step", evaluation.prediction_step),
+            ("evaluation_loop", evaluation.loop),
+            ("_save_optimizer_and_scheduler", self._save),
+            ("_load_optimizer_and_scheduler", self._load),
+        ):
+            self._own[name] = getattr(trainer, name)
+            setattr(trainer, name, replaced)
+
+    # What the trainer's methods become.
+
+    def _train_dataloader(self) -> Any:
+        trainer, evaluation = self._trainer, self._evaluation
+        like = self._own["get_train_dataloader"]()
+        self._release()
+        if trainer is None or evaluation is None or not internals.is_attached(trainer, self):
+            return like
+        if self._settings.mode == "adapt":
+            known.refuse_trainer(trainer)
+        internals.refuse_unsupported(trainer, like)
+        settings = self._settings
+        controller = self._controller = make_controller(
+            settings, trainer, like, native=self._own["compute_loss"]
+        )
+        self._sampler = make_sampler(controller, trainer, like)
+        evaluation.controller = controller
+        self._weighting = Weighting(
+            trainer, controller, settings, self._own["compute_loss"], self._unwatch
+        )
+        evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
+        return numbered_loader(self._sampler, like, key=_NUMBER)
+
+    def _compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        number = inputs.pop(_NUMBER, None)
+        num_items = kwargs.get("num_items_in_batch")
+
+        def native(given: Any, tokens: Any) -> Any:
+            if "num_items_in_batch" in kwargs:
+                kwargs["num_items_in_batch"] = tokens
+            return self._own["compute_loss"](model, given, return_outputs=return_outputs, **kwargs)
+
+        if number is None and self._evaluation is not None:
+            self._check_evaluating(model)
+            return self._evaluation.loss(native, model, inputs, num_items)
+        if self._weighting is None or self._sampler is None:
+            raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+        draw = self._sampler.take(number)
+        if not self._weighting.rehearsed:
+            self._weighting.rehearse(native, model, inputs, draw, num_items)
+        if self._watch is None and self._needs_gradients:
+            self._watch = self.controller.watch(model)  # compiled and wrapped by now
+        return self._weighting(native, model, inputs, draw, num_items)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+
+    @property
+    def _needs_gradients(self) -> bool:
+        return any(name.startswith("grad_") for name in self.controller.requires)
+
+    def _check_evaluating(self, model: Any) -> None:
+        if self._weighting is not None and model.training:
+            raise SeamError(
+                "A training batch must carry its number; this one lost it on the way from the "
+                "loader to compute_loss, or compute_loss was called on it a second time, as "
+                "adversarial training (FGM, PGD) does. Keep the keys of a batch in "
+                "get_batch_samples, training_step and _prepare_inputs, and call compute_loss once."
+            )
+
+    def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        if self._weighting is not None and "loss" in logs:
+            self._write_texts(self.controller.completed)
+            scalars = self.controller.scalars()
+            logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
+        return self._own["log"](logs, *args, **kwargs)
+
+    def _save(self, output_dir: str) -> None:
+        self._own["_save_optimizer_and_scheduler"](output_dir)
+        if self._trainer is None or self._weighting is None:
+            return
+        state = self.controller.state_dict()  # sums over processes, so all of them call it
+        if self._trainer.args.should_save:
+            checkpoint.save(state, Path(output_dir) / _FILE)
+
+    def _load(self, folder: str | None) -> None:
+        self._own["_load_optimizer_and_scheduler"](folder)
+        if folder is None or self._weighting is None:
+            return
+        path = Path(folder) / _FILE
+        if path.is_file():
+            self.controller.load_state_dict(checkpoint.load(path))
+        else:
+            warnings.warn(
+                f"The checkpoint {folder} was written without adaptmix, so weights and statistics "
+                "start from the beginning.",
+                FreshStartWarning,
+                stacklevel=2,
+            )
+
+    # Events.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the place in a resumed epoch, and lay out the charts.
+
+        Raises:
+            SeamError: the callback was added to the trainer without ``attach``.
+        """
+        trainer, sampler = self._trainer, self._sampler
+        if trainer is None or sampler is None or self._weighting is None:
+            raise SeamError(
+                "AdaptMixCallback must be given to Trainer(callbacks=[...]); after "
+                "trainer.add_callback(callback) call callback.attach(trainer)."
+            )
+        if sampler.epoch_steps is not None and not args.ignore_data_skip:
+            sampler.expect_skip(state.global_step % sampler.epoch_steps)
+        writer = internals.tensorboard_writer(trainer)
+        if writer is not None:
+            with tolerant(self._warn_of_logs):
+                lay_out(
+                    writer,
+                    self.controller.mixture.domains,
+                    prefix="train/",
+                    heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
+                    observing=self._settings.mode == "observe",
+                    coverage=None if self._watch is None else self._watch.coverage,
+                )
+        self._texts = None if writer is None else RecordTexts(writer, prefix="train/")
+        self._write_texts(state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that gradients of the stated loss arrived.
+
+        Raises:
+            SeamError: they are not.
+        """
+        if self._weighting is not None:
+            self._weighting.check_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step, and update the weights when that is due."""
+        self.controller.step()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the progress bar, which comes after this callback, readable."""
+        logs = kwargs.get("logs", {})
+        for key in [key for key in logs if key.startswith(PREFIX)]:
+            del logs[key]
+
+    def _write_texts(self, step: int) -> None:
+        if self._texts is None:
+            return
+        with tolerant(self._warn_of_logs):
+            self._texts.write(step, self.controller.configuration, self.controller.warnings)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give model and trainer back as they were, and say what was found."""
+        self._write_texts(state.global_step)
+        _log.info("%s", self.controller.report())
+        self._release()
+
+    def _release(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        if self._weighting is not None:
+            self._weighting.remove()
+            self._weighting = None

@@ -1,0 +1,123 @@
+"""What is known by name: trainers that are refused, and losses that are sums over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from adaptmix.errors import SeamError
+from adaptmix_transformers import _internals as internals
+
+# Trainers whose rows are not the data set's, by what stands in the way.
+_REFUSED = {
+    "GRPOTrainer": "it samples answers to each prompt, several times over, and compares them",
+    "RLOOTrainer": "it samples answers to each prompt, several times over, and compares them",
+    "KTOTrainer": "its loss compares each answer with the mean of its batch",
+    "DistillationTrainer": "it generates the rows that it trains on",
+    "SentenceTransformerTrainer": "its losses compare the texts of a batch with each other",
+    "SparseEncoderTrainer": "its losses compare the texts of a batch with each other",
+    "CrossEncoderTrainer": "its models are called by its losses, once per column",
+}
+_PAIRS = ("DPOTrainer", "RewardTrainer")
+_SORTED = frozenset({"aot", "aot_unpaired"})
+_FUNCTIONS = frozenset(
+    {
+        *("ForCausalLMLoss", "ForMaskedLMLoss", "ForSequenceClassificationLoss"),
+        *("ForTokenClassification", "ForQuestionAnsweringLoss", "ForSemanticSegmentationLoss"),
+        "ForCTCLoss",
+    }
+)
+# Models of transformers that compute a cross-entropy or squared error of rows themselves.
+_HEADS = (
+    *("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForCausalLM"),
+    *("ForConditionalGeneration", "ForQuestionAnswering", "ForMultipleChoice", "LMHeadModel"),
+    *("ForImageClassification", "ForAudioClassification", "ForCTC", "ForSemanticSegmentation"),
+)
+
+
+def refuse_trainer(trainer: Trainer) -> None:
+    """Refuse trainers whose rows cannot be weighted.
+
+    Raises:
+        SeamError: such a trainer, or loss, by its name.
+    """
+    for kind in type(trainer).__mro__:
+        reason = _REFUSED.get(kind.__name__)
+        if reason is not None and kind.__module__.split(".")[0] in ("trl", "sentence_transformers"):
+            raise SeamError(
+                f"AdaptMixCallback does not work with {kind.__name__}: {reason}, so that no row of "
+                "the data set has a loss of its own. Mix the domains in the data set instead; "
+                "transformers' Trainer and TRL's SFTTrainer, DPOTrainer and RewardTrainer are "
+                "supported."
+            )
+    sorting = _SORTED & set(getattr(trainer, "loss_types", ()))
+    if sorting and internals.is_a(trainer, "DPOTrainer"):
+        raise SeamError(
+            f"loss_type must be a sum of one term per pair; got {', '.join(sorted(sorting))}, "
+            "which sorts the pairs of a batch."
+        )
+
+
+def rows_per_sample(trainer: Trainer) -> int:
+    """Return how many rows the model runs for each that is drawn: chosen and rejected answers."""
+    return 2 if any(internals.is_a(trainer, name) for name in _PAIRS) else 1
+
+
+def samples_of_rows(trainer: Trainer, inputs: Mapping[str, Any], size: int) -> Tensor | None:
+    """Return the sample that each row inside the model is of, (R,); None where rows are samples.
+
+    Args:
+        trainer: of the run.
+        inputs: of the micro-batch.
+        size: B.
+    """
+    if rows_per_sample(trainer) > 1:
+        return torch.arange(size).repeat(rows_per_sample(trainer))
+    model = internals.core_model(trainer)
+    ids = inputs.get("input_ids")
+    if type(model).__name__.endswith("ForMultipleChoice") and isinstance(ids, Tensor):
+        return torch.arange(size).repeat_interleave(ids.shape[1])
+    return None
+
+
+def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: Any) -> bool:
+    """Return whether a loss is transformers' or TRL's own, all of whose terms are of one row.
+
+    Args:
+        trainer: of the run.
+        compute_loss: its bound method.
+        model: that computes the loss, without wrappers.
+        function: the model's ``loss_function``, or None.
+    """
+    methods: list[Any] = [getattr(compute_loss, "__func__", compute_loss)]
+    methods += [getattr(type(trainer), "_compute_loss", None)]  # what DPOTrainer's calls
+    own = all(method is None or _library(method) in ("transformers", "trl") for method in methods)
+    if not own or trainer.compute_loss_func is not None:
+        return False
+    if any(internals.is_a(trainer, name) for name in (*_PAIRS, "SFTTrainer")):
+        return True
+    if _library(type(model)) != "transformers":
+        return False
+    if function is not None and getattr(function, "__name__", "") not in _FUNCTIONS:
+        return False
+    return trainer.label_smoother is not None or type(model).__name__.endswith(_HEADS)
+
+
+def losses_told(trainer: Trainer) -> str:
+    """Return a sentence on where a trainer's rows tell losses and noise."""
+    if internals.is_a(trainer, "SFTTrainer"):
+        return "SFTTrainer's fused head keeps log-probabilities and no logits, so noise is unknown."
+    if rows_per_sample(trainer) > 1:
+        return f"{type(trainer).__name__} has one loss per pair, which no rule of ours gives."
+    return (
+        "They are told where its gradient is that of a cross-entropy or a squared error of logits "
+        "and labels, and losses (without noise) by AdaptMixCallback(loss=f)."
+    )
+
+
+def _library(what: Callable[..., Any] | type) -> str:
+    return str(getattr(what, "__module__", "")).split(".")[0]

@@ -1,0 +1,222 @@
+"""What is proved of a loss before its rows are weighted, and the sentences that refuse it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from adaptmix.errors import SeamError
+from adaptmix.trainers import _additivity as additivity
+from adaptmix.trainers._frontier import Frontier
+from adaptmix_transformers import _rehearsal as rehearsal
+from adaptmix_transformers._capture import Seen
+from adaptmix_transformers._reading import NumItems, Reader
+
+_log = logging.getLogger("adaptmix")
+_SEED = 0
+_TIMES = 2  # halves of the rows that are exchanged in turn
+
+WAY_OUT = (
+    'Name the module that makes the rows\' logits with AdaptMixCallback(head="..."), or train with '
+    'AdaptMixCallback(mode="observe"), which changes nothing.'
+)
+
+
+class Pass(NamedTuple):
+    """One forward pass and the frontier of its loss."""
+
+    loss: Tensor
+    seen: Seen
+    frontier: Frontier
+
+
+class _Shown(NamedTuple):
+    """The tensors of a frontier, and the gradients there."""
+
+    tensors: list[Tensor]
+    gradients: list[Tensor]
+
+
+def prove(
+    loss: Tensor, frontier: Frontier, rows: int, *, known: bool, shown: bool, seed: int
+) -> list[Tensor]:
+    """Return the gradients of a loss at its frontier, once it is proved to be a sum over rows.
+
+    Args:
+        loss: () of a micro-batch.
+        frontier: of it.
+        rows: B.
+        known: whether the loss is one of a library's that is known to be a sum over rows.
+        shown: whether ``rehearse`` saw that rows do not depend on others.
+        seed: of the proof.
+
+    Raises:
+        SeamError: it is not.
+    """
+    if frontier.overlaps():
+        raise SeamError(
+            "The loss must be computed from the model's outputs once; it uses one of them and "
+            f"another that is computed from it, so rows would be weighted twice. {WAY_OUT}"
+        )
+    if frontier.reads_rows_elsewhere():
+        raise SeamError(
+            "The loss must depend on rows through the model's outputs only; part of it reaches "
+            "parameters that see the rows in another way: a second head, hidden states, or a "
+            "module called by itself. Return what it is computed from among the model's outputs, "
+            "with rows first. Declared auxiliary losses (outputs.aux_loss) and penalties on "
+            "parameters are kept as they are."
+        )
+    if frontier.scaled_by_parameters():
+        refuse_coupled("parameters beside the model's outputs scale or transform the rows' terms")
+    if known and not frontier.leaves:
+        return [part.detach() for part in additivity.gradients(loss, frontier)]
+    first = additivity.gradients(loss, frontier, twice=True)
+    coupled = None
+    try:
+        coupled = additivity.couplings(frontier, first, samples=rows, seed=seed)
+    except RuntimeError as error:  # an operation that cannot be differentiated twice
+        _log.debug("The loss has no second derivative: %s", error)
+        if rows > 1 and not (known or shown):
+            raise SeamError(
+                "The loss must be a sum of one term per row, which cannot be proved of this one: "
+                f"it has no second derivative ({error}), and could not be computed on other rows. "
+                'Write it with differentiable operations, or use AdaptMixCallback(mode="observe").'
+            ) from error
+    if coupled is not None:
+        refuse_coupled(coupled)
+    return [part.detach() for part in first]
+
+
+def refuse_coupled(how: str) -> None:
+    """Refuse a loss that is no sum over rows.
+
+    Raises:
+        SeamError: always.
+    """
+    raise SeamError(
+        f"The loss must be a sum of one term per row; in this one {how}. Contrastive and ranking "
+        "losses within a batch, hard-example mining and normalisers that depend on the outputs "
+        "have no loss per row that could be weighted. Train on a sum over rows, or with "
+        'AdaptMixCallback(mode="observe"), which changes nothing.'
+    )
+
+
+def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
+    """Refuse a loss that depends on no tensor with the rows that were drawn.
+
+    Raises:
+        SeamError: always.
+    """
+    if loss.grad_fn is not None and loss.grad_fn.name().startswith("CompiledFunction"):
+        raise SeamError(
+            "torch_compile does not work here: the loss is computed inside of the compiled model, "
+            "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
+            "leave torch_compile out."
+        )
+    outputs = seen.outputs
+    names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
+    sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
+    if sizes and rows * blocks not in sizes:
+        raise SeamError(
+            f"The loss must have the {rows} rows that were drawn; got "
+            f"{', '.join(map(str, sizes))}. Keep rows apart and one to one: no packing, "
+            "padding_free=False, and a collator that neither drops nor merges rows."
+        )
+    raise SeamError(
+        "The loss must be computed from outputs of the model that have the rows that were drawn "
+        f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
+    )
+
+
+def rehearse(
+    once: Callable[[Mapping[str, Any], NumItems], Pass],
+    inputs: Mapping[str, Any],
+    *,
+    trainer: Trainer,
+    model: nn.Module,
+    rows: int,
+    reader: Reader,
+    num_items: NumItems,
+) -> bool:
+    """Compute a loss on other rows, labels and numbers of tokens, and leave no trace.
+
+    Args:
+        once: computes it.
+        inputs: of the first micro-batch.
+        trainer: of the run.
+        model: what it calls.
+        rows: B.
+        reader: is told what they show.
+        num_items: supervised tokens of the step, where the trainer counts them.
+
+    Returns:
+        Whether kept rows were seen not to depend on others.
+
+    Raises:
+        SeamError: kept rows, or their gradients, depend on the other rows.
+    """
+
+    def again(
+        given: Mapping[str, Any],
+        tokens: NumItems = num_items,
+        use: Callable[[Pass, list[Tensor]], None] | None = None,
+    ) -> _Shown | None:
+        try:
+            with rehearsal.unseen(trainer, model, seed=_SEED):
+                done = once(given, tokens)
+                gradients = additivity.gradients(done.loss, done.frontier)
+                if use is not None:
+                    use(done, gradients)
+                # Without the graph, so that one pass at a time is in memory.
+                return _Shown([part.detach() for part in done.frontier.tensors], gradients)
+        except SeamError:
+            raise
+        except Exception as error:  # inputs that cannot be changed so tell nothing
+            _log.debug("The loss cannot be computed on changed inputs: %s", error)
+            return None
+
+    first = again(inputs)
+    shown = False
+    if first is None:
+        return shown
+    for seed in range(_TIMES if rows > 1 else 0):
+        given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
+        other = again(given)
+        if other is not None:
+            shown |= _compare(first, other, kept, lambda: again(inputs))
+    changed = None if num_items is None else again(inputs, 2 * num_items)
+    reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
+        classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
+        given = rehearsal.relabelled(inputs, classes=classes, seed=_SEED)
+        again(given, use=lambda done, g: reader.generalise(done.seen, done.frontier, g, given))
+    return shown
+
+
+def _compare(
+    first: _Shown, other: _Shown, kept: Tensor, repeated: Callable[[], _Shown | None]
+) -> bool:
+    """Compare kept rows before and after the others were exchanged; return whether one can.
+
+    Raises:
+        SeamError: something of theirs changed.
+    """
+    if rehearsal.same_values(first.tensors, other.tensors, kept):
+        if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept):
+            refuse_coupled("the gradients of rows change with the rows beside them")
+        return True
+    second = repeated()
+    if second is not None and rehearsal.same_values(
+        first.tensors, second.tensors, torch.ones_like(kept)
+    ):
+        refuse_coupled(
+            "the outputs of rows change with the rows beside them, as those of mixup or of rows "
+            "that are not first in the outputs do"
+        )
+    return False

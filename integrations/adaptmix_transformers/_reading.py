@@ -1,0 +1,322 @@
+"""Reads rows' losses off the gradient of the trainer's own: for reports, and for its divisor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from adaptmix.errors import SeamError
+from adaptmix.trainers._frontier import Frontier
+from adaptmix_transformers import _internals as internals
+from adaptmix_transformers._capture import Seen
+from adaptmix_transformers._recognition import Recognised, proportional, recognise, tolerance
+from adaptmix_transformers._rows import RowLosses, Rule, supervised
+
+_log = logging.getLogger("adaptmix")
+
+UserLoss = Callable[[Any, Mapping[str, Any]], Tensor | tuple[Tensor, Tensor]]
+NumItems = Tensor | int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is known of the rows of a micro-batch's loss.
+
+    Attributes:
+        size: B.
+        per_token: whether the objective averages over tokens.
+        mask: which losses are supervised, (B,) or (B, T); all, one per row, when None.
+        number: what the loss divides the sum of rows' losses by; None where rows have factors of
+            the loss's own, which are kept as they are.
+        counted: whether the loss's divisor is of the whole step, not of this micro-batch.
+        scale: what the loss multiplies their mean by, where that was measured.
+        rows: unweighted losses; None where they are not known, or not looked at.
+    """
+
+    size: int
+    per_token: bool
+    mask: Tensor | None = None
+    number: Tensor | float | None = None
+    counted: bool = False
+    scale: float = 1.0
+    rows: RowLosses | None = None
+
+    def multipliers(self, multipliers: Tensor, expected: float, *, parts: float) -> Tensor:
+        """Return what to multiply rows' gradients by, (B,).
+
+        A loss that divides by the number of tokens divides by what was drawn; the objective
+        divides by what is drawn on average. Other losses keep their divisors.
+
+        Args:
+            multipliers: (B,) of ``Controller.multipliers``.
+            expected: of ``Controller.expected_tokens``.
+            parts: micro-batches of a step, over what its gradient is divided by afterwards.
+        """
+        if self.number is None:
+            return multipliers if self.counted else multipliers / parts
+        ratio = self.number / (self.size * parts * expected)
+        if isinstance(ratio, Tensor):
+            multipliers = multipliers.to(ratio.device, non_blocking=True)
+        tokens = self._tokens
+        if self.per_token or tokens is None:
+            return multipliers * ratio
+        return multipliers.to(tokens.device, non_blocking=True) * ratio / tokens.clamp(min=1)
+
+    def factors(self, expected: float, *, parts: int) -> Tensor | float:
+        """Return what the loss multiplies each row's own loss by, (B,) or one for all.
+
+        Args:
+            expected: as in ``multipliers``.
+            parts: micro-batches of a step.
+        """
+        if self.number is None:
+            return 1.0 / (self.size * expected * (parts if self.counted else 1))
+        each = self.scale / self.number
+        tokens = self._tokens
+        return each if self.per_token or tokens is None else tokens * each
+
+    @property
+    def _tokens(self) -> Tensor | None:
+        return None if self.mask is None else self.mask.reshape(self.size, -1).sum(1)
+
+
+class Reader:
+    """Recognises rows' losses in measured steps, and knows their labels in the others.
+
+    Args:
+        trainer: of the run.
+        unit: of the objective.
+        user_loss: of ``AdaptMixCallback(loss=...)``, or None.
+    """
+
+    def __init__(self, trainer: Trainer, *, unit: str, user_loss: UserLoss | None) -> None:
+        self._trainer, self._user_loss = trainer, user_loss
+        self._per_token = unit == "token"
+        self._counted: bool | None = None
+        self._decided = False
+        self._generic = True
+        self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
+        self.rule: Rule | None = None
+
+    def generalise(
+        self, seen: Seen, frontier: Frontier, gradients: Sequence[Tensor], given: Mapping[str, Any]
+    ) -> None:
+        """Note from labels of all classes whether rows have factors of the loss's own.
+
+        Args:
+            seen: as in ``read``.
+            frontier: as in ``read``.
+            gradients: as in ``read``.
+            given: as in ``read``.
+        """
+        found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
+        self._generic = found is not None and found.common is not None
+
+    def read(
+        self,
+        seen: Seen,
+        frontier: Frontier | None,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+        num_items: NumItems,
+        *,
+        size: int,
+    ) -> Reading:
+        """Read one micro-batch.
+
+        Args:
+            seen: what its forward pass showed.
+            frontier: of its loss; None where it is not looked at.
+            gradients: of its loss there; none in steps that are not measured.
+            given: the inputs of ``compute_loss``.
+            num_items: supervised tokens of the step, where the trainer counts them.
+            size: B.
+
+        Raises:
+            SeamError: rows' losses are not those of ``loss=f``, or no longer what they were.
+        """
+        given = self._given(seen, given)
+        rows: RowLosses | None = None
+        found: Recognised | None = None
+        if frontier is not None and any(bool(part.any()) for part in gradients):
+            rows, found = self._look(seen, frontier, gradients, given)
+            self._decide(rows, found, seen, num_items)
+        elif self._user_loss is not None:
+            with torch.no_grad():
+                rows = self._users(seen, given)
+        mask = supervised(self.rule, given) if rows is None else rows.mask
+        if mask is not None and len(mask) != size:
+            mask = rows = None  # rows were merged, which only observing gets past
+        number = self._number(mask, size, num_items) if self._counted is not None else None
+        scale = 1.0
+        if number is not None and found is not None and found.common is not None:
+            scale = found.common * float(number)
+        if found is None:
+            rows = None
+        elif rows is not None and number is None:
+            rows = self._as_weighted(rows, found, size)
+        counted = bool(self._is_by_step(seen) if self._counted is None else self._counted)
+        return Reading(size, self._per_token, mask, number, counted, scale=scale, rows=rows)
+
+    def _look(
+        self,
+        seen: Seen,
+        frontier: Frontier,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+    ) -> tuple[RowLosses | None, Recognised | None]:
+        if self._user_loss is not None:
+            rows = self._users(seen, given)
+            return rows, _proved(rows, frontier, gradients)
+        if len(frontier.tensors) != 1:
+            return None, None
+        (tensor,), (gradient,) = frontier.tensors, gradients
+        found = recognise(tensor, gradient, given)
+        if found is None or found.rule is None:
+            return None, None
+        with torch.no_grad():
+            return found.rule(tensor.detach(), given), found
+
+    def _decide(
+        self, rows: RowLosses | None, found: Recognised | None, seen: Seen, num_items: NumItems
+    ) -> None:
+        """Choose the loss's divisor once, and check it ever after."""
+        common = None if found is None or rows is None else found.common
+        counted = None
+        if rows is not None and common is not None and self._generic:
+            counted = self._divisor(rows, common, seen, num_items)
+        if not self._decided:
+            self._decided, self._counted = True, counted
+            self.rule = None if found is None else found.rule
+            way = "AdaptMixCallback(loss=...)" if self.rule is None else self.rule.__name__
+            self.say(
+                "Rows' losses are not known: no rule that the package has gives their gradient."
+                if found is None
+                else f"Rows' losses are recognised by their gradient ({way})."
+            )
+        elif self._counted is not None and counted != self._counted:
+            raise SeamError(
+                "The loss must keep the divisor that it had in the first step, the number of "
+                f"{'tokens of the step' if self._counted else 'losses of the micro-batch'}; its "
+                "rows now have other factors. Weigh rows from the first step on, or pass "
+                'AdaptMixCallback(unit="sample").'
+            )
+
+    def _divisor(
+        self, rows: RowLosses, common: float, seen: Seen, num_items: NumItems
+    ) -> bool | None:
+        by_step = self._is_by_step(seen)
+        if seen.given is not None and by_step is not None:
+            return by_step
+        size = len(rows.values)
+        kinds = (True, False) if by_step is None else (by_step,)
+        close = [
+            counted
+            for counted in kinds[int(num_items is None and len(kinds) > 1) :]
+            if abs(common * float(self._number(rows.mask, size, num_items, counted)) - 1.0) < 1e-2
+        ]
+        if self._counted in close:
+            return self._counted
+        return close[0] if close else None
+
+    def _is_by_step(self, seen: Seen) -> bool | None:
+        """Return whether the loss divides by the tokens of the step; None where nothing tells."""
+        if self.by_step is None and seen.given is not None:
+            return seen.given.get("num_items_in_batch") is not None
+        return self.by_step
+
+    def _number(
+        self, mask: Tensor | None, size: int, num_items: NumItems, counted: bool | None = None
+    ) -> Tensor | float:
+        """Return what a mean divides by, on average of processes."""
+        counted = self._counted if counted is None else counted
+        if counted and num_items is not None:
+            world = internals.world_factor(self._trainer, num_items)
+            return torch.as_tensor(num_items).double() / world
+        return float(size) if mask is None else mask.sum().clamp(min=1).double()
+
+    def _as_weighted(self, rows: RowLosses, found: Recognised, size: int) -> RowLosses:
+        """Return losses with the factors that the trainer's loss has for them."""
+        values = rows.values * found.factors.nan_to_num(0.0).reshape_as(rows.values) * size
+        if not self._per_token and values.ndim > 1:
+            values = RowLosses(values, rows.mask).totals
+            return RowLosses(values, noise=rows.noise)
+        return RowLosses(values, rows.mask, rows.noise)
+
+    def _users(self, seen: Seen, given: Mapping[str, Any]) -> RowLosses:
+        if self._user_loss is None:
+            raise TypeError("loss must be a function; got None.")
+        losses = self._user_loss(seen.outputs, given)
+        values, mask = losses if isinstance(losses, tuple) else (losses, None)
+        if mask is None and values.ndim > 1:
+            mask = torch.ones_like(values, dtype=torch.bool)
+        return RowLosses(values, mask)
+
+    def _given(self, seen: Seen, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return given if self._user_loss is not None else complete(self._trainer, seen, given)
+
+    def say(self, what: str) -> None:
+        """Say once, in the log, what rows' losses are taken for."""
+        if not self._said:
+            self._said = True
+            _log.info("%s", what)
+
+    _said = False
+
+
+def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a loss is computed from: inputs, and what a model and its trainer add."""
+    fused = {
+        name: value
+        for name in ("label_mask", "log_sum_sq_probs")
+        if isinstance(value := getattr(seen.outputs, name, None), Tensor)
+    }
+    return {
+        **given,
+        **(seen.given or {}),
+        **fused,
+        "dft": getattr(trainer.args, "loss_type", None) == "dft",
+        "label_smoothing": internals.smoothing(trainer),
+    }
+
+
+def _proved(rows: RowLosses, frontier: Frontier, gradients: Sequence[Tensor]) -> Recognised:
+    """Return what the trainer's loss makes of a user's losses.
+
+    Raises:
+        SeamError: its gradient is not made of theirs.
+    """
+    values = rows.values
+    if values.requires_grad:
+        own = torch.autograd.grad(
+            rows.totals.sum(), frontier.edges, retain_graph=True, allow_unused=True
+        )
+        size = len(values)
+        tokens = values.ndim == 2 and all(part.ndim > 2 for part in gradients)
+        shape = gradients[0].shape[:2] if tokens else (size,)
+        g, d = (
+            torch.cat(
+                [
+                    (torch.zeros_like(other) if part is None else part).reshape(*shape, -1)
+                    for part, other in zip(parts, gradients, strict=True)
+                ],
+                dim=-1,
+            )
+            for parts in (gradients, own)
+        )
+        factors = proportional(g, d, each=len(shape))
+        if factors is not None:
+            if factors.shape != values.shape and values.ndim == 2:
+                factors = factors.reshape(size, -1)[:, : values.shape[1]]
+            return Recognised(None, factors, 4.0 * tolerance(gradients[0].dtype))
+    raise SeamError(
+        "loss=f must return the losses that the trainer's loss is made of, computed from the "
+        "model's outputs; the gradient of the trainer's loss at them is not a multiple of each "
+        "row's. Return those losses, or make compute_loss return their mean."
+    )

@@ -1,0 +1,169 @@
+"""A loss computed once more, on other rows or labels, before anything is trained on it.
+
+The second derivative of a loss that is linear in pieces is zero, whatever it does to rows: a hinge
+between pairs of rows, the largest losses of a batch. What it does shows when the other rows are
+exchanged. Weights by class show when labels are, however few classes the first batch has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adaptmix.data import own_randomness
+from adaptmix.trainers._additivity import halves
+from adaptmix_transformers._recognition import proportional, tolerance
+from adaptmix_transformers._rows import IGNORED
+
+# What may be copied of a trainer: what compute_loss counts and collects.
+_COUNTED = (bool, int, float, str, list, dict, set, tuple)
+
+
+def exchanged(inputs: Mapping[str, Any], *, rows: int, seed: int) -> tuple[dict[str, Any], Tensor]:
+    """Return inputs of which half of the rows are copies of others, and the (B,) kept ones.
+
+    Args:
+        inputs: of a micro-batch; what has ``rows`` entries, or a multiple, is by row.
+        rows: B.
+        seed: of what is drawn.
+    """
+    kept, generator = halves(rows, seed)
+    source = torch.where(
+        kept, torch.arange(rows), torch.randint(rows, (rows,), generator=generator)
+    )
+
+    def change(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) % rows == 0 and len(value):
+            blocks = torch.arange(len(value) // rows).repeat_interleave(rows) * rows
+            return value[(source.repeat(len(value) // rows) + blocks).to(value.device)]
+        if isinstance(value, list) and len(value) == rows:
+            return [value[i] for i in source.tolist()]
+        if isinstance(value, Mapping):
+            return {name: change(part) for name, part in value.items()}
+        return value
+
+    return {name: change(value) for name, value in inputs.items()}, kept
+
+
+def relabelled(inputs: Mapping[str, Any], *, classes: int, seed: int) -> dict[str, Any]:
+    """Return inputs with labels drawn from all classes where there are labels."""
+    labels = inputs["labels"]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(classes, labels.shape, generator=generator).to(labels)
+    return {**inputs, "labels": torch.where(labels == IGNORED, labels, drawn)}
+
+
+def same_up_to_a_factor(before: list[Tensor], after: list[Tensor], kept: Tensor) -> bool:
+    """Return whether the kept rows' gradients are the same but for one factor of all.
+
+    A mean's divisor may change with the other rows; nothing else may.
+
+    Args:
+        before: gradients at each tensor, (k · B, …).
+        after: the same once the other rows are exchanged.
+        kept: (B,) bool.
+    """
+    pairs = []
+    for first, second in zip(before, after, strict=True):
+        rows = kept.to(first.device).repeat(len(first) // len(kept))
+        pairs.append((first[rows].reshape(-1), second[rows].reshape(-1)))
+    g, h = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
+    if not bool(g.any()) or not bool(h.any()):
+        return bool(g.any()) == bool(h.any())
+    return proportional(h.unsqueeze(0), g.unsqueeze(0), each=1) is not None
+
+
+def halved(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Return whether gradients are half of what they were."""
+    return all(
+        bool((2.0 * second - first).norm() <= 0.1 * first.norm())
+        for first, second in zip(before, after, strict=True)
+    )
+
+
+def same_values(before: Sequence[Tensor], after: Sequence[Tensor], kept: Tensor) -> bool:
+    """Return whether the kept rows of the tensors are what they were."""
+    if len(before) != len(after):
+        return False
+    for first, second in zip(before, after, strict=True):
+        if first.shape != second.shape:
+            return False
+        rows = kept.to(first.device).repeat(len(first) // len(kept))
+        first, second = first.detach(), second.detach()
+        error = (first[rows] - second[rows]).abs().max()
+        if not float(error) <= tolerance(first.dtype) * float(first[rows].abs().max()):
+            return False
+    return True
+
+
+@contextmanager
+def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Leave no trace of what runs inside: in random states, buffers, counters, or processes.
+
+    Random numbers inside are those that the forward pass before it had.
+
+    Args:
+        trainer: whose attributes are given back.
+        model: what it calls; under DistributedDataParallel nothing is sent.
+        seed: of what is drawn inside.
+    """
+    attributes = {
+        name: (value, copy.deepcopy(value))
+        for name, value in vars(trainer).items()
+        if isinstance(value, _COUNTED) and _plain(value)
+    }
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Rows meet in the statistics of a batch, whatever the loss is; running ones keep them apart.
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    no_sync: Callable[[], Any] | None = getattr(model, "no_sync", None)
+    silent = nullcontext() if no_sync is None else no_sync()
+    with silent, own_randomness(seed), _device_randomness(seed):
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.train()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for name, (value, copied) in attributes.items():
+                setattr(trainer, name, _restored(value, copied))
+
+
+@contextmanager
+def _device_randomness(seed: int) -> Iterator[None]:
+    """Draw with a fixed seed on the device in use, if any, and leave its state as it was."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
+        if used:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def _restored(value: Any, copied: Any) -> Any:
+    """Give a collection its contents back, which others may hold too; return it."""
+    if isinstance(value, list):
+        value[:] = copied
+    elif isinstance(value, (dict, set)):
+        value.clear()
+        value.update(copied)
+    else:
+        return copied
+    return value
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is numbers and texts all the way down, and so can be copied."""
+    if isinstance(value, dict):
+        return all(_plain(part) for part in (*value, *value.values()))
+    if isinstance(value, (list, set, tuple)):
+        return all(_plain(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str))

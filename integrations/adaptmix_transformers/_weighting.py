@@ -1,0 +1,277 @@
+"""Weights rows' gradients where a trainer's loss meets the model, and proves what that does."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from adaptmix import Controller, Draw
+from adaptmix.errors import MissingStatisticError, SeamError
+from adaptmix.trainers import _additivity as additivity
+from adaptmix.trainers._frontier import Frontier, find_frontier
+from adaptmix.trainers._head import BackwardProof
+from adaptmix_transformers import _internals as internals
+from adaptmix_transformers import _known as known
+from adaptmix_transformers import _proofs as proofs
+from adaptmix_transformers._capture import Capture, Seen
+from adaptmix_transformers._reading import NumItems, Reader, Reading
+from adaptmix_transformers._rows import RowLosses, Rule
+from adaptmix_transformers._setup import Settings
+
+_log = logging.getLogger("adaptmix")
+
+Native = Callable[[Any, NumItems], Any]
+"""The trainer's own ``compute_loss``: from inputs and tokens to a loss, or to (loss, outputs)."""
+
+
+class Weighting:
+    """Leaves the trainer's loss as it is, and multiplies rows' gradients at its frontier.
+
+    Args:
+        trainer: of the run.
+        controller: of the run.
+        settings: of the callback.
+        native: the trainer's own ``compute_loss``, a bound method.
+        unwatch: takes the gradient probe off the model.
+
+    Raises:
+        ValueError: a head that the model does not have.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        controller: Controller,
+        settings: Settings,
+        native: Any,
+        unwatch: Callable[[], None],
+    ) -> None:
+        self._unwatch = unwatch
+        self._trainer, self._controller = trainer, controller
+        self._adapting = settings.mode == "adapt"
+        self._accumulation = int(trainer.args.gradient_accumulation_steps)
+        self._blocks = known.rows_per_sample(trainer)
+        self._capture = Capture(
+            internals.core_model(trainer), head=settings.head, within=internals.plain_model(trainer)
+        )
+        function = self._capture.loss_function
+        model = internals.core_model(trainer)
+        self._known = known.is_sum_over_rows(trainer, native, model, function)
+        self._reader = Reader(trainer, unit=controller.unit, user_loss=settings.loss)
+        self._policy = settings.policy
+        self._first: BackwardProof | None = BackwardProof()
+        self._arrived: list[tuple[Frontier, list[int]]] = []
+        self.rehearsed = self._known or not self._adapting
+        self._proved = self._shown = False
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that rows' losses follow; None where none is known, or not yet."""
+        return self._reader.rule
+
+    def rehearse(
+        self, native: Native, model: nn.Module, inputs: Any, draw: Draw, num_items: NumItems
+    ) -> None:
+        """Before the first micro-batch, compute its loss on other rows and labels, without a trace.
+
+        Args:
+            native: as in a call.
+            model: as in a call.
+            inputs: as in a call.
+            draw: as in a call.
+            num_items: as in a call.
+
+        Raises:
+            SeamError: the loss is no sum of one term per row.
+        """
+        self.rehearsed = True
+
+        def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
+            with self._capture.open(model) as seen:
+                loss = _loss(native(_like(inputs, given), num_items))
+            return proofs.Pass(loss, seen, self._frontier(loss, seen, len(draw)))
+
+        self._shown = proofs.rehearse(
+            once,
+            inputs,
+            trainer=self._trainer,
+            model=model,
+            rows=len(draw),
+            reader=self._reader,
+            num_items=num_items,
+        )
+
+    def __call__(
+        self, native: Native, model: nn.Module, inputs: Any, draw: Draw, num_items: NumItems
+    ) -> Any:
+        """Return what ``native(inputs)`` returns, with rows' gradients weighted and recorded.
+
+        Args:
+            native: the trainer's own ``compute_loss``; a loss, or (loss, outputs).
+            model: what it calls.
+            inputs: of the micro-batch.
+            draw: how it was drawn.
+            num_items: supervised tokens of the step, where the trainer counts them.
+
+        Raises:
+            MissingStatisticError: the policy needs what this loss does not tell.
+            SeamError: the rows of the loss cannot be weighted as stated.
+        """
+        given = dict(inputs)  # the trainer takes labels out of its own
+        with self._capture.open(model) as seen:
+            result = native(inputs, num_items)
+        loss = _loss(result)
+        weigh = self._weighed if self._adapting else self._looked_at
+        reading, multipliers, outputs = weigh(loss, seen, given, draw, num_items)
+        if self._first is not None and self._adapting:
+            divisor = internals.loss_divisor(self._trainer, num_items)
+            self._first.watch(loss, scale=1.0 / divisor)
+        samples = known.samples_of_rows(self._trainer, given, len(draw))
+        self._record(loss, draw, reading, multipliers, samples=samples, outputs=outputs)
+        return result
+
+    def _weighed(
+        self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
+    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
+        controller, size = self._controller, len(draw)
+        frontier = self._frontier(loss, seen, size)
+        gradients: list[Tensor] = []
+        if controller.observing or not self._proved:
+            seed = controller.completed
+            gradients = proofs.prove(
+                loss, frontier, size, known=self._known, shown=self._shown, seed=seed
+            )
+            self._proved = True
+        reading = self._reader.read(seen, frontier, gradients, given, num_items, size=size)
+        multipliers = reading.multipliers(
+            controller.multipliers(draw),
+            controller.expected_tokens(draw),
+            parts=self._accumulation / internals.loss_divisor(self._trainer, num_items),
+        )
+        multipliers = multipliers.to(loss.device, non_blocking=True)
+        self._arrived.append((frontier, frontier.scale(multipliers)))
+        return reading, multipliers, frontier.tensors
+
+    def _looked_at(
+        self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
+    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
+        """Tell what can be told of a loss that is left alone."""
+        size, reader = len(draw), self._reader
+        try:
+            frontier, gradients = None, []
+            if self._controller.observing or not self._proved:
+                frontier = self._frontier(loss, seen, size)
+                gradients = additivity.gradients(loss, frontier)
+            reading = reader.read(seen, frontier, gradients, given, num_items, size=size)
+        except SeamError as error:
+            reader.say(f"Rows' losses are not known: {error}")
+            reading = Reading(size, self._controller.unit == "token")
+        self._proved = True
+        return reading, torch.ones(size, device=loss.device), ()
+
+    def _record(
+        self,
+        loss: Tensor,
+        draw: Draw,
+        reading: Reading,
+        multipliers: Tensor,
+        *,
+        samples: Tensor | None,
+        outputs: Sequence[Tensor],
+    ) -> None:
+        controller = self._controller
+        rows = reading.rows if controller.observing else None
+        if controller.observing and self._adapting:
+            self._check_supplied(rows)
+        expected = controller.expected_tokens(draw)
+        factors = reading.factors(expected, parts=self._accumulation)
+        terms = None if rows is None or "noise" not in controller.requires else rows.noise
+        told: dict[str, Any] = {
+            "factors": multipliers * factors,
+            "losses": None if rows is None else rows.values.detach(),
+            "mask": reading.mask if rows is None else rows.mask,
+            "noise": None if terms is None else terms(),
+            "samples": samples,
+            "outputs": outputs,
+        }
+        try:
+            controller.observe(loss, draw, **told)
+        except SeamError as error:
+            if self._adapting:
+                raise
+            _log.warning("Gradients are not observed: %s", error)
+            self._unwatch()
+            controller.observe(loss, draw, **told)
+
+    def _frontier(self, loss: Tensor, seen: Seen, rows: int) -> Frontier:
+        frontier = find_frontier(
+            loss,
+            [t for t in seen.tensors if t.ndim and len(t) == self._blocks * rows],
+            kept=seen.auxiliary,
+        )
+        if not frontier.tensors:
+            proofs.refuse_unseen(loss, seen, rows, self._blocks)
+        return frontier
+
+    def _check_supplied(self, rows: RowLosses | None) -> None:
+        """Check that the loss tells what the policy goes by.
+
+        Raises:
+            MissingStatisticError: it does not.
+        """
+        if self._policy is None:
+            return  # one that can do without is chosen
+        requires = self._controller.requires
+        missing = [name for name in sorted(requires) if name.startswith("loss") and rows is None]
+        if "noise" in requires and (rows is None or rows.noise is None):
+            missing.append("noise")
+        if missing:
+            raise MissingStatisticError(
+                f"policy={self._policy!r} needs {' and '.join(missing)} of rows, and this "
+                f"trainer's loss does not tell them. {known.losses_told(self._trainer)} Use "
+                'AdaptMixCallback(policy="variance_aware"), which goes by gradients.'
+            )
+
+    def check_step(self) -> None:
+        """After the backward passes of a step: check that they were of the stated loss.
+
+        Raises:
+            SeamError: gradients did not pass the frontier once, or, in the first step, the loss
+                was scaled on the way or not differentiated.
+        """
+        arrived, self._arrived = self._arrived, []
+        first, self._first = self._first, None
+        if first is not None and self._adapting:
+            first.check(internals.backward_scale(self._trainer))
+        for frontier, numbers in arrived:
+            if set(numbers) != set(range(len(frontier.tensors))) or len(numbers) > len(
+                frontier.uses
+            ):
+                raise SeamError(
+                    "The loss that compute_loss returns must be differentiated once; got "
+                    f"{len(numbers)} gradients at the {len(frontier.uses)} places where rows are "
+                    "weighted. Do not replace the loss in training_step, nor differentiate it "
+                    "twice."
+                )
+
+    def remove(self) -> None:
+        """Give the model back as it was."""
+        self._capture.remove()
+
+
+def _like(inputs: Any, given: Mapping[str, Any]) -> Any:
+    """Return ``given`` as a mapping of the kind that ``inputs`` is."""
+    changed = copy.copy(inputs)
+    changed.update(given)
+    return changed
+
+
+def _loss(result: Any) -> Tensor:
+    loss: Tensor = result[0] if isinstance(result, tuple) else result
+    return loss

@@ -1,0 +1,81 @@
+"""What the probe sees of common architectures, against autograd sample by sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adaptmix.probe._probe import GradientProbe
+from adaptmix.probe.estimators._gradients import GradientSums
+from tests.probe.cases import assert_same
+
+pytest.importorskip("transformers")
+
+from tests.probe.architectures import ARCHITECTURES, B, Inputs, losses
+
+# Of its own making, about its own names.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+K = 2
+DOMAINS = torch.tensor([0, 1, 0])
+FACTORS = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
+
+
+def by_sample(probe: GradientProbe, model: nn.Module, inputs: Inputs) -> GradientSums:
+    """The sums by autograd, one sample after the other."""
+    seen = probe._parameters
+    numbers = {seen._numbers[id(p)]: p for p in model.parameters() if p.requires_grad}
+    order = seen.candidates
+    if probe._projections is not None:
+        probe._projections.redraw(0)
+    square, rows = torch.zeros(K, dtype=torch.float64), []
+    for j, domain in enumerate(DOMAINS.tolist()):
+        alone = losses(model, {name: value[j : j + 1] for name, value in inputs.items()}).sum()
+        leaves = [numbers[index] for index in order]
+        gradients = torch.autograd.grad(alone, leaves, materialize_grads=True)
+        whole = [
+            (torch.zeros_like(g) if seen.refused(index) else g)[None].double()
+            for index, g in zip(order, gradients, strict=True)
+        ]
+        if probe._projections is not None:
+            named = zip(order, whole, strict=True)
+            whole = [torch.cat([probe._projections.sketch(*one) for one in named], dim=1)]
+        rows.append(whole)
+        square[domain] += sum(float(vector.square().sum()) for vector in whole)
+    members = functional.one_hot(DOMAINS, K).double()
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    sums = [torch.tensordot(members.T, column, 1) for column in columns]
+    return GradientSums(
+        members.sum(0), square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2)
+    )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_are_seen_and_right(name: str, estimator: str) -> None:
+    build, data = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    model, inputs = build(), data()
+    probe = GradientProbe(model, K, estimator=estimator, seed=3)
+    probe.attach()
+    probe.arm(True, step=0)
+    loss = FACTORS @ losses(model, inputs)
+    probe.expect(DOMAINS, FACTORS, loss)
+    loss.backward()
+    got = probe.collect()
+    probe.detach()
+    mass = {
+        key: float(p.grad.square().sum())
+        for key, p in model.named_parameters()
+        if p.grad is not None
+    }
+    unseen = probe.coverage.unseen
+    seen = sum(value for key, value in mass.items() if key.rpartition(".")[0] not in unseen)
+    assert seen >= 0.98 * sum(mass.values()), unseen
+    assert len(DOMAINS) == B
+    # The libraries' own normalisation computes in float32.
+    assert_same(got, by_sample(probe, model, inputs), rtol=2e-4)
