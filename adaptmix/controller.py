@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
+from adaptmix._backward import BackwardProof
 from adaptmix._checks import FloatArray, choice, integer, number
 from adaptmix._loss import UNITS, DomainLossScaler
 from adaptmix._simplex import normalise
@@ -43,7 +44,6 @@ from adaptmix.processes._tensor_parallel import refuse_tensor_parallel
 from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.state import _schema as schema
 from adaptmix.statistics import Measurements, Watch, known_lengths
-from adaptmix.trainers._head import BackwardProof
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -7,8 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from adaptmix import Controller, Coverage
-from adaptmix.errors import WarnOnce
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.trainers import PREFIX, RecordTexts, WarnOnce, lay_out, tolerant
 
 
 def begin(
