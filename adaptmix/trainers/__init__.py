@@ -48,6 +48,7 @@ from adaptmix.data import (
 from adaptmix.errors import WarnOnce
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.probe import Coverage
 from adaptmix.probe.rules._layers import Matrix
 from adaptmix.probe.rules._registry import FusedHead, Side, register_head
 from adaptmix.processes._sums import gather, sum_over_ranks
@@ -69,6 +70,7 @@ __all__ = [
     "IGNORED",
     "PREFIX",
     "BackwardProof",
+    "Coverage",
     "FusedHead",
     "Labels",
     "Layout",

@@ -57,9 +57,9 @@ class AdaptMixCallback(Callback):
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
         update_every: as for ``Controller``.
-        observe_every: as for ``Controller``.
+        measure_every: as for ``Controller``.
         estimator: as for ``Controller``.
-        sampler: as for ``Controller``.
+        counts: as for ``Controller``.
         half_life: as for ``Controller``.
         min_coverage: as for ``Controller``.
 
@@ -82,9 +82,9 @@ class AdaptMixCallback(Callback):
         tokens_per_row: Mapping[str, float] | Callable[[Any], Any] | None = None,
         accumulation: int | None = None,
         update_every: int = 10,
-        observe_every: int | None = None,
+        measure_every: int | None = None,
         estimator: str = "sketch",
-        sampler: str = "stratified",
+        counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
     ) -> None:
@@ -104,9 +104,9 @@ class AdaptMixCallback(Callback):
             tokens_per_row=tokens_per_row,
             options={
                 "update_every": update_every,
-                "observe_every": observe_every,
+                "measure_every": measure_every,
                 "estimator": estimator,
-                "sampler": sampler,
+                "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
             },
@@ -266,7 +266,7 @@ class AdaptMixCallback(Callback):
             adapting=self._adapting,
             head=self._head,
             accumulation=self._batches_per_step,
-            unwatch=self._unwatch,
+            watch=lambda: self._watch,
         )
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
@@ -318,12 +318,9 @@ class AdaptMixCallback(Callback):
         if stage == "fit":
             self._release()
 
-    def _unwatch(self) -> None:
+    def _release(self) -> None:
         if self._watch is not None:
             self._watch.remove()
-
-    def _release(self) -> None:
-        self._unwatch()
         if self._weighting is not None:
             self._weighting.remove()
         for undo in self._undo:

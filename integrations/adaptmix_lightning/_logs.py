@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from adaptmix import Controller, Coverage
-from adaptmix.trainers import PREFIX, RecordTexts, WarnOnce, lay_out, tolerant
+from adaptmix import Controller
+from adaptmix.trainers import PREFIX, Coverage, RecordTexts, WarnOnce, lay_out, tolerant
 
 
 def begin(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from adaptmix import Controller, Draw
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
-from adaptmix.trainers import BackwardProof, WeightedHead, refusing_moved_rows, tensors_of
+from adaptmix.trainers import BackwardProof, Watch, WeightedHead, refusing_moved_rows, tensors_of
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning._head import HeadProof
 from adaptmix_lightning._loader import PlannedLoader
@@ -38,7 +38,7 @@ class Weighting:
         adapting: whether losses are weighted, and not only looked at.
         head: name of the module to weight rows at, or None.
         accumulation: batches of an optimizer step.
-        unwatch: takes the gradient probe off the module.
+        watch: returns the gradient probe's handle; None where there is none.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Weighting:
         adapting: bool,
         head: str | None,
         accumulation: int,
-        unwatch: Callable[[], None],
+        watch: Callable[[], Watch | None],
     ) -> None:
-        self._unwatch = unwatch
+        self._watch = watch
         self._unknown = False
         self._trainer, self._module = trainer, module
         self._controller, self._loader = controller, loader
@@ -109,7 +109,9 @@ class Weighting:
         if not self._unknown:
             self._unknown = True
             _log.warning("Nothing is measured of this loss, which is trained as it is: %s", error)
-        self._unwatch()
+        watch = self._watch()
+        if watch is not None:
+            watch.remove()
 
     def loss(
         self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
@@ -128,9 +130,9 @@ class Weighting:
         if self._unknown:
             total = (losses if mask is None else losses[mask.bool()]).mean() / self._accumulation
             each = torch.full((len(draw),), 1.0 / (len(draw) * self._accumulation))
-            self._controller.observe(total, draw, factors=each)
+            self._controller.observe(total, draw=draw, factors=each)
         else:
-            total = self._controller.loss(losses, draw, mask=mask, noise=noise)
+            total = self._controller.loss(losses, draw=draw, mask=mask, noise=noise)
         if self._proof is not None:
             self._proof.watch(total)
         self.recorded += 1
@@ -181,7 +183,7 @@ class Weighting:
         assert factors is not None
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
-        self._controller.observe(loss, draw, factors=factors * scale, outputs=outputs)
+        self._controller.observe(loss, draw=draw, factors=factors * scale, outputs=outputs)
         self.recorded += 1
 
     def _proved_output(self, loss: Tensor, rows: int) -> Tensor:
@@ -193,7 +195,9 @@ class Weighting:
         assert self._head is not None
         assert self._head_proof is not None
         output = self._head.close()
-        self._head_proof.check(loss, output, rows)
+        watch = self._watch()
+        with nullcontext() if watch is None else watch.aside():
+            self._head_proof.check(loss, output, rows)
         self._head.forget_backward()
         return output  # rows' losses come from there; a penalty need not
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from adaptmix import Controller, FreshStartWarning
-from adaptmix.errors import SeamError
+from adaptmix import Controller
+from adaptmix.errors import FreshStartWarning, SeamError
 from adaptmix.policies import Policy
 from adaptmix.trainers import (
     PREFIX,
@@ -65,9 +65,9 @@ class AdaptMixCallback(TrainerCallback):
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
         update_every: as for ``Controller``.
-        observe_every: as for ``Controller``.
+        measure_every: as for ``Controller``.
         estimator: as for ``Controller``.
-        sampler: as for ``Controller``.
+        counts: as for ``Controller``.
         half_life: as for ``Controller``.
         min_coverage: as for ``Controller``.
 
@@ -91,9 +91,9 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: Mapping[str, float] | None = None,
         eval_domains: Iterable[Any] | None = None,
         update_every: int = 10,
-        observe_every: int | None = None,
+        measure_every: int | None = None,
         estimator: str = "sketch",
-        sampler: str = "stratified",
+        counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
     ) -> None:
@@ -111,9 +111,9 @@ class AdaptMixCallback(TrainerCallback):
             eval_domains=eval_domains,
             options={
                 "update_every": update_every,
-                "observe_every": observe_every,
+                "measure_every": measure_every,
                 "estimator": estimator,
-                "sampler": sampler,
+                "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
             },
@@ -222,7 +222,7 @@ class AdaptMixCallback(TrainerCallback):
         self._sampler = sampler_of(controller, trainer, like)
         evaluation.controller = controller
         self._weighting = Weighting(
-            trainer, controller, settings, self._methods["compute_loss"], self._unwatch
+            trainer, controller, settings, self._methods["compute_loss"], lambda: self._watch
         )
         evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
         return numbered_loader(self._sampler, like, key=_NUMBER)
@@ -251,10 +251,6 @@ class AdaptMixCallback(TrainerCallback):
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
         return self._weighting(native, model, inputs, draw, num_items)
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.remove()
 
     @property
     def _needs_gradients(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import MissingStatisticError, SeamError
-from adaptmix.trainers import BackwardProof, LossInputs, find_loss_inputs
+from adaptmix.trainers import BackwardProof, LossInputs, Watch, find_loss_inputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
@@ -36,7 +37,7 @@ class Weighting:
         controller: of the run.
         settings: of the callback.
         native: the trainer's own ``compute_loss``, a bound method.
-        unwatch: takes the gradient probe off the model.
+        watch: returns the gradient probe's handle; None where there is none.
 
     Raises:
         ValueError: a head that the model does not have.
@@ -48,9 +49,9 @@ class Weighting:
         controller: Controller,
         settings: Settings,
         native: Any,
-        unwatch: Callable[[], None],
+        watch: Callable[[], Watch | None],
     ) -> None:
-        self._unwatch = unwatch
+        self._watch = watch
         self._trainer, self._controller = trainer, controller
         self._adapting = settings.mode == "adapt"
         self._accumulation = int(trainer.args.gradient_accumulation_steps)
@@ -141,10 +142,7 @@ class Weighting:
         loss_inputs = self._loss_inputs(loss, seen, size)
         gradients: list[Tensor] = []
         if controller.observing or not self._proved:
-            seed = controller.completed
-            gradients = proofs.prove(
-                loss, loss_inputs, size, known=self._known, shown=self._shown, seed=seed
-            )
+            gradients = self._prove(loss, loss_inputs, size, shown=self._shown)
             self._proved = True
         reading = self._reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
         multipliers = reading.multipliers(
@@ -165,10 +163,7 @@ class Weighting:
             loss_inputs, gradients = None, []
             if self._controller.observing or not self._proved:
                 loss_inputs = self._loss_inputs(loss, seen, size)
-                seed = self._controller.completed
-                gradients = proofs.prove(
-                    loss, loss_inputs, size, known=self._known, shown=False, seed=seed
-                )
+                gradients = self._prove(loss, loss_inputs, size, shown=False)
             reading = reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
         except SeamError as error:
             self._leave_unknown(error)
@@ -176,12 +171,26 @@ class Weighting:
         self._proved = True
         return reading, torch.ones(size, device=loss.device), ()
 
+    def _prove(
+        self, loss: Tensor, loss_inputs: LossInputs, size: int, *, shown: bool
+    ) -> list[Tensor]:
+        """Return the gradients of a loss that is a sum over rows, and let nobody see the proof.
+
+        Raises:
+            SeamError: it is no such sum.
+        """
+        watch, seed = self._watch(), self._controller.completed
+        with nullcontext() if watch is None else watch.aside():
+            return proofs.prove(loss, loss_inputs, size, known=self._known, shown=shown, seed=seed)
+
     def _leave_unknown(self, error: SeamError) -> None:
         """Say once why nothing is measured, and take the gradient probe off."""
         if not self._unknown:
             self._unknown = True
             _log.warning("Nothing is measured of this loss, which is trained as it is: %s", error)
-        self._unwatch()
+        watch = self._watch()
+        if watch is not None:
+            watch.remove()
 
     def _record(
         self,
@@ -209,12 +218,12 @@ class Weighting:
             "outputs": outputs,
         }
         try:
-            controller.observe(loss, draw, **told)
+            controller.observe(loss, draw=draw, **told)
         except SeamError as error:
             if self._adapting:
                 raise
             self._leave_unknown(error)
-            controller.observe(loss, draw, **told)
+            controller.observe(loss, draw=draw, **told)
 
     def _loss_inputs(self, loss: Tensor, seen: Seen, rows: int) -> LossInputs:
         loss_inputs = find_loss_inputs(

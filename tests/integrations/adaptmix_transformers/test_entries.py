@@ -111,7 +111,7 @@ def test_a_mixin_without_a_callback_is_the_trainer(tmp_path: Path) -> None:
 def test_a_mixin_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"Write class Late\(AdaptMixMixin, Trainer\)"):
 
-        class Late(Trainer, AdaptMixMixin):  # type: ignore[misc]
+        class Late(Trainer, AdaptMixMixin):
             pass
 
     with pytest.raises(TypeError, match="adaptmix must be an AdaptMixCallback; got str"):
