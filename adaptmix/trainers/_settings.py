@@ -69,7 +69,8 @@ class Settings:
         # Domains are not known yet, but where a mapping names them.
         names = list(self.importance or told or ("a", "b"))
         known = bool(self.importance or told)
-        by_name = isinstance(self.policy, str)
+        # A policy of one's own may be of certain domains.
+        free = isinstance(self.policy, str) or not hasattr(self.policy, "update")
         unit = self.unit or ("token" if callable(self.tokens_per_row) else None)
         with _quiet():
             self.make_controller(
@@ -77,7 +78,7 @@ class Settings:
                 lag=16 if self.lag is None else self.lag,
                 seed=0 if self.seed is None else self.seed,
                 unit=unit or ("token" if max(told.values(), default=0.0) > 1.0 else "sample"),
-                policy=self.policy if by_name or known else "static",
+                policy=self.policy if free or known else "static",
                 tokens_per_row=self.tokens_per_row,
             )
 

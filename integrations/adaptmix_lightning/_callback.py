@@ -56,12 +56,8 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every: as for ``Controller``.
-        measure_every: as for ``Controller``.
-        estimator: as for ``Controller``.
-        counts: as for ``Controller``.
-        half_life: as for ``Controller``.
-        min_coverage: as for ``Controller``.
+        update_every, measure_every, estimator: as for ``Controller``.
+        counts, half_life, min_coverage: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.

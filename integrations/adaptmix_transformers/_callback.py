@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller
-from adaptmix.errors import FreshStartWarning, SeamError
+from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
 from adaptmix.trainers import (
     PREFIX,
@@ -22,11 +20,10 @@ from adaptmix.trainers import (
     WarnOnce,
     Watch,
     lay_out,
-    load_state,
     numbered_loader,
-    save_state,
     tolerant,
 )
+from adaptmix_transformers import _checkpoints as checkpoints
 from adaptmix_transformers import _heads  # noqa: F401 (registers the heads that TRL fuses)
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
@@ -39,7 +36,6 @@ from adaptmix_transformers._weighting import Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
-_FILE = "adaptmix.pt"
 
 
 class AdaptMixCallback(TrainerCallback):
@@ -64,12 +60,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every: as for ``Controller``.
-        measure_every: as for ``Controller``.
-        estimator: as for ``Controller``.
-        counts: as for ``Controller``.
-        half_life: as for ``Controller``.
-        min_coverage: as for ``Controller``.
+        update_every, measure_every, estimator: as for ``Controller``.
+        counts, half_life, min_coverage: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -278,22 +270,12 @@ class AdaptMixCallback(TrainerCallback):
             return
         state = self.controller.state_dict()  # sums over processes, so all of them call it
         if self._trainer.args.should_save:
-            save_state(state, Path(output_dir) / _FILE)
+            checkpoints.write(state, output_dir)
 
     def _load(self, folder: str | None) -> None:
         self._methods["_load_optimizer_and_scheduler"](folder)
-        if folder is None or self._weighting is None:
-            return
-        path = Path(folder) / _FILE
-        if path.is_file():
-            self.controller.load_state_dict(load_state(path))
-        else:
-            warnings.warn(
-                f"The checkpoint {folder} was written without adaptmix, so weights and statistics "
-                "start from the beginning.",
-                FreshStartWarning,
-                stacklevel=2,
-            )
+        if folder is not None and self._weighting is not None:
+            checkpoints.load(self.controller, folder)
 
     # Events.
 

@@ -117,6 +117,14 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
             "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
             "leave torch_compile out."
         )
+    fused = _fused(loss)
+    if fused is not None:
+        raise SeamError(
+            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
+            "it from hidden states and never makes them. Switch the fused loss off, as with "
+            "fused_linear_cross_entropy=False and cross_entropy=False in "
+            "apply_liger_kernel_to_llama(...), and keep the other kernels."
+        )
     outputs = seen.outputs
     names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
     sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
@@ -130,6 +138,23 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
         "The loss must be computed from outputs of the model that have the rows that were drawn "
         f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
     )
+
+
+def _fused(loss: Tensor) -> str | None:
+    """Return the name of a kernel that fuses the head with the loss, or None."""
+    pending, known = [loss.grad_fn], {None, loss.grad_fn}
+    while pending:
+        node = pending.pop()
+        if node is None:
+            continue
+        name = node.name().split("Backward")[0]
+        if any(part in name for part in ("Liger", "FusedLinear", "LinearCrossEntropy")):
+            return name
+        for parent, _ in node.next_functions:
+            if parent not in known:
+                known.add(parent)
+                pending.append(parent)
+    return None
 
 
 def rehearse(

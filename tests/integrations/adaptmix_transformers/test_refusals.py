@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
     SequentialSampler,
     WeightedRandomSampler,
 )
-from transformers import Trainer
+from transformers import LlamaForCausalLM, Trainer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from adaptmix.errors import SeamError
 from adaptmix_transformers import AdaptMixCallback
@@ -150,3 +154,90 @@ def test_a_column_that_was_lost_is_named(tmp_path: Path) -> None:
         hf.train(tmp_path, AdaptMixCallback("source"), data=data)
     with pytest.raises(ValueError, match="controller must be read after Trainer"):
         print(AdaptMixCallback("source").controller)
+
+
+class LigerFusedLinearCrossEntropyFunction(torch.autograd.Function):
+    """Stands in for Liger's kernel, which needs a GPU: loss and gradients, without logits kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        with torch.enable_grad():
+            inputs = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            loss = F.cross_entropy(inputs[0] @ inputs[1].T, target, ignore_index=-100)
+            ctx.save_for_backward(*torch.autograd.grad(loss, inputs))
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return *(gradients[0] * part for part in ctx.saved_tensors), None
+
+
+class Fused(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+    """What apply_liger_kernel_to_llama makes of a model."""
+
+    def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        kwargs.pop("num_items_in_batch", None)
+        hidden = self.model(input_ids, attention_mask=kwargs["attention_mask"])[0]
+        kernel: Any = LigerFusedLinearCrossEntropyFunction
+        loss = kernel.apply(
+            hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels[:, 1:].flatten()
+        )
+        return CausalLMOutputWithPast(loss=loss, logits=None)
+
+
+def test_losses_that_are_fused_with_the_head_are_refused_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Fused(hf.llama().config)
+    message = r"LigerFusedLinearCrossEntropyFunction computes it from hidden .* Switch the fused"
+    with pytest.raises(SeamError, match=message):
+        hf.train(tmp_path, AdaptMixCallback("source"), model=model)
+    callback = AdaptMixCallback("source", mode="observe")
+    hf.train(tmp_path, callback, model=model, max_steps=2)
+    assert callback.controller.completed == 2
+
+
+class Late(hf.RecordingTrainer):
+    """A hinge on the batch's mean that joins the loss in mid-run."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs["return_outputs"] = True
+        loss, outputs = super().compute_loss(model, inputs, **kwargs)
+        if self.state.global_step >= 12:
+            loss = loss + F.relu(outputs.logits.mean() + 1.0)
+        return loss
+
+
+def test_a_hinge_between_rows_that_begins_in_mid_run_is_refused(tmp_path: Path) -> None:
+    callback = AdaptMixCallback("source", policy="static", update_every=4)
+    with pytest.raises(SeamError, match=r"Relu of a value that depends on several rows"):
+        hf.train(tmp_path, callback, kind=Late, max_steps=30)
+    assert 12 <= callback.controller.completed < 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "variance-aware"}, "policy must be"),
+        ({"policy": 3}, "policy"),
+        ({"mode": "watch"}, "mode must be"),
+        ({"unit": "batch"}, "unit must be"),
+        ({"counts": "poisson"}, "counts must be"),
+        ({"estimator": "hessian"}, "estimator must be"),
+        ({"lag": -1}, "lag must be"),
+        ({"update_every": 0}, "update_every must be"),
+        ({"measure_every": 0.5}, "measure_every must be"),
+        ({"half_life": 0.0}, "half_life must be"),
+        ({"min_coverage": 2.0}, "min_coverage must be"),
+        ({"importance": {"a": -1.0, "b": 2.0}}, "importance must be"),
+        ({"importance": {"a": 1.0}, "tokens_per_row": {"b": 2.0}}, "tokens_per_row must name"),
+        ({"tokens_per_row": len}, "tokens_per_row must map"),
+        ({"head": 3}, "head must be"),
+        ({"head": "out", "unit": "token"}, 'unit must be "sample" with head'),
+        ({"loss": "mean"}, "loss must be a function"),
+        ({"domains": 3}, "domains must be"),
+        ({"sampler": "stratified"}, "unexpected keyword argument 'sampler'"),
+    ],
+)
+def test_wrong_options_fail_where_they_are_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        AdaptMixCallback(**options)
