@@ -25,6 +25,7 @@ from adaptmix.probe._operations import (
     reduced_is_right,
 )
 from adaptmix.probe._tracked import (
+    NO_ROWS,
     ONE_EACH,
     UNKNOWN,
     Listener,
@@ -45,6 +46,7 @@ from adaptmix.probe.rules._registry import HEADS
 _TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
 _RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
 _PICKING = frozenset({"__getitem__", "index_select"})
+_COUNTING = frozenset({"arange", "range", "linspace", "logspace", "eye", "tril_indices"})
 _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
 _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
@@ -66,6 +68,7 @@ class Functions(TorchFunctionMode):
         samples: n, the first dim of what the outermost module was called with.
         attention: number of samples inside PyTorch's attention, where positions come first.
         claimed: identities of the parameters of layers that are being called.
+        buffers: identities of the model's buffers.
     """
 
     parameters: ParameterMap
@@ -73,17 +76,20 @@ class Functions(TorchFunctionMode):
     samples: int | None = None
     attention: int | None = None
     claimed: set[int] = field(default_factory=set)
+    buffers: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         super().__init__()
         self._marks = Marks()
         self._sources: dict[int, Source] = {}
+        self._known: dict[int, None] = {}  # numbers of rows of each sample that were met
         self._heads: set[Any] = set()
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
         self._marks.clear()
         self._sources.clear()
+        self._known.clear()
         self._heads.clear()
         self.claimed.clear()
 
@@ -95,10 +101,16 @@ class Functions(TorchFunctionMode):
             return None
         if self.attention is not None:
             return Rows(arrange=partial(samples_first, self.attention))
+        if self._is_constant(tensor):
+            return None
         known = self._marks.get(tensor)
         if known is None and tensor.ndim and len(tensor) == self.samples:
             known = ONE_EACH
         return known
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is made of numbers and buffers alone, which have no samples."""
+        return id(tensor) in self.buffers or self._marks.get(tensor) is NO_ROWS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and look at it."""
@@ -115,6 +127,8 @@ class Functions(TorchFunctionMode):
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         tensors = list(tensors_of((*args, *kwargs.values())))
+        if not tensors and getattr(func, "__name__", "") in _COUNTING:
+            self._marks.set(outputs[0], NO_ROWS)
         found = [(t, self._source(t)) for t in tensors]
         own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
@@ -152,13 +166,17 @@ class Functions(TorchFunctionMode):
         return Source(tensor, {number: tensor})
 
     def _expands(self, name: str, taken: Tensor, output: Tensor) -> bool:
-        """Return whether an operation gives every sample a copy of what it took."""
+        """Return whether an operation gives every row a copy of what it took."""
         return self._stacks(name, taken, output) or (
             name in _EXPANDING
             and output.ndim > 0
-            and len(output) == self.samples
+            and self._each(len(output)) is not None
             and taken.shape[-output.ndim :] != output.shape
         )
+
+    def _each(self, rows: int) -> int | None:
+        """Return how many of so many rows each sample has; None of a number that was not met."""
+        return next((k for k in (1, *self._known) if k * (self.samples or 0) == rows), None)
 
     def _mark(self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]) -> None:
         """Note how the outputs of an operation on samples run over them."""
@@ -167,14 +185,23 @@ class Functions(TorchFunctionMode):
         if name in _PICKING:
             self._mark_picked(tensors[0], args, outputs[0])
             return
+        if self._expands(name, tensors[0], outputs[0]) and self.rows(tensors[0]) is None:
+            self._marks.set(outputs[0], self._rows_of_expansion(name, tensors[0], outputs[0]))
+            return
+        if all(self._is_constant(tensor) for tensor in tensors):
+            for output in outputs:
+                self._marks.set(output, NO_ROWS)
+            return
         for output in outputs:
-            if not output.ndim or len(output) == self.samples:
+            if not output.ndim:
                 continue
-            if name in _RESHAPING:
+            if name in _RESHAPING and len(output) != self.samples:
                 rows = self.rows(tensors[0])
                 whole = len(output) and len(output) % self.samples == 0
                 if rows is not None and rows.ids is None and rows.arrange is None and whole:
-                    self._marks.set(output, Rows(len(output) // self.samples))
+                    each = len(output) // self.samples
+                    self._known.setdefault(each)
+                    self._marks.set(output, Rows(each))
                     continue
                 if rows is ONE_EACH and len(output) and self.samples % len(output) == 0:
                     self._marks.set(output, ONE_EACH)  # rows of a sample side by side
@@ -191,6 +218,8 @@ class Functions(TorchFunctionMode):
             return
         where = args[-1]
         where = where[0] if isinstance(where, tuple) and where else where
+        if len(args) > 2 and args[1] != 0:  # index_select along another dim
+            where = None
         if isinstance(where, Tensor) and where.ndim and where.dtype != torch.uint8:
             if where.dtype == torch.bool or where.ndim == 1:
                 self._marks.set(output, rows.picked(where, samples))
@@ -212,7 +241,7 @@ class Functions(TorchFunctionMode):
         if name in _RECURRENT:
             self._recur(func, args, sources, outputs)
             return
-        expansion = self._rows_of_expansion(name, sources[0], output)
+        expansion = self._rows_of_expansion(name, sources[0].tensor, output)
         rows = self.rows(inputs[0]) if inputs else expansion
         if len(outputs) != 1 or rows is None or name in _IN_PLACE_PRODUCTS:
             self._lose(sources)
@@ -297,9 +326,12 @@ class Functions(TorchFunctionMode):
         if any(gradient is not None for gradient in gradients[1:]):
             self.listener.refuse(indices)
 
-    def _rows_of_expansion(self, name: str, source: Source, output: Tensor) -> Rows:
+    def _rows_of_expansion(self, name: str, taken: Tensor, output: Tensor) -> Rows:
         """Return how what is repeated for every sample runs over them."""
-        return Rows(len(source.tensor)) if self._stacks(name, source.tensor, output) else ONE_EACH
+        if self._stacks(name, taken, output):
+            return Rows(len(taken))
+        each = self._each(len(output)) or 1
+        return ONE_EACH if each == 1 else Rows(each)
 
     def _stacks(self, name: str, taken: Tensor, output: Tensor) -> bool:
         """Return whether an operation repeats a whole tensor for every sample along its dim."""

@@ -37,6 +37,7 @@ class ModelHooks:
 
     def install(self) -> None:
         """Put the hooks on the modules."""
+        self._functions.buffers = frozenset(id(buffer) for buffer in self._model.buffers())
         enter, leave = _Hook(self._enter), _Hook(self._leave)
         for module in self._model.modules():
             # First in line, so that the output is the layer's own whatever other hooks return.

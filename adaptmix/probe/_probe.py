@@ -16,20 +16,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix._checks import choice, integer
 from adaptmix.data._segments import Segments
-from adaptmix.errors import CoverageWarning
+from adaptmix.errors import CoverageWarning, RowOrderWarning
 from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator
+from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator, some
 from adaptmix.probe._functions import Functions
 from adaptmix.probe._hooks import ModelHooks
-from adaptmix.probe._isolation import rows_in_order, warn_unless_isolated
+from adaptmix.probe._isolation import warn_unless_isolated
 from adaptmix.probe._mass import GradientMass
 from adaptmix.probe._tracked import WHOLE, Padding, Rows, Use, check_rows
+from adaptmix.probe._verification import (
+    doubted,
+    kind_of,
+    misread,
+    normalises_over_batch,
+    roots_of,
+    verify,
+)
 from adaptmix.probe.estimators._exact import ExactBatch
-from adaptmix.probe.estimators._gradients import GradientSums, MicroBatch
+from adaptmix.probe.estimators._gradients import GradientSums, Kind, MicroBatch
 from adaptmix.probe.estimators._sketch import Projections, SketchBatch
 from adaptmix.probe.rules._layers import Normalisation
 
 ESTIMATORS = ("sketch", "exact", "norm")
+_ATTEMPTS = 3  # of proving what is read, where nothing can be told
+_NEXT_TO_NOTHING = 0.01
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -83,6 +93,8 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._isolation_known = False
+        self._verified: set[tuple[Kind, bool]] = set()
+        self._attempts = _ATTEMPTS
         self.misread = False  # whether rows are other samples' than they are taken for
         self._mass = GradientMass()
         self._set_aside = self._twice = False
@@ -229,16 +241,59 @@ class GradientProbe:
             check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
-        if segments is None and not self._isolation_known:
-            in_order = rows_in_order(values, batch.first)
-            self._isolation_known, self.misread = in_order is not None, in_order is False
-        batch.calls.clear()
-        batch.first.clear()
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
+        if segments is None:
+            self._verify(batch, domains, samples, roots_of(values, outputs, samples, len(domains)))
+        batch.calls.clear()
+        batch.first.clear()
         batch.expect(domains, factors, segments, samples, accumulator(loss))
         loss.register_hook(batch.begin)
         self._current = batch
+
+    def _verify(
+        self,
+        batch: MicroBatch,
+        domains: Tensor,
+        samples: Tensor | None,
+        roots: Sequence[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        """Prove that what is read is of the samples, where a call is not as those before.
+
+        Warns:
+            RowOrderWarning: next to nothing is.
+            CoverageWarning: part of it is not, which is left out.
+        """
+        kinds = {(kind, samples is None) for kind in batch.kinds}
+        if roots is None or kinds <= self._verified or not self._attempts:
+            return
+        self._current, self._mass.paused = batch, True
+        try:
+            model = unwrapped(self._model)
+            found = verify(
+                batch,
+                roots,
+                self._parameters.numbered(model),
+                domains=domains,
+                samples=samples,
+                apart=not normalises_over_batch(model),
+            )
+        finally:
+            self._current, self._mass.paused = None, False
+        if found is None:
+            self._attempts -= 1
+            return
+        self._verified |= kinds
+        wrong = found.mixed | found.incomplete
+        if not wrong:
+            return
+        names = some(self._parameters.named(wrong))
+        if found.share < _NEXT_TO_NOTHING:
+            self.misread = True
+            warnings.warn(misread(names), RowOrderWarning, stacklevel=4)
+        else:
+            self._parameters.doubt(wrong)
+            warnings.warn(doubted(names, found), CoverageWarning, stacklevel=4)
 
     def collect(self) -> GradientSums | None:
         """Return the sums over the micro-batches since the last call, or None without any."""
@@ -284,6 +339,7 @@ class GradientProbe:
         if batch is None:
             return
         x = rows.first(inputs[0])
+        batch.note(kind_of(layer.indices.values(), rows), output.dtype)
         if not self._recomputing():
             batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
         with torch.no_grad(), _full_precision(x.device.type):
@@ -309,6 +365,7 @@ class GradientProbe:
         batch = self._following(leaves, inputs, output, rows)
         if batch is None:
             return
+        batch.note(kind_of(leaves, rows), output.dtype)
 
         @torch.no_grad()
         def on_backward(gradient: Tensor) -> None:
@@ -336,7 +393,7 @@ class GradientProbe:
             return None
         if output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
-        if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
+        if len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
             batch.first.append((get_gradient_edge(output), output.shape))
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -113,18 +114,22 @@ class ExactBatch(MicroBatch):
         self._sums.clear()
         self._stash.clear()
 
-    def _vectors(self) -> list[Tensor] | None:
+    def image(self, index: int, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient
+
+    def _parts(self) -> dict[int, Tensor]:
         for index, stash in self._stash.items():
             if not self._parameters.refused(index):
                 self._reduce(index, slice(None), stash)
         self._stash.clear()
-        if not self._sums:
-            return None
-        self._parameters.see(self._sums)
+        return dict(self._sums)
+
+    def _joined(self, parts: Mapping[int, Tensor]) -> list[Tensor]:
         shapes, dtypes = self._parameters.shapes, self._parameters.dtypes
         return [
-            self._sums[i]
-            if i in self._sums
+            parts[i]
+            if i in parts
             else self._square.new_zeros(self._num_domains, *shapes[i], dtype=dtypes[i])
             for i in self._parameters.candidates
         ]

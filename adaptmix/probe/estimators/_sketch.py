@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isqrt
 
 import torch
@@ -232,11 +232,15 @@ class SketchBatch(MicroBatch):
         self._rows.clear()
         self._pairs.clear()
 
-    def _vectors(self) -> list[Tensor] | None:
+    def image(self, index: int, gradient: Tensor) -> Tensor:
+        """Return the gradient's sketch."""
+        gradient = gradient.to(self._parameters.dtypes[index])
+        return self._projections.sketch(index, gradient.unsqueeze(0)).squeeze(0)
+
+    def _parts(self) -> dict[int, Tensor]:
         if not self._rows and not self._pairs:
-            return None
+            return {}
         assert self._scale is not None
-        self._parameters.see([*self._rows, *self._pairs])
         candidates = self._parameters.candidates
         seen = [index for index in candidates if not self._parameters.refused(index)]
         parts: dict[int, Tensor] = {}
@@ -254,12 +258,17 @@ class SketchBatch(MicroBatch):
                 self._square += square
                 parts[index] = sums.flatten(1)
         self._square *= self._scale.square()
+        return parts
+
+    def _joined(self, parts: Mapping[int, Tensor]) -> list[Tensor]:
         empty = self._square.new_zeros
         return [
             torch.cat(
                 [
                     parts[index] if index in parts else empty(self._num_domains, width)
-                    for index, width in zip(candidates, self._projections.widths, strict=True)
+                    for index, width in zip(
+                        self._parameters.candidates, self._projections.widths, strict=True
+                    )
                 ],
                 dim=1,
             )
