@@ -51,6 +51,7 @@ _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
 _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_TERMS = frozenset({"add", "sub", "add_", "sub_", "__iadd__", "__isub__"})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
 
 
@@ -387,8 +388,11 @@ class Functions(TorchFunctionMode):
     ) -> PerSample | None:
         """Return the gradients of samples with respect to one of an operation's arguments."""
         shape = source.tensor.shape
+        apart = name in _TERMS or name in _EXPANDING or name == "mul"
+        if apart and output.ndim == len(shape) and shape[0] == len(output) > 1:
+            return None  # it has rows of its own, as of places that every row has others of
         where = [id(arg) == identity for arg in args]
-        if name in ("add", "sub", "add_", "sub_", "__iadd__", "__isub__"):
+        if name in _TERMS:
             sign = -1.0 if "sub" in name and where.index(True) == 1 else 1.0
             if name == "__rsub__":
                 sign = -sign

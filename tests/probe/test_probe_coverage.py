@@ -73,6 +73,19 @@ class Places(nn.Module):
         return output
 
 
+class OwnPlaces(nn.Module):
+    """Every row of a batch has positions of its own, which are counted through."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(V, width), nn.Embedding(64, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.numel()).view(x.shape)
+        output: Tensor = self.words(x) + self.places(places)
+        return output
+
+
 class Twice(nn.Module):
     """One table for words and places, of which the second use only has samples."""
 
@@ -165,6 +178,17 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], dict[str, str], list[str]]] = {
         ["blocks.0.gain"],
     ),
 }
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+def test_rows_of_what_has_no_samples_are_left_out(estimator: str) -> None:
+    """A tensor made of a buffer, or of numbers, with rows of its own beside the samples'."""
+    model, (inputs, targets) = Stack(OwnPlaces(8), [], nn.Linear(8, V)).double(), tokens()
+    probe = attached(model, estimator)
+    got = observe(probe, model, inputs, targets)
+    assert got is not None
+    assert probe.coverage.unseen == {"stem.places": "Embedding"}
+    assert got.mass[1] > 0.0
 
 
 def assert_equivalent(got: GradientSums | None, want: GradientSums) -> None:
