@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.probe.rules._layers import rms_norm_by_another_name
-from adaptmix.probe.rules._registry import Rule, find_rule
+from adaptmix.probe.rules._registry import Rule, recognise
 
 _NAMED = 5  # modules in a sentence
 
@@ -100,10 +99,7 @@ class ParameterMap:
     """
 
     def __init__(self, model: nn.Module, *, only: type | None = None) -> None:
-        holders = [
-            (name, module, find_rule(module) or rms_norm_by_another_name(module))
-            for name, module in model.named_modules()
-        ]
+        holders = [(name, module, recognise(module)) for name, module in model.named_modules()]
         if only is not None:
             holders = [holder for holder in holders if isinstance(holder[2], only)]
         own = [p for _, module, _ in holders for p in module.parameters(recurse=False)]

@@ -39,7 +39,8 @@ from adaptmix.probe._tracked import (
     second_first,
     tensors_of,
 )
-from adaptmix.probe.rules._layers import Experts, Lookup, Matrix
+from adaptmix.probe.rules._embedding import Lookup
+from adaptmix.probe.rules._linear import Experts, Matrix
 from adaptmix.probe.rules._registry import HEADS
 
 # Operations whose first dim is another one than that of their input.

@@ -35,7 +35,7 @@ from adaptmix.probe._verification import (
 from adaptmix.probe.estimators._exact import ExactBatch
 from adaptmix.probe.estimators._gradients import GradientSums, Kind, MicroBatch
 from adaptmix.probe.estimators._sketch import Projections, SketchBatch
-from adaptmix.probe.rules._layers import Normalisation
+from adaptmix.probe.rules._normalisation import Normalisation
 
 ESTIMATORS = ("sketch", "exact", "norm")
 _ATTEMPTS = 3  # of proving what is read, where nothing can be told

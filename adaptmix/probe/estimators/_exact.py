@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import MicroBatch, align, products
-from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._registry import Factored
 
 # Elements of per-sample gradients held at once.
 _CHUNK_ELEMENTS = 2**24
@@ -66,7 +66,8 @@ class ExactBatch(MicroBatch):
     def _multiplies_vectors(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
         """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
         return (
-            type(layer.rule) is Matrix
+            isinstance(layer.rule, Factored)
+            and layer.rule.plain
             and x.ndim == 2
             and all(
                 self._few_products(index, samples) and not self._parameters.refused(index)
@@ -80,7 +81,7 @@ class ExactBatch(MicroBatch):
             self._square += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
             self._sums[layer.indices["bias"]] = members.T @ g
         if "weight" in layer.indices:
-            pair = (x, g) if cast(Matrix, layer.rule).inputs_dim == 0 else (g, x)
+            pair = (x, g) if cast(Factored, layer.rule).inputs_dim == 0 else (g, x)
             square, self._sums[layer.indices["weight"]] = products(*pair, members)
             self._square += square
 

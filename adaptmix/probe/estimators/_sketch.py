@@ -12,7 +12,6 @@ from torch.nn import functional
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import MicroBatch, products
 from adaptmix.probe.estimators._signs import CountSketch, Signs, joined, rows_at_once
-from adaptmix.probe.rules._layers import Matrix
 from adaptmix.probe.rules._registry import Factored
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
@@ -213,7 +212,7 @@ class SketchBatch(MicroBatch):
     ) -> None:
         index = layer.indices["weight"]
         few = self._few_products(index, samples)
-        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and few:
+        if rule.outer and inputs.shape[1] == 1 and few:
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
