@@ -16,30 +16,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix._checks import choice, integer
 from adaptmix.data._segments import Segments
-from adaptmix.errors import CoverageWarning, RowOrderWarning
+from adaptmix.errors import CoverageWarning
 from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator, some
+from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator
 from adaptmix.probe._functions import Functions
 from adaptmix.probe._hooks import ModelHooks
 from adaptmix.probe._isolation import warn_unless_isolated
 from adaptmix.probe._mass import GradientMass
 from adaptmix.probe._tracked import WHOLE, Padding, Rows, Use, check_rows
-from adaptmix.probe._verification import (
-    doubted,
-    kind_of,
-    misread,
-    normalises_over_batch,
-    roots_of,
-    verify,
-)
+from adaptmix.probe._verification import Roots, Verifier, kind_of, roots_of
 from adaptmix.probe.estimators._exact import ExactBatch
-from adaptmix.probe.estimators._gradients import GradientSums, Kind, MicroBatch
+from adaptmix.probe.estimators._gradients import GradientSums, MicroBatch
 from adaptmix.probe.estimators._sketch import Projections, SketchBatch
 from adaptmix.probe.rules._normalisation import Normalisation
 
 ESTIMATORS = ("sketch", "exact", "norm")
-_ATTEMPTS = 3  # of proving what is read, where nothing can be told
-_NEXT_TO_NOTHING = 0.01
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -93,9 +84,7 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._isolation_known = False
-        self._verified: set[tuple[Kind, bool]] = set()
-        self._attempts = _ATTEMPTS
-        self.misread = False  # whether rows are other samples' than they are taken for
+        self._verifier = Verifier(unwrapped(model), self._parameters)
         self._mass = GradientMass()
         self._set_aside = self._twice = False
         self._drop()
@@ -109,6 +98,11 @@ class GradientProbe:
         if self._projections is None:
             return ExactBatch(self._parameters, self._num_domains)
         return SketchBatch(self._parameters, self._num_domains, self._projections)
+
+    @property
+    def misread(self) -> bool:
+        """Whether next to nothing that is read is of the samples that it is taken for."""
+        return self._verifier.misread
 
     @property
     def inspected(self) -> bool:
@@ -256,44 +250,13 @@ class GradientProbe:
         batch: MicroBatch,
         domains: Tensor,
         samples: Tensor | None,
-        roots: Sequence[tuple[Tensor, Tensor]] | None,
+        roots: Roots | None,
     ) -> None:
-        """Prove that what is read is of the samples, where a call is not as those before.
-
-        Warns:
-            RowOrderWarning: next to nothing is.
-            CoverageWarning: part of it is not, which is left out.
-        """
-        kinds = {(kind, samples is None) for kind in batch.kinds}
-        if roots is None or kinds <= self._verified or not self._attempts:
-            return
         self._current, self._mass.paused = batch, True
         try:
-            model = unwrapped(self._model)
-            found = verify(
-                batch,
-                roots,
-                self._parameters.numbered(model),
-                domains=domains,
-                samples=samples,
-                apart=not normalises_over_batch(model),
-            )
+            self._verifier(batch, domains, samples, roots)
         finally:
             self._current, self._mass.paused = None, False
-        if found is None:
-            self._attempts -= 1
-            return
-        self._verified |= kinds
-        wrong = found.mixed | found.incomplete
-        if not wrong:
-            return
-        names = some(self._parameters.named(wrong))
-        if found.share < _NEXT_TO_NOTHING:
-            self.misread = True
-            warnings.warn(misread(names), RowOrderWarning, stacklevel=4)
-        else:
-            self._parameters.doubt(wrong)
-            warnings.warn(doubted(names, found), CoverageWarning, stacklevel=4)
 
     def collect(self) -> GradientSums | None:
         """Return the sums over the micro-batches since the last call, or None without any."""
@@ -388,7 +351,7 @@ class GradientProbe:
         if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
             batch.uses.update(indices)
-            batch.rows = self._functions.samples or 0
+            batch.rows = self._functions.tracker.samples or 0
         if not output.requires_grad:
             return None
         if output.grad_fn is not None:

@@ -12,6 +12,7 @@ gradient v_j u_j, with factors v_j of our own. Then
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adaptmix.errors import CoverageWarning, RowOrderWarning
+from adaptmix.probe._coverage import ParameterMap, some
 from adaptmix.probe._tracked import Rows
 from adaptmix.probe.estimators._gradients import Kind, MicroBatch
 
@@ -30,7 +33,13 @@ _HALVES = 5e-2
 # Gradients so small beside the model's are rounding themselves, as those of a bias that softmax
 # ignores are.
 _NEGLIGIBLE = 0.1
+_ATTEMPTS = 3  # where nothing can be told
+_NEXT_TO_NOTHING = 0.01
 _GOLDEN = 0.6180339887498949
+
+
+Roots = Sequence[tuple[Tensor, Tensor]]
+"""Tensors that losses are computed from, and (rows,) the sample of each of their rows."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def roots_of(
 
 def verify(
     batch: MicroBatch,
-    roots: Sequence[tuple[Tensor, Tensor]],
+    roots: Roots,
     parameters: Mapping[int, Tensor],
     *,
     domains: Tensor,
@@ -160,7 +169,7 @@ def _generic(size: int) -> Tensor:
 
 def _passed(
     batch: MicroBatch,
-    roots: Sequence[tuple[Tensor, Tensor]],
+    roots: Roots,
     inputs: Sequence[Any],
     domains: Tensor,
     samples: Tensor | None,
@@ -218,3 +227,53 @@ def _compare(
     fine = torch.tensor([n not in mixed | incomplete for n in numbers])
     share = float((norms * fine).norm() / norms.norm().clamp(min=1e-300)) ** 2
     return Findings(frozenset(mixed), frozenset(incomplete), share)
+
+
+class Verifier:
+    """Proves each kind of call of a model once.
+
+    Args:
+        model: the model, without wrappers.
+        parameters: of it.
+    """
+
+    def __init__(self, model: nn.Module, parameters: ParameterMap) -> None:
+        self._model, self._parameters = model, parameters
+        self._proved: set[tuple[Kind, bool]] = set()
+        self._attempts = _ATTEMPTS
+        self.misread = False
+
+    def __call__(
+        self, batch: MicroBatch, domains: Tensor, samples: Tensor | None, roots: Roots | None
+    ) -> None:
+        """Prove that what is read is of the samples, where a call is not as those before.
+
+        Warns:
+            RowOrderWarning: next to nothing is.
+            CoverageWarning: part of it is not, which is left out.
+        """
+        kinds = {(kind, samples is None) for kind in batch.kinds}
+        if roots is None or kinds <= self._proved or not self._attempts:
+            return
+        found = verify(
+            batch,
+            roots,
+            self._parameters.numbered(self._model),
+            domains=domains,
+            samples=samples,
+            apart=not normalises_over_batch(self._model),
+        )
+        if found is None:
+            self._attempts -= 1
+            return
+        self._proved |= kinds
+        wrong = found.mixed | found.incomplete
+        if not wrong:
+            return
+        names = some(self._parameters.named(wrong))
+        if found.share < _NEXT_TO_NOTHING:
+            self.misread = True
+            warnings.warn(misread(names), RowOrderWarning, stacklevel=5)
+        else:
+            self._parameters.doubt(wrong)
+            warnings.warn(doubted(names, found), CoverageWarning, stacklevel=5)
