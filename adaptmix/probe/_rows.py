@@ -15,6 +15,7 @@ from adaptmix.probe._tracked import NO_ROWS, ONE_EACH, UNKNOWN, Marks, Rows, sam
 _TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
 _RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
 _PICKING = frozenset({"__getitem__", "index_select"})
+_PACKING = frozenset({"_pack_padded_sequence", "_pad_packed_sequence"})
 _COUNTING = frozenset({"arange", "range", "linspace", "logspace", "eye", "tril_indices"})
 EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
 
@@ -86,6 +87,9 @@ class RowTracker:
         """Note how the outputs of an operation on samples run over them."""
         if not tensors or self.samples is None or name in _TURNING or name == "__get__":
             return
+        if name in _PACKING:
+            self._mark_packed(name, tensors, args, outputs)
+            return
         if name in _PICKING:
             self._mark_picked(tensors[0], args, outputs[0])
             return
@@ -115,6 +119,17 @@ class RowTracker:
                 if known is not None and tensor.ndim and len(tensor) == len(output):
                     self._marks.set(output, known)
                     break
+
+    def _mark_packed(
+        self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]
+    ) -> None:
+        """Keep the order of rows in the sizes of packed batches, which go with them everywhere."""
+        first, sizes = tensors[0], outputs[1] if name == "_pack_padded_sequence" else tensors[1]
+        rows = self.rows(first) if name == "_pack_padded_sequence" else self._marks.get(sizes)
+        if rows is not None:
+            self.note(sizes, rows)
+            if name == "_pad_packed_sequence" and args[2]:  # rows first
+                self.note(outputs[0], rows)
 
     def _mark_picked(self, taken: Tensor, args: Any, output: Tensor) -> None:
         rows, samples = self.rows(taken), self.samples

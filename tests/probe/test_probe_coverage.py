@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture
@@ -83,6 +84,22 @@ class OwnPlaces(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.numel()).view(x.shape)
         output: Tensor = self.words(x) + self.places(places)
+        return output
+
+
+class PackedRows(nn.Module):
+    """A recurrent network over rows that are sorted by length and packed, and put back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.network = nn.LSTM(width, width, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(len(x)) % 3 + 4
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        output: Tensor = pad_packed_sequence(
+            self.network(packed)[0], batch_first=True, total_length=x.shape[1]
+        )[0]
         return output
 
 
@@ -189,6 +206,19 @@ def test_rows_of_what_has_no_samples_are_left_out(estimator: str) -> None:
     assert got is not None
     assert probe.coverage.unseen == {"stem.places": "Embedding"}
     assert got.mass[1] > 0.0
+
+
+def test_packed_rows_are_not_seen_and_others_are_not_mistaken_for_theirs(estimator: str) -> None:
+    model, (inputs, targets) = stack(PackedRows(8)).double(), tokens()
+    probe = attached(model, estimator)
+    got = observe(probe, model, inputs, targets, factors=torch.ones(B, dtype=torch.float64))
+    assert got is not None
+    assert probe.coverage.unseen == {"blocks.0.network": "LSTM"}
+    held = torch.zeros(2, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        held[int("network" in name)] += parameter.grad.square().sum()
+    torch.testing.assert_close(got.mass, held, rtol=1e-5, atol=0.0)
 
 
 def assert_equivalent(got: GradientSums | None, want: GradientSums) -> None:
