@@ -49,7 +49,7 @@ from adaptmix.errors import WarnOnce
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
 from adaptmix.probe import Coverage
-from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import FusedHead, Side, register_head
 from adaptmix.processes._sums import gather, sum_over_ranks
 from adaptmix.state._checkpoint import load as load_state

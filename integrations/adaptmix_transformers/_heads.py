@@ -19,6 +19,8 @@ class ChunkedLogProb(Matrix):
     Its input is (…, in + 2): the hidden state, the target and the logarithm of the normaliser.
     """
 
+    plain = False
+
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
         """Return the features of the hidden states."""
         return super().inputs(module, x[..., :-2], side)

@@ -131,7 +131,7 @@ class Weighting:
         if self._first is not None and self._adapting:
             divisor = internals.loss_divisor(self._trainer, num_items)
             self._first.watch(loss, scale=1.0 / divisor)
-        samples = known.samples_of_rows(self._trainer, given, len(draw))
+        samples = known.samples_of_rows(self._trainer, len(draw))
         self._record(loss, draw, reading, multipliers, samples=samples, outputs=outputs)
         return result
 

@@ -50,6 +50,10 @@ def words() -> Inputs:
     return {"input_ids": torch.randint(3, V, (B, T))}
 
 
+def choices() -> Inputs:
+    return {"input_ids": torch.randint(3, V, (B, 4, T))}
+
+
 def both() -> Inputs:
     return words() | {"decoder_input_ids": torch.randint(3, V, (B, T - 1))}
 
@@ -241,6 +245,7 @@ ARCHITECTURES: dict[str, Case] = {
     ),
     # Encoders.
     "BERT": (of("BertForMaskedLM", "BertConfig", **TEXT), words),
+    "BERT, multiple choice": (of("BertForMultipleChoice", "BertConfig", **TEXT), choices),
     "RoBERTa": (of("RobertaForMaskedLM", "RobertaConfig", **TEXT), words),
     "DistilBERT": (
         of(

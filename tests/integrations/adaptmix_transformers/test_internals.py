@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture
 from adaptmix.probe._compiled import is_compiled
-from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import find_rule
 from adaptmix.trainers import count_labels
 from adaptmix_transformers import _internals as internals
