@@ -247,7 +247,8 @@ class Controller:
 
         def prepare() -> None:
             self._step_rows, self._horizon = layout.step_rows, steps
-            self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
+            if self._steering.prepare(batch_size=layout.step_rows, horizon=steps):
+                self._publish()
 
         def begin() -> None:
             self.abandon_step()
@@ -525,7 +526,7 @@ class Controller:
         """
         index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
         self._steering.pin(index, sampling=sampling, loss=loss)
-        if distributed.world(self._group)[1] == 1:
+        if distributed.world(self._group)[1] == 1 or self._untouched:
             self._take_pins()
 
     def record_evaluation(
@@ -960,7 +961,15 @@ class Controller:
     def _publish(self, *, between_steps: bool = True) -> None:
         if self._adapting:
             self._weights = self.proposed
-            self._plan.publish(self._row_shares(), between_steps=between_steps)
+            if self._untouched:
+                self._plan.begin_with(self._row_shares())
+            else:
+                self._plan.publish(self._row_shares(), between_steps=between_steps)
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether nothing was drawn yet, so that shares may hold from the first batch on."""
+        return not (self.completed or self._plan.starts)
 
     def _row_shares(self) -> FloatArray:
         """Return the shares of rows: sampling weights are shares of the objective's unit."""
