@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from adaptmix._checks import choice, integer
-from adaptmix._types import SAMPLERS, Domains, DomainStats, Weights
+from adaptmix._types import COUNTS, Domains, DomainStats, Weights
 
 State = Any
 """A policy's memory: numbers, strings, NumPy arrays, and dicts, lists and tuples of them."""
@@ -37,7 +37,7 @@ class Run:
         for name in ("batch_size", "horizon"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), minimum=1)
-        choice("counts", self.counts, SAMPLERS)
+        choice("counts", self.counts, COUNTS)
 
     def starting(self, domains: Domains) -> Weights:
         """Return the weights of the first step."""
