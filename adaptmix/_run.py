@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptmix._adaptation import Adaptation
+from adaptmix._backward import BackwardProof
 from adaptmix._loss import DomainLossScaler
 from adaptmix._settings import Settings
 from adaptmix._types import DomainStats, Weights
@@ -26,7 +27,6 @@ from adaptmix.policies import Policy
 from adaptmix.policies._runner import Steering
 from adaptmix.processes._agreement import Agreement
 from adaptmix.statistics import Measurements, known_lengths
-from adaptmix.trainers._head import BackwardProof
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def test_a_controller_says_where_it_is() -> None:
 
 
 def test_a_mixture_of_the_parts_of_a_dataset() -> None:
-    whole = Mixture(ConcatDataset([[1, 2, 3], [4]]), importance={"0": 1.0, "1": 1.0})
+    parts: list[Any] = [[1, 2, 3], [4]]
+    whole = Mixture(ConcatDataset(parts), importance={"0": 1.0, "1": 1.0})
     assert whole.domains == ("0", "1")
     assert whole.sizes.tolist() == [3, 1]
     assert whole.importance.tolist() == [0.5, 0.5]

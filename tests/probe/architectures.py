@@ -168,7 +168,7 @@ def fused(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def patched() -> nn.Module:
         from trl.trainer.utils import add_fused_lm_head
 
-        from adaptmix_transformers import heads  # noqa: F401 (registers TRL's)
+        from adaptmix_transformers import _heads  # noqa: F401 (registers TRL's)
 
         model = build().float()  # TRL's kernels compute in float32
         add_fused_lm_head(model)
