@@ -169,9 +169,9 @@ class DomainStats:
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
-        grad_sq_var: (K,) variance of ‖∇ℓ‖² over rows, grad⁴: how much an estimate of ``grad_sq``
-            scatters.
-        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_var``; 0 when left out.
+        grad_sq_scatter: (K,) relative variance of ‖∇ℓ‖² over rows, Var ‖∇ℓ‖² / s⁴: an estimate of
+            ``grad_sq`` from n rows has a relative variance of this over n.
+        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_scatter``; 0 when left out.
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
         grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
@@ -195,7 +195,7 @@ class DomainStats:
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
-    grad_sq_var: FloatArray
+    grad_sq_scatter: FloatArray
     grad_sq_freedom: FloatArray
     grad_mean_sq: FloatArray
     grad_mean_pairs: FloatArray
@@ -216,7 +216,7 @@ class DomainStats:
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
-        grad_sq_var: ArrayLike | None = None,
+        grad_sq_scatter: ArrayLike | None = None,
         grad_sq_freedom: ArrayLike | None = None,
         grad_mean_sq: ArrayLike | None = None,
         grad_mean_pairs: ArrayLike | None = None,
@@ -235,7 +235,7 @@ class DomainStats:
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
-            "grad_sq_var": grad_sq_var,
+            "grad_sq_scatter": grad_sq_scatter,
             "grad_sq_freedom": grad_sq_freedom,
             "grad_mean_sq": grad_mean_sq,
             "grad_mean_pairs": grad_mean_pairs,

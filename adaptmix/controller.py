@@ -307,7 +307,7 @@ class Controller(TrainedRun):
         """
         index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
         self._steering.pin(index, sampling=sampling, loss=loss)
-        if self._agreement.world[1] == 1:
+        if self._agreement.world[1] == 1 or self._plan.untouched:
             self._adaptation.take_pins(self._plan)
 
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:

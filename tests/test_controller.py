@@ -178,7 +178,7 @@ def test_a_policy_of_another_importance_is_an_error() -> None:
     class Even:
         requires = frozenset({"loss_mean"})
 
-        def init(self, domains: Any) -> dict[str, Any]:
+        def init(self, domains: Any, run: Any) -> dict[str, Any]:
             return {}
 
         def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, Any]:
@@ -217,7 +217,7 @@ def test_a_users_own_policy_works_as_the_built_in_ones() -> None:
     class Loudest:
         requires = frozenset({"loss_mean"})
 
-        def init(self, domains: Any) -> dict[str, Any]:
+        def init(self, domains: Any, run: Any) -> dict[str, Any]:
             return {"pi": domains.importance, "calls": 0}
 
         def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, Any]:
@@ -492,7 +492,7 @@ def test_a_policy_that_reads_inner_products_gets_them() -> None:
     class Aligned:
         requires = frozenset({"grad_gram"})
 
-        def init(self, domains: Domains) -> Any:
+        def init(self, domains: Domains, run: Any) -> Any:
             return {"importance": domains.importance}
 
         def update(self, stats: DomainStats, state: Any) -> tuple[Weights, Any]:

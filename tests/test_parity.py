@@ -148,7 +148,7 @@ class Cycle:
     requires = frozenset[str]()
     settings = ((0.7, 0.2, 0.1), (0.1, 0.7, 0.2), (0.1, 0.1, 0.8))
 
-    def init(self, domains: object) -> int:
+    def init(self, domains: object, run: object) -> int:
         return 0
 
     def update(self, stats: object, state: int) -> tuple[Weights, int]:

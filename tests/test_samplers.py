@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adaptmix import Controller, Domains, DomainStats, Mixture, policies
-from adaptmix.policies import Joint, VarianceAware, bind
+from adaptmix.policies import Joint, Run, VarianceAware
 from tests import runs
 
 
@@ -64,14 +64,11 @@ def test_policies_take_the_moment_that_fits_the_sampler() -> None:
     stats = DomainStats(grad_var=[1.0, 1.0], grad_sq=[1.0, 9.0], noise=[1.0, 1.0])
     for policy in (VarianceAware(), Joint()):
         for sampler, share in (("stratified", 0.5), ("multinomial", 0.75)):
-            bound = bind(policy, batch_size=100, horizon=10, sampler=sampler)
-            weights, _ = bound.update(stats, bound.init(info))
+            state = policy.init(info, Run(100, 10, sampler))
+            weights, _ = policy.update(stats, state)
             assert weights.sampling[1] == pytest.approx(share)
     # Single rows tell the second moment, and pairs the variance where there are any.
-    assert VarianceAware(sampler="multinomial").requires == {"grad_sq"}
     assert VarianceAware().requires == {"grad_sq"}
-    with pytest.raises(ValueError, match="sampler must be one of stratified, multinomial"):
-        VarianceAware(sampler="poisson").init(info)
     with pytest.raises(ValueError, match="counts must be one of stratified, multinomial"):
         Controller(runs.mixture(), counts="poisson")
 

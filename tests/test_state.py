@@ -236,8 +236,8 @@ class Rated:
     def __init__(self, rate: float, limit: Callable[[float], float] = abs) -> None:
         self.rate, self.limit = rate, limit
 
-    def init(self, domains: Any) -> Any:
-        return policies.Static().init(domains)
+    def init(self, domains: Any, run: Any) -> Any:
+        return policies.Static().init(domains, run)
 
     def update(self, stats: Any, state: Any) -> Any:
         return policies.Static().update(stats, state)

@@ -116,10 +116,15 @@ class Plan:
             shares: of rows.
             between_steps: as for ``Schedule.publish``.
         """
-        if self.starts or self.completed:
-            self.schedule.publish(shares, between_steps=between_steps)
-        else:
+        if self.untouched:
             self.schedule.begin_with(shares)
+        else:
+            self.schedule.publish(shares, between_steps=between_steps)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was drawn yet, so that shares may hold from the first batch on."""
+        return not (self.starts or self.completed)
 
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.

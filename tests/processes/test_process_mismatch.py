@@ -60,8 +60,8 @@ class Rated:
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
-    def init(self, domains: Any) -> Any:
-        return policies.Static().init(domains)
+    def init(self, domains: Any, run: Any) -> Any:
+        return policies.Static().init(domains, run)
 
     def update(self, stats: Any, state: Any) -> Any:
         return policies.Static().update(stats, state)
