@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix._checks import FloatArray, choice, integer, number
 from adaptmix._loss import UNITS, DomainLossScaler
@@ -47,6 +46,7 @@ from adaptmix.trainers._head import BackwardProof
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.utils.tensorboard import SummaryWriter
 
 _MODES = ("adapt", "observe")
 # Up to so many, inner products between domains cost less than anything else in an update.
@@ -643,6 +643,7 @@ class Controller:
             **self._identity(),
             "version": installed_version(),
             "policy": self._steering.given.strip("'"),
+            "policy_settings": self._steering.description,
             "requires": sorted(self.requires),
             "rows_per_step": self._step_rows,
             "steps": self._horizon,
@@ -760,6 +761,8 @@ class Controller:
         self._warn.given = set(saved["warned"])
         self._step_rows = saved["step_rows"]
         self._weights = self.proposed if self._adapting else self._weights
+        if self._board is not None:
+            self._board.restart(self.completed)
         self.abandon_step()
 
     def __reduce__(self) -> Any:
