@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from adaptmix._checks import FloatArray, vector
+from adaptmix._text import rounded
 
 # How the domains of a step's rows are drawn.
-SAMPLERS = ("stratified", "multinomial")
+COUNTS = ("stratified", "multinomial")
 
 # Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
 _SIMPLEX_TOLERANCE = 1e-6
@@ -111,9 +113,16 @@ class Weights:
 
     def replaced(self, sampling: FloatArray, loss: FloatArray) -> Weights:
         """Return weights of the same objective, whose arrays are neither copied nor checked."""
-        other = object.__new__(type(self))
-        other.__dict__.update(sampling=sampling, loss=loss, importance=self.importance)
+        other = copy(self)
+        object.__setattr__(other, "sampling", sampling)
+        object.__setattr__(other, "loss", loss)
         return other
+
+    def __repr__(self) -> str:
+        return (
+            f"Weights(sampling={rounded(self.sampling)}, loss={rounded(self.loss)}, "
+            f"importance={rounded(self.importance)})"
+        )
 
     @property
     def multipliers(self) -> FloatArray:
@@ -259,9 +268,17 @@ class DomainStats:
 
     def replaced(self, **arrays: FloatArray) -> DomainStats:
         """Return these statistics with other (K,) fields, which are neither copied nor checked."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, **arrays)
+        other = copy(self)
+        for name, array in arrays.items():
+            object.__setattr__(other, name, array)
         return other
+
+    def __repr__(self) -> str:
+        known = self.supplied() - {"grad_gram"}
+        values = (
+            f"{f.name}={rounded(getattr(self, f.name))}" for f in fields(self) if f.name in known
+        )
+        return f"DomainStats({', '.join(values)})"
 
     def supplied(self) -> frozenset[str]:
         """Return the names of the fields that are known for at least one domain."""

@@ -14,8 +14,10 @@ from torch.utils.data import default_collate
 from adaptmix._checks import FloatArray, choice, integer, number
 from adaptmix._loss import UNITS, DomainLossScaler
 from adaptmix._simplex import normalise
-from adaptmix._types import DomainStats, Weights
+from adaptmix._text import listed
+from adaptmix._types import COUNTS, DomainStats, Weights
 from adaptmix.data import Count, Draw, Layout, Loader, Mixture, Plan, PlanSampler, sample_lengths
+from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import Segments, sample_numbers
 from adaptmix.errors import (
     MissingStatisticError,
@@ -51,10 +53,6 @@ if TYPE_CHECKING:
 _MODES = ("adapt", "observe")
 # Up to so many, inner products between domains cost less than anything else in an update.
 _GRAM_DOMAINS = 256
-_ANEW = (
-    "After an error that was caught, set gradients to zero and start the loader anew (for batch, "
-    "draw in loader), which begins the unfinished step again."
-)
 
 
 class Controller:
@@ -62,17 +60,18 @@ class Controller:
 
     Args:
         mixture: the domains and their rows.
+        model: to watch from the beginning, as ``watch`` does; none when None.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is, whatever is measured. Policies by name shrink noisy statistics first
             (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
-        observe_every: optimizer steps between observations of per-sample gradients;
+        measure_every: optimizer steps between measurements of per-sample gradients;
             ``update_every`` when None.
         estimator: of gradient statistics. "sketch": unbiased, from random projections of each
-            sample's gradient, a few percent of a step per observation; "exact": from whole
+            sample's gradient, a few percent of a step per measurement; "exact": from whole
             per-sample gradients; "norm": from those of normalisation layers only, the cheapest,
             whose variances are right relative to each other only, and roughly.
-        sampler: "stratified": each domain's rows in a batch are its share, rounded up or down;
+        counts: "stratified": each domain's rows in a batch are its share, rounded up or down;
             "multinomial": each row's domain is drawn on its own.
         lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
         seed: of everything that is drawn.
@@ -104,12 +103,13 @@ class Controller:
     def __init__(
         self,
         mixture: Mixture,
+        model: nn.Module | None = None,
         *,
         policy: Policy | str = "variance_aware",
         update_every: int = 10,
-        observe_every: int | None = None,
+        measure_every: int | None = None,
         estimator: str = "sketch",
-        sampler: str = "stratified",
+        counts: str = "stratified",
         lag: int = 16,
         seed: int = 0,
         unit: str = "sample",
@@ -127,15 +127,15 @@ class Controller:
         self.mixture = mixture
         self._update_every = integer("update_every", update_every, minimum=1)
         self._estimator = choice("estimator", estimator, ESTIMATORS)
-        every = update_every if observe_every is None else observe_every
-        self._observe_every = integer("observe_every", every, minimum=1)
+        every = update_every if measure_every is None else measure_every
+        self._measure_every = integer("measure_every", every, minimum=1)
         self._mode = choice("mode", mode, _MODES)
         self._adapting = mode == "adapt"
         self._group = distributed.group_of(process_group)
         self._half_life = number("half_life", half_life, minimum=0.0, strict=True)
         self._min_coverage = number("min_coverage", min_coverage, minimum=0.0, maximum=1.0)
         self._scaler = DomainLossScaler(choice("unit", unit, UNITS))
-        self._steering = Steering(mixture.info, policy, sampler=sampler)
+        self._steering = Steering(mixture.info, policy, sampler=choice("counts", counts, COUNTS))
         self._warn = WarnOnce()
         self._guards = Guards(mixture.info, self._warn)
         self._tokens_per_row = known_lengths(mixture.domains, unit, tokens_per_row)
@@ -151,17 +151,27 @@ class Controller:
             group=process_group,
         )
         self._weights = Weights.proportional(mixture.importance)
-        self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, sampler=sampler)
+        self._plan = Plan(mixture, shares=self._row_shares(), lag=lag, seed=seed, counts=counts)
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._board: TensorBoardLog | None = None
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
-        self._micro = 0
-        self._accumulation = 1
+        self._order = BatchOrder(self._plan)
         self._sampler: PlanSampler | None = None
         self._agreed_starts = 0
         self._device: torch.device | None = None
         self._step_rows = self._horizon = 0
+        if model is not None:
+            self.watch(model)
+
+    def __repr__(self) -> str:
+        names, shares = self.mixture.domains, self._weights.sampling
+        drawn = (f"{name} {share:.3g}" for name, share in zip(names, shares, strict=True))
+        length = f" of {self._horizon}" if self._horizon else ""
+        return (
+            f"Controller(policy={self._steering.given}, mode={self._mode!r}, "
+            f"completed={self.completed}{length}, shares: {listed(drawn, number=len(names))})"
+        )
 
     # What the user calls.
 
@@ -169,36 +179,49 @@ class Controller:
         self,
         batch_size: int,
         *,
+        epochs: int | None = None,
+        steps: int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         accumulation: int = 1,
-        steps: int | None = None,
         **dataloader_options: Any,
     ) -> Loader:
-        """Return the loader of this run; it iterates (batch, draw).
+        """Return the loader of this run; it iterates batches as ``collate_fn`` makes them.
 
         Args:
             batch_size: rows of a micro-batch on this process.
+            epochs: length of the run in passes of ⌈rows / global batch⌉ steps each. An iteration
+                is one pass, or what is left of it after a stop. 1 when None, without ``steps``.
+            steps: length of the run in optimizer steps; an iteration is all that are left.
             num_workers: worker processes; what is drawn does not depend on them.
             collate_fn: as for ``torch.utils.data.DataLoader``.
             accumulation: micro-batches per optimizer step.
-            steps: optimizer steps of the whole run; as many as show every row once on average
-                when None. A restored controller goes on where it stopped.
             dataloader_options: further ``DataLoader`` options.
 
         Raises:
             TypeError: an option that the plan decides.
-            ValueError: an option out of its range.
+            ValueError: an option out of its range, or both ``epochs`` and ``steps``.
             LagError: workers would run further ahead than ``lag``.
             StateError: another global batch than the restored run's.
         """
-        sampler = self.sampler(batch_size, accumulation=accumulation, steps=steps)
+        layout = self._layout(batch_size, accumulation)
+        epoch_steps = None
+        if steps is None:
+            epoch_steps = layout.epoch_steps(len(self.mixture))
+            steps = epoch_steps * integer("epochs", 1 if epochs is None else epochs, minimum=1)
+        elif epochs is not None:
+            raise ValueError(
+                f"epochs and steps must not both be given; got {epochs} and {steps}. Either one is "
+                "the length of the whole run."
+            )
+        sampler = self._make_sampler(layout, steps, epoch_steps, finish_epochs=True)
         self.count_tokens(collate_fn or default_collate)
         return Loader(
             sampler,
             num_workers=num_workers,
             collate_fn=collate_fn,
             count=self._count,
+            hand_out=self._order.hand_out,
             **dataloader_options,
         )
 
@@ -233,30 +256,43 @@ class Controller:
         Args:
             batch_size: rows of a micro-batch on this process.
             accumulation: micro-batches per optimizer step.
-            steps: as for ``loader``.
+            steps: optimizer steps of the whole run; one pass over the rows when None.
             epoch_steps: optimizer steps of one iteration; all that are left when None.
 
         Raises:
             ValueError: an option out of its range.
             StateError: another global batch than the restored run's.
         """
-        layout = Layout(batch_size, accumulation, *distributed.world(self._group))
+        layout = self._layout(batch_size, accumulation)
+        steps = layout.epoch_steps(len(self.mixture)) if steps is None else steps
+        return self._make_sampler(layout, steps, epoch_steps)
+
+    def _layout(self, batch_size: int, accumulation: int) -> Layout:
+        return Layout(batch_size, accumulation, *distributed.world(self._group))
+
+    def _make_sampler(
+        self, layout: Layout, steps: int, epoch_steps: int | None, *, finish_epochs: bool = False
+    ) -> PlanSampler:
         self._check_step_rows(layout)
-        if steps is None:
-            steps = max(1, len(self.mixture) // layout.step_rows)
 
         def prepare() -> None:
             self._step_rows, self._horizon = layout.step_rows, steps
             self._steering.prepare(batch_size=layout.step_rows, horizon=steps)
 
         def begin() -> None:
+            self._order.start_anew()
             self.abandon_step()
             self._check_step_rows(layout)
             self._sampler = sampler
             prepare()
 
         sampler = PlanSampler(
-            self._plan, layout, steps=steps, epoch_steps=epoch_steps, on_start=begin
+            self._plan,
+            layout,
+            steps=steps,
+            epoch_steps=epoch_steps,
+            finish_epochs=finish_epochs,
+            on_start=begin,
         )
         # A loader that is made and not used changes nothing for the one in use.
         if not self._step_rows:
@@ -292,12 +328,12 @@ class Controller:
     def loss(
         self,
         losses: Tensor,
-        draw: Draw,
         *,
         noise: NoiseTerms | Tensor | None = None,
         mask: Tensor | None = None,
         segments: Segments | None = None,
         samples: Tensor | None = None,
+        draw: Draw | None = None,
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
@@ -306,7 +342,6 @@ class Controller:
 
         Args:
             losses: (B,) or (B, T, …) unreduced losses of this micro-batch.
-            draw: what the loader yielded with the batch.
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
             mask: which entries of ``losses`` are supervised, the same shape; all when None.
             segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
@@ -316,16 +351,20 @@ class Controller:
                 ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
                 ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
                 keeps one entry per drawn row.
+            draw: what ``loader.with_draws()`` yielded with the batch; that of the batch that the
+                loader handed out last when None.
 
         Raises:
+            BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
+                handed out and not trained, as by a loop that looks ahead.
             SeamError: the model ran other rows than ``samples``, or the draw, tells.
             TypeError: losses or noise that are no tensors.
-            ValueError: losses that are reduced or not the draw's, a draw of another controller or
-                of another step, segments of other rows.
+            ValueError: losses that are reduced or not the draw's, a draw of another controller,
+                segments of other rows.
             ProcessMismatchError: the first time in a run, processes that do not agree.
         """
         self._device = losses.device if isinstance(losses, Tensor) else None
-        self._check_draw(draw)
+        draw = self._next_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         self._check_tokens(draw, rows.tokens)
@@ -345,17 +384,21 @@ class Controller:
             self._proof.watch(total)
         return total
 
-    def multipliers(self, draw: Draw) -> Tensor:
+    def multipliers(self, draw: Draw | None = None) -> Tensor:
         """Return what each row's share of a mean loss is to be multiplied by, (B,).
 
         A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
         expectation, once its rows' gradients are multiplied so; ``adaptmix.trainers`` does that
-        where losses cannot be had row by row. Call ``observe`` for the same draw afterwards.
+        where losses cannot be had row by row. Call ``observe`` for the same batch afterwards.
+
+        Args:
+            draw: as for ``loss``.
 
         Raises:
-            ValueError: a draw of another controller or of another step.
+            BatchOrderError: as ``loss`` does.
+            ValueError: a draw of another controller.
         """
-        self._check_draw(draw)
+        draw = self._next_draw(draw)
         if not self._adapting:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self._weights, lengths=self._measurements.lengths)
@@ -370,7 +413,6 @@ class Controller:
     def observe(
         self,
         loss: Tensor,
-        draw: Draw,
         *,
         factors: Tensor,
         losses: Tensor | None = None,
@@ -378,12 +420,12 @@ class Controller:
         noise: NoiseTerms | Tensor | None = None,
         samples: Tensor | None = None,
         outputs: Sequence[Tensor] = (),
+        draw: Draw | None = None,
     ) -> None:
         """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
 
         Args:
             loss: () the scalar that ``backward()`` is called on.
-            draw: what the micro-batch was drawn as.
             factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
                 with unit "token" their sum.
             losses: as for ``loss``; unknown when None.
@@ -392,14 +434,16 @@ class Controller:
             samples: as for ``loss``.
             outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
                 these, such as a penalty on parameters.
+            draw: as for ``loss``.
 
         Raises:
+            BatchOrderError: as ``loss`` does.
             SeamError: as ``loss`` does.
             TypeError: as ``loss`` does.
             ValueError: as ``loss`` does.
         """
         self._device = loss.device
-        self._check_draw(draw)
+        draw = self._next_draw(draw)
         values, tokens = None, torch.ones(len(draw), device=loss.device)
         if losses is not None:
             rows = self._scaler.rows(losses, draw, mask)
@@ -442,7 +486,7 @@ class Controller:
                 outputs=outputs,
             )
         measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
-        self._micro, self._accumulation = self._micro + 1, draw.layout.accumulation
+        self._order.record(draw)
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows, once training has been through all of a domain.
@@ -463,22 +507,17 @@ class Controller:
         """Count an optimizer step, and update the weights when that is due.
 
         Raises:
-            ValueError: called without ``loss``, or before all micro-batches of the step.
+            BatchOrderError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
             SeamError: in the first step, losses that were divided by the accumulation once more.
             ProcessMismatchError: when an update is due, processes that do not agree.
         """
-        accumulation = self._accumulation
-        if self._micro != accumulation:
-            raise ValueError(
-                f"step() must follow {accumulation} calls of loss(), one per micro-batch; "
-                f"got {self._micro}. Call controller.loss(...) first, and step() once per "
-                "optimizer.step()."
-            )
+        accumulation = self._order.accumulation
+        self._order.check_complete()
         if self._proof is not None and accumulation > 1:
             self._proof.refuse_division(accumulation)
         observed, self._proof = self.observing, None
-        self._micro = 0
+        self._order.next_step()
         self._plan.advance()
         updated = self._measurements.read()
         if updated:
@@ -502,7 +541,7 @@ class Controller:
         nothing.
         """
         self._measurements.forget_step()
-        self._micro = 0
+        self._order.abandon_step()
         if self._proof is not None:
             self._proof = BackwardProof()
         self._arm()
@@ -601,7 +640,7 @@ class Controller:
     def observing(self) -> bool:
         """Whether the next step to train is one whose gradients are observed."""
         # The last step before an update, so that the update knows the newest gradients.
-        return (self.completed + 1) % self._observe_every == 0
+        return (self.completed + 1) % self._measure_every == 0
 
     @property
     def predicted_gain(self) -> float:
@@ -616,7 +655,7 @@ class Controller:
     @property
     def _drawing(self) -> dict[str, Any]:
         """What the variance of a step depends on beside weights and statistics."""
-        return {"rows": self._step_rows or None, "sampler": self._plan.sampler}
+        return {"rows": self._step_rows or None, "sampler": self._plan.counts}
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
@@ -706,9 +745,9 @@ class Controller:
             ValueError: called between the micro-batches of a step.
             ProcessMismatchError: processes that do not agree.
         """
-        if self._micro:
+        if self._order.micro:
             raise ValueError(
-                f"state_dict() must be called between optimizer steps; got {self._micro} "
+                f"state_dict() must be called between optimizer steps; got {self._order.micro} "
                 "micro-batches of an unfinished one. Call step() first, or abandon_step() to leave "
                 "it out."
             )
@@ -763,6 +802,7 @@ class Controller:
         self._weights = self.proposed if self._adapting else self._weights
         if self._board is not None:
             self._board.restart(self.completed)
+        self._order.start_anew()
         self.abandon_step()
 
     def __reduce__(self) -> Any:
@@ -784,10 +824,10 @@ class Controller:
             "tokens_per_row": self._tokens_per_row,
             "seed": self._plan.seed,
             "lag": self._plan.lag,
-            "sampler": self._plan.sampler,
+            "counts": self._plan.counts,
             "unit": self._scaler.unit,
             "update_every": self._update_every,
-            "observe_every": self._observe_every,
+            "measure_every": self._measure_every,
             "estimator": self._estimator,
             "half_life": self._half_life,
             "min_coverage": self._min_coverage,
@@ -870,47 +910,14 @@ class Controller:
         few = len(self.mixture.domains) <= _GRAM_DOMAINS
         return few or "grad_gram" in self._steering.requires
 
-    def _check_draw(self, draw: Draw) -> None:
-        if not isinstance(draw, Draw):
-            raise TypeError(f"draw must be what the loader yielded; got {type(draw).__name__}.")
-        if draw.plan is not self._plan:
-            raise ValueError(
-                "draw must be one of this controller's; got another controller's. Use the loader "
-                "and the loss of the same controller."
-            )
+    def _next_draw(self, draw: Draw | None) -> Draw:
+        """Return the draw that losses are of, after checking that it is its turn."""
+        draw = self._order.draw_of(draw)
         if self._agreed_starts != self._plan.starts:
             self._agree_on_run()
             self._agreed_starts = self._plan.starts
-        accumulation = draw.layout.accumulation
-        expected = self.completed * accumulation + self._micro
-        if draw.ordinal == expected and self._micro < accumulation:
-            return
-        if self._micro and self._accumulation != accumulation:
-            raise ValueError(
-                f"draw must be of the loader that the step began with; got one with accumulation "
-                f"{accumulation} after {self._micro} micro-batches of {self._accumulation}. Train "
-                f"a step with the batches of one loader. {_ANEW}"
-            )
-        if self._micro == accumulation and draw.ordinal >= expected:
-            raise ValueError(
-                f"controller.step() must be called after each optimizer.step(), once in "
-                f"{accumulation} micro-batches; got the batch of the next step (number "
-                f"{draw.ordinal}) without it. Call controller.step(). {_ANEW}"
-            )
-        if draw.ordinal < expected:
-            raise ValueError(
-                f"draw must be number {expected}, the next to train; got {draw.ordinal} again. "
-                "Call loss() once for each batch: for several terms add up their unreduced losses "
-                "first, and call step() once for each optimizer.step()."
-            )
-        raise ValueError(
-            f"draw must be number {expected}, the next to train; got {draw.ordinal}, so a batch "
-            "was left out, and with it the part of the objective it was drawn for. Call loss() for "
-            "every batch in order, with the draw that came with it; to leave rows out, pass "
-            "mask= or losses of 0. Rows are this process's already: keep a loader out of "
-            "Accelerator.prepare, and use setup_dataloaders(..., use_distributed_sampler=False) "
-            f"in Fabric. {_ANEW}"
-        )
+        self._order.check(draw)
+        return draw
 
     def _check_tokens(self, draw: Draw, tokens: Tensor) -> None:
         """Check that the function that counts tokens counts those of the mask."""

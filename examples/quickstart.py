@@ -98,14 +98,13 @@ def train(domains: Domains, folder: Path, mode: str, seed: int, args: argparse.N
 
     parts = {name: rows for name, (rows, _) in domains.items()}
     mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))  # each domain counts the same
-    controller = Controller(mixture, mode=mode, seed=seed + args.reshuffle)
-    controller.watch(model)
+    controller = Controller(mixture, model, mode=mode, seed=seed + args.reshuffle)
     controller.log_to(folder)
     loader = controller.loader(args.batch_size, steps=args.steps)  # instead of a DataLoader
-    for batch, draw in tqdm(loader, desc=folder.name, unit="step"):
+    for batch in tqdm(loader, desc=folder.name, unit="step"):
         inputs, labels = (part.to(args.device) for part in batch)
         losses = row_losses(model, inputs, labels)
-        controller.loss(losses, draw).backward()  # instead of losses.mean().backward()
+        controller.loss(losses).backward()  # instead of losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -63,11 +63,11 @@ def main() -> None:
 
     # Not through accelerator.prepare: it yields this process's rows already.
     loader = controller.loader(args.batch_size, accumulation=args.accumulate, steps=args.steps)
-    for batch, draw in tqdm(loader, disable=not accelerator.is_main_process):
+    for batch in tqdm(loader, disable=not accelerator.is_main_process):
         inputs, labels = (part.to(accelerator.device) for part in batch)
         with accelerator.accumulate(model):
             losses = F.cross_entropy(model(inputs), labels, reduction="none")
-            loss = controller.loss(losses, draw)
+            loss = controller.loss(losses)
             # backward() divides by the accumulation, and the loss is divided already.
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)
             optimizer.step()

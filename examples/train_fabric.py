@@ -69,13 +69,13 @@ def main() -> None:
 
     # Not through fabric.setup_dataloaders: it yields this process's rows already.
     loader = controller.loader(args.batch_size, accumulation=args.accumulate, steps=args.steps)
-    for i, (batch, draw) in enumerate(tqdm(loader, disable=not fabric.is_global_zero)):
+    for number, batch in enumerate(tqdm(loader, disable=not fabric.is_global_zero), start=1):
         inputs, labels = fabric.to_device(batch)
-        unfinished = (i + 1) % args.accumulate != 0
+        unfinished = number % args.accumulate != 0
         with fabric.no_backward_sync(model, enabled=unfinished):
             logits = model(inputs)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            fabric.backward(controller.loss(losses, draw))
+            fabric.backward(controller.loss(losses))
         if unfinished:
             continue
         optimizer.step()

@@ -42,7 +42,7 @@ class NoWaiting(TorchDispatchMode):
 def first(unit: str, mode: str) -> tuple[Controller, Any]:
     mixture = Mixture({"a": list(range(20)), "b": list(range(30))})
     controller = Controller(mixture, policy="joint", unit=unit, mode=mode)
-    _, draw = next(iter(controller.loader(ROWS, steps=4)))
+    _, draw = next(iter(controller.loader(ROWS, steps=4).with_draws()))
     return controller, draw
 
 
@@ -63,7 +63,7 @@ def test_a_step_of_the_controller(mode: str, masked: bool) -> None:
     mask = meta(ROWS, T).detach().bool() if masked else None
     with NoWaiting():
         terms = noise.softmax(logits, targets)
-        controller.loss(meta(ROWS, T), draw, noise=terms, mask=mask).backward()
+        controller.loss(meta(ROWS, T), draw=draw, noise=terms, mask=mask).backward()
         controller.step()
 
 
@@ -71,7 +71,7 @@ def test_packed_rows() -> None:
     controller, draw = first("sample", "adapt")
     segments = Segments(torch.arange(ROWS).repeat_interleave(2).view(2, -1))
     with NoWaiting():
-        controller.loss(meta(2, ROWS), draw, segments=segments).backward()
+        controller.loss(meta(2, ROWS), draw=draw, segments=segments).backward()
         controller.step()
 
 
@@ -84,7 +84,7 @@ def test_a_head() -> None:
         seam.open(factors)
         loss = model(meta(ROWS, 3)).mean()
         seam.close()
-        controller.observe(loss, draw, factors=factors)
+        controller.observe(loss, draw=draw, factors=factors)
         loss.backward()
         seam.check_backward()
         controller.step()

@@ -17,6 +17,7 @@ from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
 from adaptmix.data._rows import tensors_of
 from adaptmix.data._sampler import PlanSampler
+from adaptmix.data._segments import Segments
 
 __all__ = [
     "Count",
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "PlanSampler",
     "SampledLengths",
+    "Segments",
     "as_mixture",
     "column",
     "loader_options",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray, choice, integer
-from adaptmix._types import SAMPLERS
+from adaptmix._types import COUNTS
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._permutation import Feistel, Table, permutation
 from adaptmix.data._rounding import systematic_counts, whole_part
@@ -76,7 +76,7 @@ class Plan:
         lag: steps between publishing shares and drawing with them; at least how far the loader
             runs ahead of training.
         seed: of every random choice.
-        sampler: "stratified" or "multinomial".
+        counts: "stratified" or "multinomial".
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Plan:
         shares: FloatArray,
         lag: int,
         seed: int,
-        sampler: str = "stratified",
+        counts: str = "stratified",
     ) -> None:
         self.mixture = mixture
-        self.sampler = choice("sampler", sampler, SAMPLERS)
+        self.counts = choice("counts", counts, COUNTS)
         self.lag = integer("lag", lag, minimum=0)
         self.seed = integer("seed", seed, minimum=0)
         self.completed = 0
@@ -184,7 +184,7 @@ class Plan:
         self, shares: FloatArray, size: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], FloatArray]:
         """Return each domain's rows of a step, and the shares that multipliers divide by."""
-        if self.sampler == "multinomial":
+        if self.counts == "multinomial":
             return rng.multinomial(size, shares), shares
         # In a new order each time, or neighbours would never be drawn together.
         order = rng.permutation(shares.size)

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from adaptmix._checks import choice
-from adaptmix._types import SAMPLERS, Domains, DomainStats, Weights
+from adaptmix._types import COUNTS, Domains, DomainStats, Weights
 
 State = Any
 """A policy's memory: numbers, strings, NumPy arrays, and dicts, lists and tuples of them."""
@@ -97,7 +97,7 @@ def sampler_of(sampler: str | None) -> str:
     Raises:
         ValueError: an unknown sampler.
     """
-    return choice("sampler", sampler or "stratified", SAMPLERS)
+    return choice("sampler", sampler or "stratified", COUNTS)
 
 
 def cautions(policy: Any) -> list[str]:

@@ -58,8 +58,8 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        options: further options of ``Controller``: ``update_every``, ``observe_every``,
-            ``sampler``, ``half_life``.
+        options: further options of ``Controller``: ``update_every``, ``measure_every``,
+            ``counts``, ``half_life``.
     """
 
     def __init__(

@@ -6,9 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from adaptmix import Controller, Coverage
+from adaptmix import Controller
 from adaptmix.errors import WarnOnce
 from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.probe import Coverage
 
 
 def begin(

@@ -100,7 +100,7 @@ class Weighting:
                 f"{'outside of it or again' if self._draw is None else 'with head= too'}."
             )
         draw, self._draw, self._factors = self._draw, None, None
-        total = self._controller.loss(losses, draw, mask=mask, noise=noise)
+        total = self._controller.loss(losses, draw=draw, mask=mask, noise=noise)
         if self._proof is not None:
             self._proof.watch(total)
         self.recorded += 1
@@ -152,7 +152,7 @@ class Weighting:
         assert factors is not None
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
-        self._controller.observe(loss, draw, factors=factors * scale, outputs=outputs)
+        self._controller.observe(loss, draw=draw, factors=factors * scale, outputs=outputs)
         self.recorded += 1
 
     def _check_scalar(self) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from adaptmix import Controller, FreshStartWarning
+from adaptmix import Controller
 from adaptmix.data import PlanSampler, numbered_loader
-from adaptmix.errors import SeamError, WarnOnce
+from adaptmix.errors import FreshStartWarning, SeamError, WarnOnce
 from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
 from adaptmix.policies import Policy
 from adaptmix.state import _checkpoint as checkpoint
@@ -52,8 +52,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        options: further options of ``Controller``: ``update_every``, ``observe_every``,
-            ``sampler``, ``half_life``.
+        options: further options of ``Controller``: ``update_every``, ``measure_every``,
+            ``counts``, ``half_life``.
     """
 
     def __init__(

@@ -201,13 +201,13 @@ class Weighting:
             "outputs": outputs,
         }
         try:
-            controller.observe(loss, draw, **told)
+            controller.observe(loss, draw=draw, **told)
         except SeamError as error:
             if self._adapting:
                 raise
             _log.warning("Gradients are not observed: %s", error)
             self._unwatch()
-            controller.observe(loss, draw, **told)
+            controller.observe(loss, draw=draw, **told)
 
     def _frontier(self, loss: Tensor, seen: Seen, rows: int) -> Frontier:
         frontier = find_frontier(

@@ -140,14 +140,14 @@ def adapted(task: Task, *, rows: int, steps: int, seed: int) -> tuple[FloatArray
     controller = Controller(Mixture(sets, importance=importance), lag=2, seed=seed)
     net = nn.Linear(DIMENSIONS, 1, bias=False).double()  # a row's loss has the row as its gradient
     controller.watch(net)
-    for (inputs,), draw in controller.loader(rows, steps=steps):
-        controller.loss(net(inputs).squeeze(1), draw).backward()
+    for (inputs,), draw in controller.loader(rows, steps=steps).with_draws():
+        controller.loss(net(inputs).squeeze(1), draw=draw).backward()
         net.zero_grad()
         controller.step()
     return controller.weights.sampling, controller.sampling_gain
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.UnseenDomainWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
 @pytest.mark.parametrize(
     ("K", "rows", "mean", "skew", "alike"),
     [
@@ -178,7 +178,7 @@ def test_with_measured_statistics_most_of_what_is_possible_is_reached(
     assert abs(ratio - after / before) <= 0.1 * after / before + ERRORS * error
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.UnseenDomainWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
 @pytest.mark.parametrize(("K", "rows", "skew"), [(20, 16, 0.0), (40, 32, 1.0), (3, 12, 0.0)])
 def test_with_measured_statistics_nothing_is_moved_where_there_is_nothing_to_gain(
     K: int, rows: int, skew: float

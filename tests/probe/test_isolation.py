@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptmix import Controller, RowOrderWarning
+from adaptmix import Controller
+from adaptmix.errors import RowOrderWarning
 from tests import runs
 
 
@@ -33,9 +34,9 @@ def train(*, sort: bool) -> tuple[Controller, list[Tensor]]:
     net, gradients = Sorted(sort=sort), []
     controller.watch(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    for (inputs, targets, _), draw in controller.loader(24, steps=12):
+    for (inputs, targets, _), draw in controller.loader(24, steps=12).with_draws():
         losses = F.cross_entropy(net(inputs), targets, reduction="none")
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         gradients.append(runs.parameters(net))
         optimizer.step()
         optimizer.zero_grad()

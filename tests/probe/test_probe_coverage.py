@@ -306,8 +306,8 @@ def trained(**options: Any) -> Controller:
     torch.manual_seed(0)
     controller, model = Controller(Mixture({"a": rows(0), "b": rows(1)}), **options), Loud()
     controller.watch(model)
-    for (inputs, targets), draw in controller.loader(8, steps=40):
-        controller.loss(losses(model(inputs), targets), draw).backward()
+    for (inputs, targets), draw in controller.loader(8, steps=40).with_draws():
+        controller.loss(losses(model(inputs), targets), draw=draw).backward()
         controller.step()
     return controller
 
@@ -350,7 +350,7 @@ def test_rows_inside_the_model_are_looked_at_in_the_first_step() -> None:
     """Not in the first measured one, which is the tenth."""
     controller, model = Controller(Mixture({"a": rows(0), "b": rows(1)})), Loud()
     controller.watch(model)
-    (inputs, targets), draw = next(iter(controller.loader(8, steps=40)))
+    (inputs, targets), draw = next(iter(controller.loader(8, steps=40).with_draws()))
     each = losses(model(torch.cat([inputs, inputs])), targets.repeat(2)).view(2, -1).mean(0)
     with pytest.raises(SeamError, match=r"layers ran 16.*samples=torch.arange\(8\)"):
-        controller.loss(each, draw)
+        controller.loss(each, draw=draw)

@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from adaptmix import Mixture, SeamError
+from adaptmix import Mixture
+from adaptmix.errors import SeamError
 from adaptmix.probe._compiled import is_compiled
 from adaptmix.probe.rules._layers import Matrix
 from adaptmix.probe.rules._registry import find_rule

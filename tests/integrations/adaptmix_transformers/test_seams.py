@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from adaptmix import SeamError
+from adaptmix.errors import SeamError
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import WEIGHTS, relative_error
