@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptmix import Controller, Mixture, Segments, noise
-from adaptmix.trainers._head import HeadSeam
+from adaptmix.trainers._head import WeightedHead
 
 aten = torch.ops.aten
 ROWS, T, CLASSES = 6, 20, 5
@@ -41,7 +41,7 @@ class NoWaiting(TorchDispatchMode):
 
 def first(unit: str, mode: str) -> tuple[Controller, Any]:
     mixture = Mixture({"a": list(range(20)), "b": list(range(30))})
-    controller = Controller(mixture, policy="joint", unit=unit, mode=mode)
+    controller = Controller(mixture, policy="static", unit=unit, mode=mode)
     _, draw = next(iter(controller.loader(ROWS, steps=4).with_draws()))
     return controller, draw
 
@@ -78,7 +78,7 @@ def test_packed_rows() -> None:
 def test_a_head() -> None:
     controller, draw = first("sample", "adapt")
     model = nn.Sequential(nn.Linear(3, 2, device="meta"))
-    seam = HeadSeam(model, "0")
+    seam = WeightedHead(model, "0")
     with NoWaiting():
         factors = controller.multipliers(draw)
         seam.open(factors)

@@ -332,7 +332,7 @@ class GradientProbe:
 
         @torch.no_grad()
         def on_backward(gradient: Tensor) -> None:
-            with _full_precision(gradient.device.type), self._aside():
+            with _full_precision(gradient.device.type), self.aside():
                 g = rows.first(gradient.detach())
                 for use in uses:
                     for index, found in use.gradients(g):
@@ -371,8 +371,8 @@ class GradientProbe:
             on_backward(gradient)
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Differentiate something else for a while."""
+    def aside(self) -> Iterator[None]:
+        """Differentiate something else for a while, of which nothing is measured."""
         self._set_aside = self._mass.paused = True
         try:
             yield

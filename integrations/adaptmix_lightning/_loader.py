@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adaptmix import Draw
-from adaptmix.data import Loader, PlanSampler, loader_options
 from adaptmix.errors import SeamError, StateError
+from adaptmix.trainers import Loader, PlanSampler, loader_options
 
 
 class PlannedLoader:

@@ -7,9 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from adaptmix import Controller
-from adaptmix.errors import WarnOnce
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
-from adaptmix.probe import Coverage
+from adaptmix.trainers import PREFIX, Coverage, RecordTexts, WarnOnce, lay_out, tolerant
 
 
 def begin(

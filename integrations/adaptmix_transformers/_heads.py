@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptmix.probe.rules._linear import Matrix
-from adaptmix.probe.rules._registry import FusedHead, Side, register_head
+from adaptmix.trainers import FusedHead, Matrix, Side, register_head
 
 _TILE = 4096  # logits of each position that are held at once
 

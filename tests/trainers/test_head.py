@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from adaptmix import Controller, policies
 from adaptmix.errors import SeamError
-from adaptmix.trainers._head import BackwardProof, HeadSeam, scale_rows
+from adaptmix.trainers import BackwardProof, WeightedHead, scale_rows
 from tests import runs
 
 STATIC = policies.Static(
@@ -41,7 +41,7 @@ def test_a_mean_loss_weighted_at_its_head_is_the_objective() -> None:
     controllers = [
         Controller(runs.mixture(), policy=STATIC, lag=0, update_every=1) for _ in range(2)
     ]
-    seam = HeadSeam(nets[1], "2")
+    seam = WeightedHead(nets[1], "2")
     loaders = [controller.loader(12, steps=5).with_draws() for controller in controllers]
     for controller in controllers:
         controller.watch(nets[controllers.index(controller)])
@@ -76,8 +76,8 @@ def test_in_mode_observe_nothing_is_multiplied() -> None:
 def test_a_head_that_does_not_see_the_loss_is_an_error() -> None:
     net = runs.model()
     with pytest.raises(ValueError, match="head must name a module of the model; got 'out'"):
-        HeadSeam(net, "out")
-    seam = HeadSeam(net, "2")
+        WeightedHead(net, "out")
+    seam = WeightedHead(net, "2")
     seam.open(torch.ones(3))
     with pytest.raises(SeamError, match=r"must be called once.*got 0 calls"):
         seam.close()

@@ -325,8 +325,8 @@ def test_a_named_head(tmp_path: Path) -> None:
 def test_heads_that_cannot_be_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    callback = AdaptMixCallback("source", **settings)
     with pytest.raises((SeamError, ValueError), match=message):
+        callback = AdaptMixCallback("source", **settings)
         hf.train(tmp_path, callback, model=Network(), collator=only)
 
 
