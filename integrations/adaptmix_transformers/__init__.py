@@ -8,8 +8,8 @@
 Those who subclass write ``class MyTrainer(AdaptMixMixin, Trainer)`` and pass
 ``adaptmix=AdaptMixCallback("source")``.
 
-``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn by
-domain. The trainer's own loss stays the loss, whatever it is: the gradient of each row is multiplied
+``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn
+by domain. The trainer's own loss stays the loss, whatever it is: each row's gradient is multiplied
 where the loss meets the model's outputs, so that it stays that of the stated objective, and class
 weights, smoothing and penalties are kept as they are. Weights and statistics go into the Trainer's
 logs and checkpoints. The default policy adapts sampling alone and leaves the objective as it is:
