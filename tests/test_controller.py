@@ -17,6 +17,7 @@ from adaptmix.errors import (
     CoverageWarning,
     LagError,
     MissingStatisticError,
+    MissingStatisticWarning,
     NoiseWarning,
     NonFiniteWarning,
     StateError,
@@ -318,9 +319,41 @@ def test_a_missing_statistic_is_an_error(
         runs.Run(controller, net, with_noise=False).train()
 
 
+def test_a_missing_statistic_is_told_in_the_first_loss() -> None:
+    def first(**options: Any) -> Controller:
+        controller, draw = started(Controller(runs.mixture(), **options))
+        controller.loss(torch.ones(8, requires_grad=True), draw=draw)
+        return controller
+
+    with pytest.raises(MissingStatisticError, match=r"^policy='variance_aware' needs .*watch"):
+        first()
+    with pytest.warns(MissingStatisticWarning, match=r"^Nothing is proposed: policy='variance_aw"):
+        first(mode="observe")
+    controller, draw = started(Controller(runs.mixture(), runs.model(), policy="fgls"))
+    controller.record_noise(torch.ones(3), "a")  # of held-out rows
+    controller.loss(torch.ones(8, requires_grad=True), draw=draw)
+    assert first(policy="static").completed == 0
+
+
+def test_pins_set_before_training_hold_from_the_first_batch_on() -> None:
+    controller = Controller(runs.mixture(), policy="static", lag=6)
+    controller.pin("c", sampling=0.5, loss=2.0)
+    drawn = []
+    for batch, draw in controller.loader(12, steps=3).with_draws():
+        losses = torch.ones(12, dtype=torch.float64, requires_grad=True)
+        controller.loss(losses, draw=draw).backward()
+        controller.step()
+        drawn.append((draw.domains == 2).sum().item())
+        assert losses.grad is not None
+        part = float(losses.grad[draw.domains == 2].sum())
+        assert part == pytest.approx(2.0 * controller.mixture.importance[2])
+        assert len(batch[2]) == 12
+    assert drawn == [6, 6, 6]
+
+
 def test_refuses_what_cannot_be_right() -> None:
-    controller, draw = started(Controller(runs.mixture()))
-    other, _ = started(Controller(runs.mixture()))
+    controller, draw = started(Controller(runs.mixture(), policy="static"))
+    other, _ = started(Controller(runs.mixture(), policy="static"))
     losses = torch.ones(8, requires_grad=True)
     with pytest.raises(ValueError, match=r"step\(\) must follow 1 calls of loss"):
         controller.step()
@@ -431,7 +464,7 @@ def test_pairs_are_samples_when_the_model_runs_both_rows() -> None:
     ],
 )
 def test_samples_are_checked(samples: Tensor, error: type[Exception], message: str) -> None:
-    controller = Controller(runs.mixture())
+    controller = Controller(runs.mixture(), policy="static")
     _, draw = next(iter(controller.loader(8).with_draws()))
     with pytest.raises(error, match=message):
         controller.loss(torch.ones(8, requires_grad=True), draw=draw, samples=samples)

@@ -41,7 +41,7 @@ class NoWaiting(TorchDispatchMode):
 
 def first(unit: str, mode: str) -> tuple[Controller, Any]:
     mixture = Mixture({"a": list(range(20)), "b": list(range(30))})
-    controller = Controller(mixture, policy="joint", unit=unit, mode=mode)
+    controller = Controller(mixture, policy="static", unit=unit, mode=mode)
     _, draw = next(iter(controller.loader(ROWS, steps=4).with_draws()))
     return controller, draw
 

@@ -13,9 +13,9 @@ from adaptmix.data._layout import Layout
 from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread_rows
 from adaptmix.data._loader import Loader
 from adaptmix.data._mixture import Mixture
+from adaptmix.data._order_proof import tensors_of
 from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
-from adaptmix.data._rows import tensors_of
 from adaptmix.data._sampler import PlanSampler
 from adaptmix.data._segments import Segments
 

@@ -56,7 +56,7 @@ class Mixture(Dataset[Any]):
             datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
         if not isinstance(datasets, Mapping):
             raise TypeError(
-                "datasets must map a domain's name to its dataset, or be a ConcatDataset; "
+                "datasets must map a domain's name to its dataset; "
                 f"got {type(datasets).__name__}. For one dataset with labels use "
                 "Mixture.from_labels(dataset, labels)."
             )

@@ -78,12 +78,7 @@ class Steering:
         """
         policy = self._policy
         missing = policy.requires - stats.supplied()
-        for name in sorted(missing - measured):
-            way_out = _SUPPLIERS.get(name, "a policy that does not need it")
-            raise MissingStatisticError(
-                f"policy={self._given} needs the statistic {name!r}, which this run does "
-                f"not supply. Use {way_out}."
-            )
+        self._check_measured(missing - measured)
         if missing:
             return False
         free, self._state = policy.update(stats, self._state)
@@ -91,6 +86,25 @@ class Steering:
         self._free = free
         self.proposed = self._pinned(self._pins)
         return True
+
+    def check_supplied(self, measured: frozenset[str]) -> None:
+        """Check that a run that begins measures what the policy needs.
+
+        Args:
+            measured: as for ``update``.
+
+        Raises:
+            MissingStatisticError: it does not.
+        """
+        self._check_measured(self.requires - measured)
+
+    def _check_measured(self, missing: frozenset[str]) -> None:
+        for name in sorted(missing):
+            way_out = _SUPPLIERS.get(name, "a policy that does not need it")
+            raise MissingStatisticError(
+                f"policy={self._given} needs the statistic {name!r}, which this run does "
+                f"not supply. Use {way_out}."
+            )
 
     def _check_importance(self, weights: Weights) -> None:
         """Refuse weights of another objective: multipliers would follow it without a word."""

@@ -38,7 +38,7 @@ def train(plan: Plan, *, stop: int = STEPS, **options: Any) -> list[tuple[list[i
         if len(drawn) % accumulation == 0:
             rng = np.random.default_rng(plan.completed)
             plan.advance()
-            plan.publish(simplex(rng.uniform(0.1, 1.0, len(SIZES)).tolist()))
+            plan.schedule.publish(simplex(rng.uniform(0.1, 1.0, len(SIZES)).tolist()))
             if plan.completed == stop:
                 break
     return drawn
