@@ -9,9 +9,11 @@ from adaptmix.solvers._counts import counts_residual, neyman_counts
 from adaptmix.solvers._fgls import fgls_residual, fgls_weights
 from adaptmix.solvers._gap import gap_residual, gap_weights
 from adaptmix.solvers._joint import JointSolution, joint_residual, joint_weights
+from adaptmix.solvers._transfer import TransferSolution, transfer_weights
 
 __all__ = [
     "JointSolution",
+    "TransferSolution",
     "allocation_residual",
     "counts_residual",
     "fgls_residual",
@@ -22,4 +24,5 @@ __all__ = [
     "joint_weights",
     "neyman_counts",
     "neyman_shares",
+    "transfer_weights",
 ]
