@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from adaptmix._checks import FloatArray, vector
+from adaptmix._text import rounded
 
 # How the domains of a step's rows are drawn.
-SAMPLERS = ("stratified", "multinomial")
+COUNTS = ("stratified", "multinomial")
 
 # Weights arrive from float64 solvers; anything further off than this is a mistake, not rounding.
 _SIMPLEX_TOLERANCE = 1e-6
@@ -111,9 +113,16 @@ class Weights:
 
     def replaced(self, sampling: FloatArray, loss: FloatArray) -> Weights:
         """Return weights of the same objective, whose arrays are neither copied nor checked."""
-        other = object.__new__(type(self))
-        other.__dict__.update(sampling=sampling, loss=loss, importance=self.importance)
+        other = copy(self)
+        object.__setattr__(other, "sampling", sampling)
+        object.__setattr__(other, "loss", loss)
         return other
+
+    def __repr__(self) -> str:
+        return (
+            f"Weights(sampling={rounded(self.sampling)}, loss={rounded(self.loss)}, "
+            f"importance={rounded(self.importance)})"
+        )
 
     @property
     def multipliers(self) -> FloatArray:
@@ -160,9 +169,9 @@ class DomainStats:
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
-        grad_sq_var: (K,) variance of ‖∇ℓ‖² over rows, grad⁴: how much an estimate of ``grad_sq``
-            scatters.
-        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_var``; 0 when left out.
+        grad_sq_scatter: (K,) relative variance of ‖∇ℓ‖² over rows, Var ‖∇ℓ‖² / s⁴: an estimate of
+            ``grad_sq`` from n rows has a relative variance of this over n.
+        grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_scatter``; 0 when left out.
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
         grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
@@ -186,7 +195,7 @@ class DomainStats:
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
-    grad_sq_var: FloatArray
+    grad_sq_scatter: FloatArray
     grad_sq_freedom: FloatArray
     grad_mean_sq: FloatArray
     grad_mean_pairs: FloatArray
@@ -207,7 +216,7 @@ class DomainStats:
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
-        grad_sq_var: ArrayLike | None = None,
+        grad_sq_scatter: ArrayLike | None = None,
         grad_sq_freedom: ArrayLike | None = None,
         grad_mean_sq: ArrayLike | None = None,
         grad_mean_pairs: ArrayLike | None = None,
@@ -226,7 +235,7 @@ class DomainStats:
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
-            "grad_sq_var": grad_sq_var,
+            "grad_sq_scatter": grad_sq_scatter,
             "grad_sq_freedom": grad_sq_freedom,
             "grad_mean_sq": grad_mean_sq,
             "grad_mean_pairs": grad_mean_pairs,
@@ -259,9 +268,17 @@ class DomainStats:
 
     def replaced(self, **arrays: FloatArray) -> DomainStats:
         """Return these statistics with other (K,) fields, which are neither copied nor checked."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, **arrays)
+        other = copy(self)
+        for name, array in arrays.items():
+            object.__setattr__(other, name, array)
         return other
+
+    def __repr__(self) -> str:
+        known = self.supplied() - {"grad_gram"}
+        values = (
+            f"{f.name}={rounded(getattr(self, f.name))}" for f in fields(self) if f.name in known
+        )
+        return f"DomainStats({', '.join(values)})"
 
     def supplied(self) -> frozenset[str]:
         """Return the names of the fields that are known for at least one domain."""

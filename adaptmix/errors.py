@@ -9,6 +9,10 @@ class LagError(ValueError):
     """The loader asked for a step whose shares are not published yet: it runs ahead of the lag."""
 
 
+class BatchOrderError(ValueError):
+    """A batch is trained out of turn, or it is not known which batch losses are of."""
+
+
 class StateError(ValueError):
     """A saved state does not fit the controller that should load it."""
 

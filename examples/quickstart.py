@@ -79,12 +79,11 @@ def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) 
     every = max(1, args.steps // 10)
     gains: list[float] = []
     loader = controller.loader(args.batch_size, steps=args.steps)
-    for (inputs, labels), batch_draw in tqdm(loader, desc=label, unit="step"):
+    for inputs, labels in tqdm(loader, desc=label, unit="step"):
         inputs, labels = inputs.to(device), labels.to(device)
         logits = model(inputs)
         loss = controller.loss(
             row_losses(logits, labels),
-            batch_draw,
             mask=labels != IGNORED,
             noise=noise.softmax(logits, labels),
         )

@@ -52,7 +52,7 @@ def main() -> None:
 
     # Not through accelerator.prepare: it yields this process's rows already.
     loader = controller.loader(args.batch_size, accumulation=args.accumulate, steps=args.steps)
-    for batch, draw in tqdm(loader, disable=not accelerator.is_main_process):
+    for batch in tqdm(loader, disable=not accelerator.is_main_process):
         inputs, labels = (part.to(accelerator.device) for part in batch)
         with accelerator.accumulate(model):
             logits = model(inputs)
@@ -60,7 +60,7 @@ def main() -> None:
                 logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
             )
             loss = controller.loss(
-                losses, draw, mask=labels != IGNORED, noise=noise.softmax(logits, labels)
+                losses, mask=labels != IGNORED, noise=noise.softmax(logits, labels)
             )
             # backward() divides by the accumulation, and the loss is divided already.
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)

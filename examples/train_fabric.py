@@ -46,22 +46,23 @@ def main() -> None:
 
     # Not through fabric.setup_dataloaders: it yields this process's rows already.
     loader = controller.loader(args.batch_size, accumulation=args.accumulate, steps=args.steps)
-    for batch, draw in tqdm(loader, disable=not fabric.is_global_zero):
-        inputs, labels = fabric.to_device(batch)
-        unfinished = (draw.ordinal + 1) % args.accumulate != 0
-        with fabric.no_backward_sync(model, enabled=unfinished):
-            logits = model(inputs)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            fabric.backward(controller.loss(losses, draw))
-        if unfinished:
-            continue
-        optimizer.step()
-        optimizer.zero_grad()
-        if controller.completed % 20 == 0:  # fitted rows would look less noisy than they are
+    for number, batch in enumerate(tqdm(loader, disable=not fabric.is_global_zero), start=1):
+        begins = (number - 1) % args.accumulate == 0
+        if begins and controller.completed % 20 == 0:  # fitted rows look less noisy than they are
             for name, rows in heldout.items():
                 x, y = fabric.to_device(rows.tensors)
                 with torch.no_grad():
                     controller.record_noise(noise.softmax(net(x), y), name)
+        inputs, labels = fabric.to_device(batch)
+        unfinished = number % args.accumulate != 0
+        with fabric.no_backward_sync(model, enabled=unfinished):
+            logits = model(inputs)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            fabric.backward(controller.loss(losses))
+        if unfinished:
+            continue
+        optimizer.step()
+        optimizer.zero_grad()
         controller.step()
 
     fabric.save(args.out / "last.ckpt", state)

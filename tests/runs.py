@@ -106,11 +106,11 @@ class Run:
 
     def train(self, stop: int | None = None) -> Run:
         """Train to the end, or until ``stop`` steps are completed."""
-        for (inputs, targets, _), draw in self.loader:
+        for (inputs, targets, _), draw in self.loader.with_draws():
             logits = self.wrapped(inputs)
             losses = F.cross_entropy(logits, targets, reduction="none")
             terms = noise.softmax(logits, targets) if self.with_noise else None
-            self.controller.loss(losses, draw, noise=terms).backward()
+            self.controller.loss(losses, draw=draw, noise=terms).backward()
             self.rows.append(draw.rows.tolist())
             if (draw.ordinal + 1) % self.accumulation:
                 continue

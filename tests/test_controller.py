@@ -12,37 +12,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from adaptmix import (
-    Controller,
+from adaptmix import Controller, Domains, DomainStats, Mixture, Weights, noise, policies
+from adaptmix.errors import (
     CoverageWarning,
-    Domains,
-    DomainStats,
     LagError,
     MissingStatisticError,
-    Mixture,
+    MissingStatisticWarning,
     NoiseWarning,
     NonFiniteWarning,
     StateError,
     TooFewRowsWarning,
-    Weights,
-    noise,
-    policies,
 )
 from adaptmix.state._checkpoint import load, save
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 
 
 def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
     loader = controller.loader(8, steps=4, **options)
-    return controller, next(iter(loader))[1]
+    return controller, next(iter(loader.with_draws()))[1]
 
 
 def test_adapts_both_weights() -> None:
     net = runs.model()
     controller = Controller(
-        runs.mixture(), policy=policies.Joint(), update_every=5, observe_every=1, lag=2
+        runs.mixture(), policy=policies.Joint(), update_every=5, measure_every=1, lag=2
     )
     with controller.watch(net) as handle:
         assert handle.coverage is not None
@@ -62,7 +57,7 @@ def test_adapts_both_weights() -> None:
 
 def test_an_observed_run_trains_the_objective_on_rows_drawn_by_importance() -> None:
     mix, net, plain = runs.mixture(), runs.model(), runs.model()
-    controller = Controller(mix, mode="observe", update_every=5, observe_every=1, seed=3)
+    controller = Controller(mix, mode="observe", update_every=5, measure_every=1, seed=3)
     controller.watch(net)
     state = torch.random.get_rng_state()
     run = runs.Run(controller, net).train()
@@ -101,10 +96,10 @@ def test_observed_and_adapting_runs_start_from_one_objective_where_the_unit_is_t
             tokens_per_row={name: float(n) for name, n in length.items()},
         )
         parts_of_objective = np.zeros(2)
-        for (tokens,), draw in controller.loader(17, steps=8):
+        for (tokens,), draw in controller.loader(17, steps=8).with_draws():
             losses = torch.ones(17, 32, dtype=torch.float64, requires_grad=True)
             mask = torch.arange(32) < tokens[:, None]
-            controller.loss(losses, draw, mask=mask).backward()
+            controller.loss(losses, draw=draw, mask=mask).backward()
             assert losses.grad is not None
             for domain in range(2):
                 parts_of_objective[domain] += float(losses.grad[draw.domains == domain].sum()) / 8
@@ -120,7 +115,7 @@ def test_rows_weights_and_parameters_do_not_depend_on_workers(accumulation: int)
     for workers in (0, 2):
         net = runs.model()
         controller = Controller(
-            runs.mixture(), policy="joint", update_every=3, observe_every=1, lag=4
+            runs.mixture(), policy="joint", update_every=3, measure_every=1, lag=4
         )
         controller.watch(net)
         run = runs.Run(
@@ -138,7 +133,7 @@ def test_rows_weights_and_parameters_do_not_depend_on_workers(accumulation: int)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Path) -> None:
     def make(net: nn.Module) -> runs.Run:
-        controller = Controller(runs.mixture(), update_every=5, observe_every=3, lag=4, seed=2)
+        controller = Controller(runs.mixture(), update_every=5, measure_every=3, lag=4, seed=2)
         controller.watch(net)
         return runs.Run(controller, net, accumulation=2, batch_size=6, num_workers=workers)
 
@@ -171,11 +166,11 @@ def test_equal_domains_are_left_alone() -> None:
 @pytest.mark.parametrize("with_noise", [True, False])
 def test_what_is_measured_never_chooses_what_is_optimised(with_noise: bool) -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), update_every=5, observe_every=1)
+    controller = Controller(runs.mixture(), update_every=5, measure_every=1)
     controller.watch(net)
     runs.Run(controller, net, steps=25, with_noise=with_noise).train()
     assert controller.weights.loss.tolist() == [1.0] * 3
-    named = Controller(runs.mixture(), policy="variance_aware", update_every=5, observe_every=1)
+    named = Controller(runs.mixture(), policy="variance_aware", update_every=5, measure_every=1)
     assert controller._identity()["policy"] == named._identity()["policy"]
 
 
@@ -183,7 +178,7 @@ def test_a_policy_of_another_importance_is_an_error() -> None:
     class Even:
         requires = frozenset({"loss_mean"})
 
-        def init(self, domains: Any) -> dict[str, Any]:
+        def init(self, domains: Any, run: Any) -> dict[str, Any]:
             return {}
 
         def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, Any]:
@@ -222,7 +217,7 @@ def test_a_users_own_policy_works_as_the_built_in_ones() -> None:
     class Loudest:
         requires = frozenset({"loss_mean"})
 
-        def init(self, domains: Any) -> dict[str, Any]:
+        def init(self, domains: Any, run: Any) -> dict[str, Any]:
             return {"pi": domains.importance, "calls": 0}
 
         def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, Any]:
@@ -237,7 +232,7 @@ def test_a_users_own_policy_works_as_the_built_in_ones() -> None:
     assert state["steering"]["state"]["calls"] == 5
 
 
-@pytest.mark.filterwarnings("default::adaptmix.NoiseWarning")
+@pytest.mark.filterwarnings("default::adaptmix.errors.NoiseWarning")
 def test_noise_is_out_of_sample_only() -> None:
     net = runs.model()
     controller = Controller(runs.mixture(), policy="fgls", update_every=2)
@@ -260,12 +255,12 @@ def test_non_finite_losses_stay_out_of_the_statistics() -> None:
     controller = Controller(runs.mixture(), policy="joint", update_every=2)
     controller.watch(net)
     with pytest.warns(NonFiniteWarning, match="were left out of the statistics"):
-        for (inputs, targets, _), draw in controller.loader(12, steps=12):
+        for (inputs, targets, _), draw in controller.loader(12, steps=12).with_draws():
             logits = net(inputs)
             losses = F.cross_entropy(logits, targets, reduction="none")
             if draw.step in (3, 4):
                 losses = torch.where(torch.arange(12) == 5, torch.nan, 1.0) * losses
-            controller.loss(losses, draw, noise=noise.softmax(logits, targets)).backward()
+            controller.loss(losses, draw=draw, noise=noise.softmax(logits, targets)).backward()
             net.zero_grad()
             controller.step()
     stats = controller.statistics
@@ -274,7 +269,7 @@ def test_non_finite_losses_stay_out_of_the_statistics() -> None:
     assert np.isfinite(controller.weights.multipliers).all()
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.UnseenDomainWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
 def test_single_rows_are_enough_for_the_default_policy() -> None:
     net = runs.model()
     controller = Controller(runs.mixture(), update_every=1)
@@ -324,25 +319,57 @@ def test_a_missing_statistic_is_an_error(
         runs.Run(controller, net, with_noise=False).train()
 
 
+def test_a_missing_statistic_is_told_in_the_first_loss() -> None:
+    def first(**options: Any) -> Controller:
+        controller, draw = started(Controller(runs.mixture(), **options))
+        controller.loss(torch.ones(8, requires_grad=True), draw=draw)
+        return controller
+
+    with pytest.raises(MissingStatisticError, match=r"^policy='variance_aware' needs .*watch"):
+        first()
+    with pytest.warns(MissingStatisticWarning, match=r"^Nothing is proposed: policy='variance_aw"):
+        first(mode="observe")
+    controller, draw = started(Controller(runs.mixture(), runs.model(), policy="fgls"))
+    controller.record_noise(torch.ones(3), "a")  # of held-out rows
+    controller.loss(torch.ones(8, requires_grad=True), draw=draw)
+    assert first(policy="static").completed == 0
+
+
+def test_pins_set_before_training_hold_from_the_first_batch_on() -> None:
+    controller = Controller(runs.mixture(), policy="static", lag=6)
+    controller.pin("c", sampling=0.5, loss=2.0)
+    drawn = []
+    for batch, draw in controller.loader(12, steps=3).with_draws():
+        losses = torch.ones(12, dtype=torch.float64, requires_grad=True)
+        controller.loss(losses, draw=draw).backward()
+        controller.step()
+        drawn.append((draw.domains == 2).sum().item())
+        assert losses.grad is not None
+        part = float(losses.grad[draw.domains == 2].sum())
+        assert part == pytest.approx(2.0 * controller.mixture.importance[2])
+        assert len(batch[2]) == 12
+    assert drawn == [6, 6, 6]
+
+
 def test_refuses_what_cannot_be_right() -> None:
-    controller, draw = started(Controller(runs.mixture()))
-    other, _ = started(Controller(runs.mixture()))
+    controller, draw = started(Controller(runs.mixture(), policy="static"))
+    other, _ = started(Controller(runs.mixture(), policy="static"))
     losses = torch.ones(8, requires_grad=True)
     with pytest.raises(ValueError, match=r"step\(\) must follow 1 calls of loss"):
         controller.step()
     with pytest.raises(ValueError, match="another controller"):
-        other.loss(losses, draw)
+        other.loss(losses, draw=draw)
     with pytest.raises(TypeError, match="draw must be"):
-        controller.loss(losses, "draw")  # type: ignore[arg-type]
+        controller.loss(losses, draw="draw")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r'got a scalar.*reduction="none"'):
-        controller.loss(losses.mean(), draw)
+        controller.loss(losses.mean(), draw=draw)
     with pytest.raises(ValueError, match="8 rows first; got shape"):
-        controller.loss(torch.ones(7), draw)
+        controller.loss(torch.ones(7), draw=draw)
     with pytest.raises(ValueError, match="one term per row"):
-        controller.loss(losses, draw, noise=torch.ones(7))
-    controller.loss(losses, draw)
+        controller.loss(losses, draw=draw, noise=torch.ones(7))
+    controller.loss(losses, draw=draw)
     with pytest.raises(ValueError, match="draw must be number 1"):
-        controller.loss(losses, draw)
+        controller.loss(losses, draw=draw)
     with pytest.raises(ValueError, match="must be called between optimizer steps"):
         controller.state_dict()
 
@@ -370,7 +397,7 @@ def test_refuses_loaders_that_run_ahead() -> None:
         ({"policy": "best"}, "policy must be one of variance_aware"),
         ({"policy": runs.Run}, "policy must be a name, or an object"),
         ({"update_every": 0}, "update_every must be an integer >= 1"),
-        ({"observe_every": 2.5}, "observe_every must be an integer"),
+        ({"measure_every": 2.5}, "measure_every must be an integer"),
         ({"lag": -1}, "lag must be an integer >= 0"),
         ({"seed": -1}, "seed must be an integer >= 0"),
         ({"unit": "row"}, "unit must be one of sample, token"),
@@ -419,11 +446,11 @@ def test_pairs_are_samples_when_the_model_runs_both_rows() -> None:
     """Chosen and rejected rows in one forward pass, as preference trainers run them."""
     controller, net = Controller(runs.mixture()), runs.model()
     controller.watch(net)
-    for (inputs, _, _), draw in controller.loader(8, steps=24):
+    for (inputs, _, _), draw in controller.loader(8, steps=24).with_draws():
         scores = net(torch.cat([inputs, -2.0 * inputs]))[:, 0]
         losses = -F.logsigmoid(scores[:8] - scores[8:])
         samples = torch.arange(8).repeat(2)
-        controller.loss(losses, draw, samples=samples).backward()
+        controller.loss(losses, draw=draw, samples=samples).backward()
         controller.step()
     assert np.isfinite(controller.statistics.grad_var[:2]).all()
 
@@ -437,10 +464,10 @@ def test_pairs_are_samples_when_the_model_runs_both_rows() -> None:
     ],
 )
 def test_samples_are_checked(samples: Tensor, error: type[Exception], message: str) -> None:
-    controller = Controller(runs.mixture())
-    _, draw = next(iter(controller.loader(8)))
+    controller = Controller(runs.mixture(), policy="static")
+    _, draw = next(iter(controller.loader(8).with_draws()))
     with pytest.raises(error, match=message):
-        controller.loss(torch.ones(8, requires_grad=True), draw, samples=samples)
+        controller.loss(torch.ones(8, requires_grad=True), draw=draw, samples=samples)
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.TooFewRowsWarning")
@@ -451,9 +478,9 @@ def test_100_000_domains_need_no_products_between_each_two(tmp_path: Path) -> No
     rows = TensorDataset(torch.randn(200_000, 2), torch.randn(200_000))
     controller, net = Controller(Mixture.from_labels(rows, labels.tolist())), nn.Linear(2, 1)
     controller.watch(net)
-    for (inputs, targets), draw in controller.loader(8, steps=12):
+    for (inputs, targets), draw in controller.loader(8, steps=12).with_draws():
         losses = (net(inputs)[:, 0] - targets).square()
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         controller.step()
     assert "grad_sq" in controller.statistics.supplied()
     assert controller.statistics.grad_gram is None
@@ -465,7 +492,7 @@ def test_a_policy_that_reads_inner_products_gets_them() -> None:
     class Aligned:
         requires = frozenset({"grad_gram"})
 
-        def init(self, domains: Domains) -> Any:
+        def init(self, domains: Domains, run: Any) -> Any:
             return {"importance": domains.importance}
 
         def update(self, stats: DomainStats, state: Any) -> tuple[Weights, Any]:
@@ -480,7 +507,7 @@ def test_a_policy_that_reads_inner_products_gets_them() -> None:
     assert seen[-1].shape == (3, 3)
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.TooFewRowsWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.TooFewRowsWarning")
 def test_observing_goes_on_where_no_gradient_is_seen() -> None:
     """A penalty that uses every layer outside of the model's forward hides what rows do."""
 
@@ -488,9 +515,9 @@ def test_observing_goes_on_where_no_gradient_is_seen() -> None:
         net = runs.model()
         controller = Controller(runs.mixture(), update_every=2, lag=2, mode=mode)
         controller.watch(net)
-        for (inputs, targets, _), draw in controller.loader(12, steps=4):
+        for (inputs, targets, _), draw in controller.loader(12, steps=4).with_draws():
             losses = torch.nn.functional.cross_entropy(net(inputs), targets, reduction="none")
-            controller.loss(losses.detach().requires_grad_(), draw).backward()
+            controller.loss(losses.detach().requires_grad_(), draw=draw).backward()
             controller.step()
         return controller
 

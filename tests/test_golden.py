@@ -26,14 +26,14 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::adaptmix.RepetitionWarning", "ignore::adaptmix.NoiseWarning"
+    "ignore::adaptmix.errors.RepetitionWarning", "ignore::adaptmix.errors.NoiseWarning"
 )
 
 
 def train(options: dict[str, Any]) -> dict[str, Any]:
     mixture = runs.mixture({"a": 3.0, "b": 2.0, "c": 1.0})
     controller = Controller(
-        mixture, seed=3, update_every=5, observe_every=2, **options["controller"]
+        mixture, seed=3, update_every=5, measure_every=2, **options["controller"]
     )
     net = runs.model()
     controller.watch(net)

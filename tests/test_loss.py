@@ -193,7 +193,7 @@ def test_losses_of_other_rows_name_the_way_on(shape: tuple[int, ...], way_on: st
         DomainLossScaler("sample").rows(torch.ones(shape), draw, None)
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.RowLengthWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RowLengthWarning")
 @pytest.mark.parametrize("known", [True, False])
 def test_rows_without_labels_have_no_loss(known: bool) -> None:
     """The mean is over rows that have one: half of domain "b" have none, and weigh nothing."""
@@ -206,10 +206,10 @@ def test_rows_without_labels_have_no_loss(known: bool) -> None:
         tokens_per_row={"a": 1.0, "b": 0.5} if known else None,
     )
     totals = []
-    for _, draw in controller.loader(20, steps=400):
+    for _, draw in controller.loader(20, steps=400).with_draws():
         losses = torch.ones(20, 2)
         alive = (draw.domains == 0) | (draw.rows % 2 == 0)
-        loss = controller.loss(losses, draw, mask=alive.unsqueeze(1).expand(20, 2))
+        loss = controller.loss(losses, draw=draw, mask=alive.unsqueeze(1).expand(20, 2))
         totals.append(float(loss))
         controller.step()
     # All losses are 1, and so is the objective. A step's standard deviation is at most .5.

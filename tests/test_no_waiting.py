@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptmix import Controller, Mixture, Segments, noise
-from adaptmix.trainers._head import HeadSeam
+from adaptmix.trainers._head import WeightedHead
 
 aten = torch.ops.aten
 ROWS, T, CLASSES = 6, 20, 5
@@ -41,8 +41,8 @@ class NoWaiting(TorchDispatchMode):
 
 def first(unit: str, mode: str) -> tuple[Controller, Any]:
     mixture = Mixture({"a": list(range(20)), "b": list(range(30))})
-    controller = Controller(mixture, policy="joint", unit=unit, mode=mode)
-    _, draw = next(iter(controller.loader(ROWS, steps=4)))
+    controller = Controller(mixture, policy="static", unit=unit, mode=mode)
+    _, draw = next(iter(controller.loader(ROWS, steps=4).with_draws()))
     return controller, draw
 
 
@@ -63,7 +63,7 @@ def test_a_step_of_the_controller(mode: str, masked: bool) -> None:
     mask = meta(ROWS, T).detach().bool() if masked else None
     with NoWaiting():
         terms = noise.softmax(logits, targets)
-        controller.loss(meta(ROWS, T), draw, noise=terms, mask=mask).backward()
+        controller.loss(meta(ROWS, T), draw=draw, noise=terms, mask=mask).backward()
         controller.step()
 
 
@@ -71,20 +71,20 @@ def test_packed_rows() -> None:
     controller, draw = first("sample", "adapt")
     segments = Segments(torch.arange(ROWS).repeat_interleave(2).view(2, -1))
     with NoWaiting():
-        controller.loss(meta(2, ROWS), draw, segments=segments).backward()
+        controller.loss(meta(2, ROWS), draw=draw, segments=segments).backward()
         controller.step()
 
 
 def test_a_head() -> None:
     controller, draw = first("sample", "adapt")
     model = nn.Sequential(nn.Linear(3, 2, device="meta"))
-    seam = HeadSeam(model, "0")
+    seam = WeightedHead(model, "0")
     with NoWaiting():
         factors = controller.multipliers(draw)
         seam.open(factors)
         loss = model(meta(ROWS, 3)).mean()
         seam.close()
-        controller.observe(loss, draw, factors=factors)
+        controller.observe(loss, draw=draw, factors=factors)
         loss.backward()
         seam.check_backward()
         controller.step()

@@ -20,7 +20,7 @@ STATIC = policies.Static(
 
 
 # Rows of three small domains, drawn by importance for many passes.
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.RepetitionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
 
 
 def gradient(net: nn.Module, objective: Tensor, *, keep: bool = False) -> Tensor:
@@ -38,9 +38,9 @@ def test_with_realised_shares_a_step_is_the_objective_over_its_rows(accumulation
     controller = Controller(mix, policy=STATIC, lag=0, update_every=1)
     loader = controller.loader(12, accumulation=accumulation, steps=6)
     batches = []
-    for (inputs, targets, _), draw in loader:
+    for (inputs, targets, _), draw in loader.with_draws():
         losses = F.cross_entropy(net(inputs), targets, reduction="none")
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         batches.append((inputs, targets, draw.domains))
         if len(batches) < accumulation:
             continue
@@ -116,8 +116,8 @@ def test_over_a_whole_pass_ragged_rows_give_the_objective_exactly(
     seen: list[int] = []
     for (inputs, targets, mask), draw in controller.loader(
         15 // accumulation, accumulation=accumulation, steps=steps
-    ):
-        controller.loss(token_losses(net, inputs, targets), draw, mask=mask).backward()
+    ).with_draws():
+        controller.loss(token_losses(net, inputs, targets), draw=draw, mask=mask).backward()
         if (draw.ordinal + 1) % accumulation == 0:
             if draw.step >= warm:
                 total += accumulated(net)
@@ -148,7 +148,7 @@ class Cycle:
     requires = frozenset[str]()
     settings = ((0.7, 0.2, 0.1), (0.1, 0.7, 0.2), (0.1, 0.1, 0.8))
 
-    def init(self, domains: object) -> int:
+    def init(self, domains: object, run: object) -> int:
         return 0
 
     def update(self, stats: object, state: int) -> tuple[Weights, int]:
@@ -173,9 +173,9 @@ def mean_gradient_errors() -> tuple[float, float]:
     truth = torch.stack([jacobian[domains == i].mean(0) for i in range(3)]).mean(0)
     controller = Controller(mix, policy=Cycle(), lag=4, update_every=1, seed=5)
     ours, forgetful = [], []
-    for _, draw in controller.loader(4, steps=2500, num_workers=2, prefetch_factor=2):
+    for _, draw in controller.loader(4, steps=2500, num_workers=2, prefetch_factor=2).with_draws():
         losses = each.detach()[draw.rows].requires_grad_()
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         assert losses.grad is not None
         ours.append(losses.grad @ jacobian[draw.rows])
         today = torch.from_numpy(controller.weights.multipliers)[draw.domains]
@@ -220,9 +220,9 @@ def test_row_lengths_are_counted_before_the_first_step() -> None:
         tokens_per_row=lambda batch: batch[2].sum(1),
     )
     step_losses = [0.0]
-    for (_, targets, mask), draw in controller.loader(4, steps=3, accumulation=32):
+    for (_, targets, mask), draw in controller.loader(4, steps=3, accumulation=32).with_draws():
         losses = torch.ones(targets.shape, dtype=torch.float64, requires_grad=True)
-        loss = controller.loss(losses, draw, mask=mask)
+        loss = controller.loss(losses, draw=draw, mask=mask)
         loss.backward()
         assert losses.grad is not None
         expected = controller.weights.importance / draw.domain_shares / 128
@@ -243,8 +243,8 @@ def test_ragged_rows_of_unknown_length_are_refused() -> None:
 
     def train(**options: Any) -> None:
         controller = Controller(mix, policy="static", unit="token", **options)
-        for (_, targets, mask), draw in controller.loader(30, steps=2):
-            controller.loss(torch.ones(targets.shape), draw, mask=mask)
+        for (_, targets, mask), draw in controller.loader(30, steps=2).with_draws():
+            controller.loss(torch.ones(targets.shape), draw=draw, mask=mask)
             controller.step()
 
     with pytest.raises(ValueError, match=r'^tokens_per_row must be given with unit="token"'):
@@ -260,9 +260,9 @@ def test_ragged_rows_of_unknown_length_are_refused() -> None:
 
 def test_rows_of_one_length_need_no_estimate() -> None:
     controller = Controller(runs.mixture(), policy="static", unit="token", update_every=2)
-    for (inputs, _, _), draw in controller.loader(12, steps=6):
+    for (inputs, _, _), draw in controller.loader(12, steps=6).with_draws():
         losses = torch.ones(inputs.shape, dtype=torch.float64, requires_grad=True)
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         assert losses.grad is not None
         shares = torch.from_numpy(draw.domain_shares)[draw.domains]
         importance = torch.from_numpy(controller.weights.importance)[draw.domains]

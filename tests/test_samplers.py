@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adaptmix import Controller, Domains, DomainStats, Mixture, policies
-from adaptmix.policies import Joint, VarianceAware, bind
+from adaptmix.policies import Joint, Run, VarianceAware
 from tests import runs
 
 
@@ -27,16 +27,16 @@ class Means(torch.utils.data.Dataset[float]):
         return float(self.values[row])
 
 
-def batch_gradients(sampler: str, shares: dict[str, float], steps: int) -> Any:
+def batch_gradients(counts: str, shares: dict[str, float], steps: int) -> Any:
     """Gradients of Σ π w (mean of values) θ, that is, the weighted sums the optimizer sees."""
     parts = {"low": Means(0.0, 1.0, 50_000, 1), "high": Means(4.0, 2.0, 50_000, 2)}
     mix = Mixture(parts, importance={"low": 0.75, "high": 0.25})
     static = policies.Static(sampling=shares)
-    controller = Controller(mix, policy=static, sampler=sampler, lag=0, update_every=1, seed=11)
+    controller = Controller(mix, policy=static, counts=counts, lag=0, update_every=1, seed=11)
     gradients = []
-    for values, draw in controller.loader(10, steps=steps):
+    for values, draw in controller.loader(10, steps=steps).with_draws():
         theta = torch.ones((), dtype=torch.float64, requires_grad=True)
-        controller.loss(theta * values, draw).backward()
+        controller.loss(theta * values, draw=draw).backward()
         gradients.append(float(theta.grad))  # type: ignore[arg-type]
         controller.step()
     return np.array(gradients[2:]), [part.values for part in parts.values()]
@@ -64,26 +64,23 @@ def test_policies_take_the_moment_that_fits_the_sampler() -> None:
     stats = DomainStats(grad_var=[1.0, 1.0], grad_sq=[1.0, 9.0], noise=[1.0, 1.0])
     for policy in (VarianceAware(), Joint()):
         for sampler, share in (("stratified", 0.5), ("multinomial", 0.75)):
-            bound = bind(policy, batch_size=100, horizon=10, sampler=sampler)
-            weights, _ = bound.update(stats, bound.init(info))
+            state = policy.init(info, Run(100, 10, sampler))
+            weights, _ = policy.update(stats, state)
             assert weights.sampling[1] == pytest.approx(share)
     # Single rows tell the second moment, and pairs the variance where there are any.
-    assert VarianceAware(sampler="multinomial").requires == {"grad_sq"}
     assert VarianceAware().requires == {"grad_sq"}
-    with pytest.raises(ValueError, match="sampler must be one of stratified, multinomial"):
-        VarianceAware(sampler="poisson").init(info)
-    with pytest.raises(ValueError, match="sampler must be one of stratified, multinomial"):
-        Controller(runs.mixture(), sampler="poisson")
+    with pytest.raises(ValueError, match="counts must be one of stratified, multinomial"):
+        Controller(runs.mixture(), counts="poisson")
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 def test_a_multinomial_run_adapts_and_resumes() -> None:
     def make(net: torch.nn.Module) -> runs.Run:
         controller = Controller(
             runs.mixture(),
-            sampler="multinomial",
+            counts="multinomial",
             update_every=5,
-            observe_every=1,
+            measure_every=1,
             lag=2,
             policy="joint",
         )

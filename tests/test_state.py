@@ -14,15 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptmix import Controller, Mixture, StateError, policies
+from adaptmix import Controller, Mixture, policies
+from adaptmix.errors import StateError
 from adaptmix.policies import Policy
 from adaptmix.state import _checkpoint as checkpoint
 from tests import runs
 from tests.state.test_checkpoint import same
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning"),
-    pytest.mark.filterwarnings("ignore::adaptmix.RowLengthWarning"),
+    pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning"),
+    pytest.mark.filterwarnings("ignore::adaptmix.errors.RowLengthWarning"),
 ]
 
 Path_ = tuple[Any, ...]
@@ -32,7 +33,7 @@ def trained(stop: int, policy: Policy | str = "joint", **options: Any) -> Contro
     """A controller in the middle of a run, with something in every part of its state."""
     net = runs.model()
     controller = Controller(
-        runs.mixture(), policy=policy, update_every=4, observe_every=2, lag=3, **options
+        runs.mixture(), policy=policy, update_every=4, measure_every=2, lag=3, **options
     )
     controller.watch(net)
     run = runs.Run(controller, net, steps=30).train(2)
@@ -235,8 +236,8 @@ class Rated:
     def __init__(self, rate: float, limit: Callable[[float], float] = abs) -> None:
         self.rate, self.limit = rate, limit
 
-    def init(self, domains: Any) -> Any:
-        return policies.Static().init(domains)
+    def init(self, domains: Any, run: Any) -> Any:
+        return policies.Static().init(domains, run)
 
     def update(self, stats: Any, state: Any) -> Any:
         return policies.Static().update(stats, state)

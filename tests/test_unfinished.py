@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adaptmix import Controller, SeamError
+from adaptmix import Controller
+from adaptmix.errors import SeamError
 from adaptmix.state import _checkpoint as checkpoint
 from tests import runs
 
@@ -52,9 +53,9 @@ class Fails:
 
     def epoch(self) -> None:
         rows: list[int] = []
-        for batch, draw in self.loader:
+        for batch, draw in self.loader.with_draws():
             self.fail(draw.ordinal, "forward")
-            loss = self.controller.loss(losses(self.net, batch), draw)
+            loss = self.controller.loss(losses(self.net, batch), draw=draw)
             self.fail(draw.ordinal, "backward")
             loss.backward()
             rows += draw.rows.tolist()
@@ -87,21 +88,25 @@ def test_an_error_that_is_caught_leaves_no_trace(accumulation: int) -> None:
 def test_a_state_is_loaded_in_the_middle_of_a_step() -> None:
     run = runs.Run(controller(), runs.model(), accumulation=2, with_noise=False).train(3)
     state = run.controller.state_dict()
-    expected = [draw.rows.tolist() for _, (_, draw) in zip(range(2), run.loader, strict=False)]
-    batch, draw = next(iter(run.loader))
-    run.controller.loss(losses(run.net, batch), draw).backward()
+    expected = [
+        draw.rows.tolist() for _, (_, draw) in zip(range(2), run.loader.with_draws(), strict=False)
+    ]
+    batch, draw = next(iter(run.loader.with_draws()))
+    run.controller.loss(losses(run.net, batch), draw=draw).backward()
     with pytest.raises(ValueError, match=r"unfinished one. Call step\(\) first, or abandon_step"):
         run.controller.state_dict()
     run.controller.load_state_dict(state)
-    again = [draw.rows.tolist() for _, (_, draw) in zip(range(2), run.loader, strict=False)]
+    again = [
+        draw.rows.tolist() for _, (_, draw) in zip(range(2), run.loader.with_draws(), strict=False)
+    ]
     assert again == expected
     assert run.train(8).controller.completed == 8
 
 
 def test_held_out_noise_outlives_an_abandoned_step() -> None:
     own = controller()
-    batch, draw = next(iter(own.loader(6, steps=4)))
-    own.loss(losses(runs.model(), batch), draw)
+    batch, draw = next(iter(own.loader(6, steps=4).with_draws()))
+    own.loss(losses(runs.model(), batch), draw=draw)
     own.record_noise(torch.full((4,), 2.0), "a")
     own.abandon_step()
     sums = checkpoint.unseal(own.state_dict())["measurements"]["sums"]
@@ -114,9 +119,9 @@ def test_another_loop_error_says_what_it_is() -> None:
     def loop(*uses: int, accumulation: int = 1, step: bool = True) -> None:
         own = controller()
         loader = own.loader(6, steps=9, accumulation=accumulation)
-        seen = list(zip(range(5), loader, strict=False))
+        seen = list(zip(range(5), loader.with_draws(), strict=False))
         for number in uses:
-            own.loss(losses(net, seen[number][1][0]), seen[number][1][1]).backward()
+            own.loss(losses(net, seen[number][1][0]), draw=seen[number][1][1]).backward()
             if step and (number + 1) % accumulation == 0:
                 own.step()
 
@@ -147,8 +152,8 @@ def test_a_second_loader_that_is_not_used_changes_nothing() -> None:
         loader = own.loader(6, steps=8)
         for size, accumulation in others:
             own.loader(size, accumulation=accumulation, steps=3)
-        batch, draw = next(iter(loader))
-        own.loss(losses(net, batch), draw).backward()
+        batch, draw = next(iter(loader.with_draws()))
+        own.loss(losses(net, batch), draw=draw).backward()
         counts = own.mixture.importance / (draw.domain_shares * 6)
         written_out = torch.from_numpy(counts)[draw.domains] @ losses(net, batch)
         parts = torch.autograd.grad(written_out, list(net.parameters()))
@@ -163,13 +168,13 @@ def test_a_second_loader_that_is_not_used_changes_nothing() -> None:
 
 def test_two_loaders_in_one_step_are_refused() -> None:
     own, net = controller(), runs.model()
-    first = next(iter(own.loader(6, accumulation=2, steps=8)))
+    first = next(iter(own.loader(6, accumulation=2, steps=8).with_draws()))
     second = own.loader(6, accumulation=3, steps=8)
-    own.loss(losses(net, first[0]), first[1])
-    batch, draw = next(iter(second))  # begins the step anew
-    own.loss(losses(net, batch), draw)
+    own.loss(losses(net, first[0]), draw=first[1])
+    batch, draw = next(iter(second.with_draws()))  # begins the step anew
+    own.loss(losses(net, batch), draw=draw)
     with pytest.raises(ValueError, match="must be of the loader that the step began with"):
-        own.loss(losses(net, first[0]), first[1])
+        own.loss(losses(net, first[0]), draw=first[1])
 
 
 def collate(kind: str, rows: list[Any]) -> Any:
@@ -206,8 +211,8 @@ def test_collators_that_move_or_leave_out_rows(kind: str, match: str, workers: i
     own = controller()
     loader = own.loader(12, steps=30, collate_fn=Collator(kind), num_workers=workers)
     with pytest.raises((SeamError, ValueError), match=match):
-        for batch, draw in loader:
-            own.loss(losses(runs.model(), batch), draw)
+        for batch, draw in loader.with_draws():
+            own.loss(losses(runs.model(), batch), draw=draw)
             own.step()
 
 
@@ -221,6 +226,6 @@ def test_a_collator_that_sorts_now_and_then() -> None:
 
     own = controller()
     with pytest.raises(SeamError, match="must keep rows in the order"):
-        for batch, draw in own.loader(12, steps=200, collate_fn=late):
-            own.loss(losses(runs.model(), batch), draw)
+        for batch, draw in own.loader(12, steps=200, collate_fn=late).with_draws():
+            own.loss(losses(runs.model(), batch), draw=draw)
             own.step()

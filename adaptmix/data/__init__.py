@@ -10,13 +10,14 @@ from adaptmix.data._attach import (
 from adaptmix.data._collation import NumberedRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
-from adaptmix.data._lengths import Count, SampledLengths, sample_lengths
+from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread_rows
 from adaptmix.data._loader import Loader
 from adaptmix.data._mixture import Mixture
+from adaptmix.data._order_proof import tensors_of
 from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
-from adaptmix.data._rows import tensors_of
 from adaptmix.data._sampler import PlanSampler
+from adaptmix.data._segments import Segments
 
 __all__ = [
     "Count",
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "PlanSampler",
     "SampledLengths",
+    "Segments",
     "as_mixture",
     "column",
     "loader_options",
@@ -35,5 +37,6 @@ __all__ = [
     "own_randomness",
     "prefetching",
     "sample_lengths",
+    "spread_rows",
     "tensors_of",
 ]

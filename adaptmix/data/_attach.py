@@ -58,8 +58,7 @@ def as_mixture(
 
 def _of_parts(dataset: Any, importance: Mapping[str, float] | None) -> Mixture:
     if isinstance(dataset, ConcatDataset):
-        parts = {str(number): part for number, part in enumerate(dataset.datasets)}
-        return Mixture(parts, importance=importance)
+        return Mixture(dataset, importance=importance)
     if not isinstance(dataset, Mixture):
         raise TypeError(
             "domains must be a column's name or one label per row, unless the dataset is a Mixture "

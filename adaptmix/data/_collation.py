@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset, default_collate
 
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._rows import Proof, prove_order, rows_at
+from adaptmix.data._order_proof import Proof, prove_order, rows_at
 
 
 class DrawnRows(list[int]):

@@ -41,6 +41,10 @@ class Layout:
         """Rows of a step on all processes."""
         return self.process_rows * self.world_size
 
+    def epoch_steps(self, rows: int) -> int:
+        """Return the optimizer steps of one pass over so many rows; the last is of full size."""
+        return -(-rows // self.step_rows)
+
     def steps_ahead(self, num_workers: int, prefetch_factor: int) -> int:
         """Return how many steps a loader draws beyond the one that is trained.
 

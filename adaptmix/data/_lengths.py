@@ -43,7 +43,13 @@ class SampledLengths:
 
 
 def sample_lengths(
-    mixture: Mixture, collate: Callable[[list[Any]], Any], count: Count, *, seed: int
+    mixture: Mixture,
+    collate: Callable[[list[Any]], Any],
+    count: Count,
+    *,
+    seed: int,
+    per_domain: int = _PER_DOMAIN,
+    strict: bool = True,
 ) -> SampledLengths | None:
     """Collate some rows of each domain, evenly spread, and count their tokens.
 
@@ -54,28 +60,36 @@ def sample_lengths(
         collate: what makes a batch of rows.
         count: of the supervised tokens in such a batch.
         seed: of collators that mask at random.
+        per_domain: rows of a domain that are looked at, at most.
+        strict: whether other than one number per row is an error.
 
     Returns:
-        None where ``count`` does.
+        None where ``count`` does, and where it does not return one number per row and may.
 
     Raises:
         ValueError: it does not return one number per row.
     """
     K = len(mixture.domains)
-    each = max(2, min(_PER_DOMAIN, _IN_ALL // K))
+    each = max(2, min(per_domain, _IN_ALL // K))
     tokens, rows = np.zeros(K), np.minimum(mixture.sizes, each)
     with own_randomness(seed, collate):
         for domain in range(K):
-            size = int(mixture.sizes[domain])
-            places = np.linspace(0, size - 1, int(rows[domain])).astype(np.int64)
-            sample = mixture.rows_of(domain, places).tolist()
+            sample = spread_rows(mixture, domain, int(rows[domain]))
             for start in range(0, len(sample), _TOGETHER):
                 part = sample[start : start + _TOGETHER]
                 counted = count(collate(mixture.__getitems__(part)))
-                if counted is None:
+                if counted is None or not (strict or len(counted) == len(part)):
                     return None
                 tokens[domain] += _total(counted, len(part))
     return SampledLengths(tokens, rows.astype(np.float64), rows == mixture.sizes)
+
+
+def spread_rows(mixture: Mixture, domain: int, number: int) -> list[int]:
+    """Return the indices of ``number`` rows that are spread over a domain, or of all it has."""
+    size = int(mixture.sizes[domain])
+    places = np.linspace(0, size - 1, min(number, size)).astype(np.int64)
+    rows: list[int] = mixture.rows_of(domain, places).tolist()
+    return rows
 
 
 def _total(counted: Any, rows: int) -> float:

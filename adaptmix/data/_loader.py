@@ -1,4 +1,4 @@
-"""A loader that yields each micro-batch together with how it was drawn."""
+"""A loader of the micro-batches that are still to be trained."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ _OURS = ("batch_size", "batch_sampler", "drop_last", "sampler", "shuffle")
 
 
 class Loader:
-    """Iterates (batch, draw) over the steps that are still to be trained.
+    """Iterates the batches of the steps that are still to be trained, as ``collate_fn`` makes them.
 
-    Rows are drawn in the calling process and fetched by any number of workers. It is deliberately
-    no ``DataLoader``, so that trainers which re-shard loaders leave it alone: it already yields
-    this process's slice of the global batch.
+    ``with_draws()`` iterates (batch, draw) instead, for loops that look ahead. Rows are drawn in
+    the calling process and fetched by any number of workers. It is deliberately no ``DataLoader``,
+    so that trainers which re-shard loaders leave it alone: it already yields this process's slice
+    of the global batch.
 
     Args:
         sampler: draws the rows.
         num_workers: as for ``DataLoader``.
         collate_fn: as for ``DataLoader``.
         count: of each row's supervised tokens in a batch, for the draws to carry.
+        hand_out: gets the draw of each batch that is yielded without it.
         options: further ``DataLoader`` options.
 
     Raises:
@@ -47,6 +49,7 @@ class Loader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         count: Count | None = None,
+        hand_out: Callable[[Draw], None] | None = None,
         **options: Any,
     ) -> None:
         for name in _OURS:
@@ -54,7 +57,7 @@ class Loader:
                 raise TypeError(f"{name} must not be given: the plan decides it. Leave it out.")
         if not options.get("in_order", True):
             raise ValueError("in_order must be True, so that batches meet their draws; got False.")
-        self.sampler, self._count = sampler, count
+        self.sampler, self._count, self._hand_out = sampler, count, hand_out
         plan = sampler.plan
         sampler.layout.check_lag(
             plan.lag,
@@ -75,11 +78,26 @@ class Loader:
         """Return the number of micro-batches still to come."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Any, Draw]]:
+    def __iter__(self) -> Iterator[Any]:
+        for batch, draw in self.with_draws():
+            if self._hand_out is not None:
+                self._hand_out(draw)
+            yield batch
+
+    def with_draws(self) -> Iterator[tuple[Any, Draw]]:
+        """Iterate (batch, draw): each batch and how it was drawn, to pass as ``draw=``.
+
+        Raises:
+            SeamError: ``collate_fn`` moves rows, or leaves some out.
+            LagError: the loop runs further ahead than the plan's lag.
+
+        Warns:
+            ExhaustedLoaderWarning: all steps are trained.
+        """
         if not len(self):
             warnings.warn(
                 f"All {self.sampler.steps} steps are trained, so the loader yields nothing. "
-                "Ask for more with Controller.loader(steps=...).",
+                "Ask for more with Controller.loader(steps=...) or (epochs=...).",
                 ExhaustedLoaderWarning,
                 stacklevel=2,
             )

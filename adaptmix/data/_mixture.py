@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
 from adaptmix._checks import FloatArray, vector
+from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.state._identity import digest
 
@@ -29,7 +30,8 @@ class Mixture(Dataset[Any]):
     columns. The mixture is itself a map-style dataset over all rows.
 
     Args:
-        datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name.
+        datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
+            a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
         importance: how much each domain matters in the end (π); one positive number per domain,
             normalised to sum to one. Proportional to the domains' sizes when None.
 
@@ -46,10 +48,12 @@ class Mixture(Dataset[Any]):
 
     def __init__(
         self,
-        datasets: Mapping[str, Any],
+        datasets: Mapping[str, Any] | ConcatDataset[Any],
         *,
         importance: Mapping[str, float] | None = None,
     ) -> None:
+        if isinstance(datasets, ConcatDataset):
+            datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
         if not isinstance(datasets, Mapping):
             raise TypeError(
                 "datasets must map a domain's name to its dataset; "
@@ -191,6 +195,16 @@ class Mixture(Dataset[Any]):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        K = len(self.domains)
+        parts = (
+            f"{name!r}: {size} rows, importance {share:.3g}"
+            for name, size, share in zip(
+                self.domains, self._sizes.tolist(), self.info.importance.tolist(), strict=True
+            )
+        )
+        return f"Mixture({{{listed(parts, number=K)}}})"
 
     def __getitem__(self, row: int) -> Any:
         return self._dataset[row]

@@ -31,6 +31,9 @@ class PlanSampler(Sampler[list[int]]):
         layout: how a global batch is cut.
         steps: optimizer steps of the whole run.
         epoch_steps: optimizer steps of one iteration; what is left of ``steps`` when None.
+        finish_epochs: whether an iteration that begins inside an epoch ends where the epoch does.
+            Otherwise it has ``epoch_steps`` steps from wherever it begins, as trainers expect that
+            count batches themselves.
         on_start: called when an iteration begins.
     """
 
@@ -41,12 +44,14 @@ class PlanSampler(Sampler[list[int]]):
         *,
         steps: int,
         epoch_steps: int | None = None,
+        finish_epochs: bool = False,
         on_start: Callable[[], None] | None = None,
     ) -> None:
         self.plan = plan
         self.layout = layout
         self.steps = integer("steps", steps, minimum=1)
         self.epoch_steps = epoch_steps
+        self._finish_epochs = finish_epochs
         self._on_start = on_start
         self._draws: dict[int, Draw] = {}
         self._warned = False
@@ -54,9 +59,16 @@ class PlanSampler(Sampler[list[int]]):
         self._row_lengths: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        left = self.steps - self.plan.completed
-        steps = left if self.epoch_steps is None else self.epoch_steps
-        return max(0, steps) * self.layout.accumulation
+        completed = self.plan.completed
+        return max(0, self._end(completed) - completed) * self.layout.accumulation
+
+    def _end(self, start: int) -> int:
+        """Return the step before which an iteration ends that begins at step ``start``."""
+        if self.epoch_steps is None:
+            return self.steps
+        if self._finish_epochs:
+            return min(self.steps, (start // self.epoch_steps + 1) * self.epoch_steps)
+        return start + self.epoch_steps
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -150,7 +162,7 @@ class PlanSampler(Sampler[list[int]]):
         skipped, self._skipped_steps = self._skipped_steps, 0
         for _ in range(skipped * accumulation):
             yield []
-        stop = self.steps if self.epoch_steps is None else start + self.epoch_steps - skipped
+        stop = self._end(start) - (0 if self.epoch_steps is None else skipped)
         self._draws.clear()
         for drawn in self.plan.steps(start, stop, size=self.layout.step_rows):
             if self._row_lengths is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from adaptmix._checks import choice
-from adaptmix.policies._base import Policy, Preparation, Refinement, bind, cautions
+from adaptmix.policies._base import Policy, Preparation, Refinement, Run, Start
 from adaptmix.policies._chain import Chain, chain
 from adaptmix.policies._erma import ERMA
 from adaptmix.policies._fgls import FGLS
@@ -24,34 +25,46 @@ __all__ = [
     "Policy",
     "Preparation",
     "Refinement",
+    "Run",
     "Shrink",
     "Smooth",
+    "Start",
     "Static",
     "TrustRegion",
     "VarianceAware",
     "WarmUp",
-    "bind",
-    "cautions",
     "chain",
     "named",
+    "whole",
 ]
 
-# Each shrinks its noisy statistics first: tests/benchmarks/bench_policies.py shows what that saves.
-NAMED: dict[str, Callable[[], Policy]] = {
-    "variance_aware": lambda: chain(Shrink(), VarianceAware()),
-    "fgls": lambda: chain(Shrink(), FGLS()),
-    "erma": lambda: chain(Shrink(), ERMA()),
-    "joint": lambda: chain(Shrink(), Joint()),
-    "static": Static,
-    "fgls+variance_aware": lambda: chain(Shrink(), FGLS(), VarianceAware()),
-    "erma+variance_aware": lambda: chain(Shrink(), ERMA(), VarianceAware()),
+# What a name stands for.
+NAMED: dict[str, tuple[Callable[[], Any], ...]] = {
+    "variance_aware": (VarianceAware,),
+    "fgls": (FGLS,),
+    "erma": (ERMA,),
+    "joint": (Joint,),
+    "static": (Static,),
+    "fgls+variance_aware": (FGLS, VarianceAware),
+    "erma+variance_aware": (ERMA, VarianceAware),
 }
 
 
 def named(name: str) -> Policy:
-    """Return a policy by its name.
+    """Return the policy of a name.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    return NAMED[choice("policy", name, tuple(NAMED))]()
+    first, *then = (stage() for stage in NAMED[choice("policy", name, tuple(NAMED))])
+    return chain(Shrink(), first, *then) if then else whole(first)
+
+
+def whole(policy: Policy) -> Policy:
+    """Return a policy as a run uses it: one that has a name gets the stages that its name has.
+
+    These shrink noisy statistics first, for what that saves see tests/benchmarks/bench_policies.py.
+    A chain, and a policy of the user's own, stays as it is.
+    """
+    has_name = any(type(policy) in stages for stages in NAMED.values())
+    return chain(Shrink(), policy) if has_name and policy.requires else policy

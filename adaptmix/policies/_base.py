@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from adaptmix._checks import choice
-from adaptmix._types import SAMPLERS, Domains, DomainStats, Weights
+from adaptmix._checks import choice, integer
+from adaptmix._types import COUNTS, Domains, DomainStats, Weights
 
 State = Any
 """A policy's memory: numbers, strings, NumPy arrays, and dicts, lists and tuples of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a policy may ask of the run that it is for.
+
+    Args:
+        batch_size: rows of a step's global batch; when None, so many that every count is large.
+        horizon: optimizer steps of the whole run; None when not known.
+        counts: "stratified" or "multinomial", how a step's rows are divided among domains.
+        start: weights of the first step, which refinements go on from; in the first stage of a
+            chain, and when None, those of a run without adaptmix.
+
+    Raises:
+        TypeError: a number that is no integer.
+        ValueError: a number below 1, or another ``counts``.
+    """
+
+    batch_size: int | None = None
+    horizon: int | None = None
+    counts: str = "stratified"
+    start: Weights | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "horizon"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), minimum=1)
+        choice("counts", self.counts, COUNTS)
+
+    def starting(self, domains: Domains) -> Weights:
+        """Return the weights of the first step."""
+        return self.start or Weights.proportional(domains.importance)
+
+
+class Start(NamedTuple):
+    """What ``init`` may return in place of a state: the weights to start with, and the state.
+
+    They hold from the first batch on. A policy that returns a state alone starts with the weights
+    of a run without adaptmix: sampling by importance, and loss weights of 1.
+    """
+
+    weights: Weights
+    state: State
 
 
 @runtime_checkable
@@ -24,8 +67,8 @@ class Policy(Protocol):
         """The DomainStats fields it reads; a run that does not supply one is an error."""
         ...
 
-    def init(self, domains: Domains) -> State:
-        """Return the state before the first update."""
+    def init(self, domains: Domains, run: Run) -> State | Start:
+        """Return the state before the first update, and the weights to start with if it likes."""
         ...
 
     def update(self, stats: DomainStats, state: State) -> tuple[Weights, State]:
@@ -42,7 +85,7 @@ class Refinement(Protocol):
         """The DomainStats fields it reads."""
         ...
 
-    def init(self, domains: Domains) -> State:
+    def init(self, domains: Domains, run: Run) -> State:
         """Return the state before the first update."""
         ...
 
@@ -60,7 +103,7 @@ class Preparation(Protocol):
         """The DomainStats fields it cannot do without."""
         ...
 
-    def init(self, domains: Domains) -> State:
+    def init(self, domains: Domains, run: Run) -> State:
         """Return the state before the first update."""
         ...
 
@@ -69,35 +112,10 @@ class Preparation(Protocol):
         ...
 
 
-def bind(policy: Any, **run: Any) -> Any:
-    """Fill in what a policy or its parts left as None with what is known of the run.
-
-    Args:
-        policy: a policy; one that is no dataclass is returned as it is.
-        run: ``batch_size``, rows of a step's global batch; ``horizon``, optimizer steps of the
-            whole run; ``sampler``, "stratified" or "multinomial".
-    """
-    if isinstance(policy, tuple):
-        return tuple(bind(part, **run) for part in policy)
-    if not is_dataclass(policy) or isinstance(policy, type):
-        return policy
-    changes: dict[str, Any] = {}
-    for field in fields(policy):
-        value = getattr(policy, field.name)
-        if value is None and field.name in run:
-            changes[field.name] = run[field.name]
-        elif isinstance(value, tuple) or is_dataclass(value):
-            changes[field.name] = bind(value, **run)
-    return replace(policy, **changes) if changes else policy
-
-
-def sampler_of(sampler: str | None) -> str:
-    """Return how rows are drawn, "stratified" when None.
-
-    Raises:
-        ValueError: an unknown sampler.
-    """
-    return choice("sampler", sampler or "stratified", SAMPLERS)
+def started(policy: Policy, domains: Domains, run: Run) -> Start:
+    """Return the weights that a policy starts with, and its state."""
+    state = policy.init(domains, run)
+    return state if isinstance(state, Start) else Start(run.starting(domains), state)
 
 
 def cautions(policy: Any) -> list[str]:

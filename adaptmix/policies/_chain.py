@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adaptmix._types import Domains, DomainStats, Weights
-from adaptmix.policies._base import Policy, Preparation, Refinement
+from adaptmix.policies._base import Policy, Preparation, Refinement, Run, Start, started
 
 _MISPLACED = (
     "stages must be any that prepare statistics (with init and prepare, as Shrink), then one "
@@ -36,9 +36,13 @@ class Chain:
     def _stages(self) -> tuple[Preparation | Policy | Refinement, ...]:
         return (*self.before, self.first, *self.then)
 
-    def init(self, domains: Domains) -> tuple[Any, ...]:
-        """Return the stages' states, in order."""
-        return tuple(stage.init(domains) for stage in self._stages)
+    def init(self, domains: Domains, run: Run) -> Start:
+        """Return the weights that its policy starts with, and the stages' states, in order."""
+        before = [stage.init(domains, run) for stage in self.before]
+        weights, state = started(self.first, domains, run)
+        run = replace(run, start=weights)
+        then = [stage.init(domains, run) for stage in self.then]
+        return Start(weights, (*before, state, *then))
 
     def update(self, stats: DomainStats, state: tuple[Any, ...]) -> tuple[Weights, tuple[Any, ...]]:
         """Return what the last stage makes of it."""

@@ -10,6 +10,7 @@ import numpy as np
 from adaptmix._checks import FloatArray, number
 from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies._moments import pooled
 from adaptmix.solvers import gap_weights
 
@@ -52,7 +53,7 @@ class ERMA:
         number("rate", self.rate, minimum=0.0, maximum=1.0)
         number("lower", self.lower, minimum=0.0, maximum=1.0)
 
-    def init(self, domains: Domains) -> dict[str, Any]:
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
         """Return the state: importance, sizes to go by and loss weights of 1."""
         pi = domains.importance
         sizes = domains.sizes / domains.sizes.sum() if self.use_sizes else pi

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adaptmix._checks import vector
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies._moments import pooled
-from adaptmix.solvers._fgls import weigh
+from adaptmix.solvers import fgls_weights
 
 SIZES_CAUTION = (
     "use_sizes=True turns domains with few rows down, however much they matter; it is right only "
@@ -51,7 +51,7 @@ class FGLS:
         )
         return f"{unit} {SIZES_CAUTION}" if self.use_sizes else unit
 
-    def init(self, domains: Domains) -> dict[str, Any]:
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
         """Return the state: importance and the sizes to go by."""
         sizes = domains.sizes if self.use_sizes else domains.importance
         return {"importance": domains.importance, "sizes": sizes}
@@ -59,6 +59,6 @@ class FGLS:
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the weights for the noise estimated so far."""
         pi = state["importance"]
-        noise = vector("noise", pooled(stats.noise, stats.noise_count), minimum=0.0)
-        loss = weigh(noise, state["sizes"] if self.use_sizes else None, pi)
+        noise = pooled(stats.noise, stats.noise_count)
+        loss = fgls_weights(noise, importance=pi, sizes=state["sizes"] if self.use_sizes else None)
         return Weights(pi, loss, pi), state

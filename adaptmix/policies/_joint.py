@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from adaptmix._checks import FloatArray, integer, number, vector
+from adaptmix._checks import FloatArray, integer, number
 from adaptmix._types import Domains, DomainStats, Weights
-from adaptmix.policies._base import sampler_of
+from adaptmix.policies._base import Run
 from adaptmix.policies._fgls import FGLS
 from adaptmix.policies._moments import moments, pooled
 from adaptmix.policies._quiet import check_bounds, quietest
-from adaptmix.solvers._fgls import weigh
-from adaptmix.solvers._joint import solve
-from adaptmix.solvers._program import Program
-from adaptmix.solvers._waterfill import share_bounds
+from adaptmix.solvers import JointSolution, fgls_weights, joint_weights
 
 # Updates that a curvature is averaged over, by how many samples each knows it from.
 _MEMORY = 20
@@ -53,29 +50,25 @@ class Joint:
 
     Args:
         use_sizes: solve the whole program with true sizes and a finite horizon.
-        batch_size: rows of a step's global batch; the controller fills it in when None.
-        horizon: optimizer steps of the run; the controller fills it in when None.
         lower: as for ``VarianceAware``.
         upper: as for ``VarianceAware``.
         bias_penalty: λ ≥ 0, what a shift of the mean loss by re-weighting costs: for a shift by
             the domains' root mean square loss, λ times the variance of proportional sampling.
-        sampler: "stratified" or "multinomial", whose shares answer to E‖∇ℓ‖² in place of v²; the
-            controller fills it in when None.
+
+        horizon: optimizer steps that the SGD error is averaged over; those of the run when None.
 
     Raises:
-        ValueError: at ``init``, ``use_sizes`` without batch size or horizon.
+        ValueError: at ``init``, ``use_sizes`` in a run whose batch size or horizon is not known.
 
     Source:
         Ours, from the linear theory of Salmani et al., arXiv:2511.06913.
     """
 
     use_sizes: bool = False
-    batch_size: int | None = None
-    horizon: int | None = None
     lower: float | None = None
     upper: float = 1.0
     bias_penalty: float = 0.0
-    sampler: str | None = None
+    horizon: int | None = None
 
     @property
     def requires(self) -> frozenset[str]:
@@ -88,18 +81,16 @@ class Joint:
         """What to know before choosing it."""
         return FGLS(use_sizes=self.use_sizes).caution
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the state: importance and the sizes to go by."""
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
+        """Return the state: what is known of the run, and no curvature yet."""
         check_bounds(self.lower, self.upper, len(domains))
-        sampler_of(self.sampler)
+        if self.horizon is not None:
+            run = replace(run, horizon=integer("horizon", self.horizon, minimum=1))
         for name in ("batch_size", "horizon"):
-            value = getattr(self, name)
-            if value is not None:
-                integer(name, value, minimum=1)
-            elif self.use_sizes:
+            if self.use_sizes and getattr(run, name) is None:
                 raise ValueError(
-                    f"{name} must be given with use_sizes=True; got None. Pass "
-                    f"Joint({name}=...), or let Controller.loader fill it in."
+                    f"{name} must be known with Joint(use_sizes=True); got None. Give it in "
+                    f"Run({name}=...); a controller does so by itself."
                 )
         number("bias_penalty", self.bias_penalty, minimum=0.0)
         sizes = domains.sizes if self.use_sizes else domains.importance
@@ -107,35 +98,38 @@ class Joint:
         return {
             "importance": domains.importance,
             "sizes": sizes,
+            "batch_size": run.batch_size,
+            "horizon": run.horizon,
+            "counts": run.counts,
             "curvature": nothing,
             "evidence": nothing,
         }
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the minimiser for the statistics estimated so far."""
-        variance = moments(stats)[sampler_of(self.sampler) == "multinomial"]
-        noise = vector("noise", pooled(stats.noise, stats.noise_count), minimum=0.0)
+        variance = moments(stats)[state["counts"] == "multinomial"]
+        noise = pooled(stats.noise, stats.noise_count)
         if not variance.any():
             variance = np.ones_like(variance)  # no variance anywhere: nothing to gain
-        bounds = share_bounds(self.lower or 0.0, self.upper, noise.size)
-        loss = self._limit(self._program(variance, noise, bounds, math.inf, stats, state))
+        loss = self._limit(variance, noise, stats, state)
         sampling = self._shares(loss, stats, state)
         if self.use_sizes:
             steady, state = _steadied(variance, noise, stats, state)
             if state["evidence"].all():
-                horizon = self.horizon or 1
-                whole = solve(self._program(steady, noise, bounds, horizon, stats, state))
+                whole = self._solution(steady, noise, state["horizon"], stats, state)
                 if whole.promises(loss, sampling) >= _WORTHWHILE:
                     loss = whole.loss
                     sampling = self._shares(loss, _with_variance(stats, steady), state)
         return Weights(sampling, loss, state["importance"]), state
 
-    def _limit(self, problem: Program) -> FloatArray:
+    def _limit(
+        self, variance: FloatArray, noise: FloatArray, stats: DomainStats, state: dict[str, Any]
+    ) -> FloatArray:
         """Return loss weights for κ → 0, which have a closed form without a penalty."""
-        if problem.penalty > 0.0:
-            return solve(problem).loss
-        sizes = problem.sizes if self.use_sizes else None
-        return weigh(problem.noise, sizes, problem.importance)
+        if self.bias_penalty > 0.0:
+            return self._solution(variance, noise, math.inf, stats, state).loss
+        sizes = state["sizes"] if self.use_sizes else None
+        return fgls_weights(noise, importance=state["importance"], sizes=sizes)
 
     def _shares(self, loss: FloatArray, stats: DomainStats, state: dict[str, Any]) -> FloatArray:
         return quietest(
@@ -144,31 +138,39 @@ class Joint:
             stats,
             lower=self.lower,
             upper=self.upper,
-            rows=self.batch_size,
-            sampler=self.sampler,
+            rows=state["batch_size"],
+            sampler=state["counts"],
         )
 
-    def _program(
+    def _solution(
         self,
         variance: FloatArray,
         noise: FloatArray,
-        bounds: tuple[FloatArray, FloatArray],
         horizon: float,
         stats: DomainStats,
         state: dict[str, Any],
-    ) -> Program:
-        """Return the whole program; everything in it has been checked, or made, in range."""
-        pi, sizes = state["importance"], state["sizes"]
-        kappa = 1.0 / (self.batch_size or 1) / horizon
-        excess, penalty = np.zeros(pi.size), 0.0
+    ) -> JointSolution:
+        """Return what solves the whole program."""
+        pi, sizes, rows = state["importance"], state["sizes"], state["batch_size"] or 1
+        losses, penalty = None, 0.0
         if self.bias_penalty > 0.0:
             variance, noise = _positive(variance), _positive(noise)
             losses = pooled(stats.loss_mean, stats.loss_count)
-            excess = losses - pi @ losses
             # The variance of proportional sampling, for a bias of the losses' root mean square.
-            spread = float((pi * variance) @ (pi / sizes + kappa))
+            spread = float((pi * variance) @ (pi / sizes + 1.0 / rows / horizon))
             penalty = self.bias_penalty * spread / max(float(pi @ losses**2), _TINY)
-        return Program(variance, noise, pi, sizes, kappa, *bounds, excess, penalty)
+        return joint_weights(
+            variance,
+            noise,
+            importance=pi,
+            sizes=sizes,
+            batch_size=rows,
+            horizon=horizon,
+            lower=self.lower or 0.0,
+            upper=self.upper,
+            loss_mean=losses,
+            bias_penalty=penalty,
+        )
 
 
 def _positive(values: FloatArray) -> FloatArray:

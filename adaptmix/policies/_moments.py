@@ -105,13 +105,12 @@ def row_scatter(stats: DomainStats, *, prior: float = HEAVY_TAILS) -> float:
     less in many, more with heavy tails.
 
     Args:
-        stats: whose ``grad_sq_var`` tells it.
+        stats: whose ``grad_sq_scatter`` tells it.
         prior: what it is taken to be where nothing is known.
     """
-    known = np.isfinite(stats.grad_sq_var) & (stats.grad_sq > 0.0) & (stats.grad_sq_freedom > 0.0)
+    known = np.isfinite(stats.grad_sq_scatter) & (stats.grad_sq_freedom > 0.0)
     if not known.any():
         return prior
     freedom = stats.grad_sq_freedom[known]
-    relative = stats.grad_sq_var[known] / np.square(stats.grad_sq[known])
-    total = prior * _PRIOR_FREEDOM + float(freedom @ relative)
+    total = prior * _PRIOR_FREEDOM + float(freedom @ stats.grad_sq_scatter[known])
     return total / (_PRIOR_FREEDOM + float(freedom.sum()))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import gammaincinv
 
 from adaptmix._checks import FloatArray, lower_share
 from adaptmix._types import DomainStats
 from adaptmix.policies._moments import row_scatter
 from adaptmix.policies._variance import StepVariance
-from adaptmix.solvers._allocation import allocate
+from adaptmix.solvers import neyman_shares
 from adaptmix.solvers._waterfill import share_bounds
 
 # How much of its proportional rows a domain keeps so that its estimates stay alive: the first that
@@ -71,7 +70,7 @@ def quietest(
     low, high = share_bounds(0.0 if lower is None else lower, upper, K)
     low = np.maximum(low, LEAST_SHARE * np.minimum(proportional, 1.0 / K))
     inside = ((low <= proportional) & (proportional <= high)).all()
-    start = proportional if inside else allocate(proportional, low, high)
+    start = proportional if inside else neyman_shares(proportional, lower=low, upper=high)
     # To the bit, where nothing is to be moved.
     unmoved = importance if inside else variance.unit_shares(start)
     before = variance.at(start)
@@ -115,6 +114,8 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     mean = float(part.sum())
     if not mean > 0.0:
         return 0.0
+    from scipy.special import gammaincinv  # slow to import, and needed only while training
+
     degrees = mean**2 / float(np.square(part).sum())
     return mean * float(gammaincinv(degrees / 2.0, _CONFIDENCE)) * 2.0 / degrees
 

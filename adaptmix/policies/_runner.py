@@ -11,8 +11,10 @@ import numpy as np
 
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
-from adaptmix.policies import Policy, bind, cautions, named
+from adaptmix.policies import Policy, Run, named, whole
+from adaptmix.policies._base import cautions, started
 from adaptmix.policies._bounds import Bound, Pins
+from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
 
@@ -40,16 +42,18 @@ class Steering:
 
     def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
-        self._declared = named(policy) if isinstance(policy, str) else policy
-        _check(self._declared)
+        if not isinstance(policy, str):
+            _check(policy)
+        self._policy = named(policy) if isinstance(policy, str) else whole(policy)
         self._given = _written(policy)
         # As it is now: a policy that remembers something in itself is the same one later on.
-        self.description = describe(self._declared)
-        for caution in cautions(self._declared):
+        self.description = describe(self._policy)
+        for caution in cautions(self._policy):
             _log.warning("policy=%s: %s", self._given, caution)
-        self._bound: Policy | None = None
         self._state: Any = None
-        self._run: dict[str, Any] = {"sampler": sampler}
+        self._fresh = True
+        self._run: Run | None = None
+        self._counts = sampler
         self._pins = self._wanted = Pins(domains)
         self._free = self.proposed = Weights.proportional(domains.importance)
 
@@ -58,12 +62,36 @@ class Steering:
         """The policy as the user wrote it."""
         return self._given
 
-    def prepare(self, *, batch_size: int, horizon: int) -> None:
-        """Fill in what a policy may ask of the run, and start its state."""
-        self._run |= {"batch_size": batch_size, "horizon": horizon}
-        self._bound = bind(self._declared, **self._run)
-        fresh = self._bound.init(self._domains)
-        self._state = fresh if self._state is None else self._state
+    def prepare(self, *, batch_size: int, horizon: int) -> bool:
+        """Start the policy's state for a run; returns whether it names weights to start with.
+
+        Args:
+            batch_size: rows of a step's global batch.
+            horizon: optimizer steps of the whole run.
+
+        Raises:
+            TypeError: a state, or an ``init``, that is none.
+            ValueError: the policy does not fit the run.
+        """
+        self._run = Run(batch_size, horizon, self._counts)
+        fresh = started(self._policy, self._domains, self._run)
+        self._check_state(fresh.state)
+        self._check_importance(fresh.weights)
+        if not self._fresh:
+            return False
+        self._state, self._free = fresh.state, fresh.weights
+        self.proposed = self._pinned(self._pins)
+        return True
+
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state that no checkpoint could hold, before anything is trained."""
+        try:
+            checkpoint.encode(state)
+        except TypeError as error:
+            raise TypeError(
+                f"policy={self._given} must keep a state that checkpoints can hold; init() "
+                f"returned another one: {error}"
+            ) from error
 
     def update(self, stats: DomainStats, *, measured: frozenset[str]) -> bool:
         """Let the policy propose weights; False while what it needs is measured but not known yet.
@@ -77,20 +105,37 @@ class Steering:
             ValueError: the policy returned another importance than the run's.
         """
         policy = self._policy
+        if self._run is None:
+            raise ValueError("loader() must be called before step(); no loader was made yet.")
         missing = policy.requires - stats.supplied()
-        for name in sorted(missing - measured):
+        self._check_measured(missing - measured)
+        if missing:
+            return False
+        free, self._state = policy.update(stats, self._state)
+        self._fresh = False
+        self._check_importance(free)
+        self._free = free
+        self.proposed = self._pinned(self._pins)
+        return True
+
+    def check_supplied(self, measured: frozenset[str]) -> None:
+        """Check that a run that begins measures what the policy needs.
+
+        Args:
+            measured: as for ``update``.
+
+        Raises:
+            MissingStatisticError: it does not.
+        """
+        self._check_measured(self.requires - measured)
+
+    def _check_measured(self, missing: frozenset[str]) -> None:
+        for name in sorted(missing):
             way_out = _SUPPLIERS.get(name, "a policy that does not need it")
             raise MissingStatisticError(
                 f"policy={self._given} needs the statistic {name!r}, which this run does "
                 f"not supply. Use {way_out}."
             )
-        if missing:
-            return False
-        free, self._state = policy.update(stats, self._state)
-        self._check_importance(free)
-        self._free = free
-        self.proposed = self._pinned(self._pins)
-        return True
 
     def _check_importance(self, weights: Weights) -> None:
         """Refuse weights of another objective: multipliers would follow it without a word."""
@@ -132,15 +177,9 @@ class Steering:
         return pins.apply(self._free) if pins.any else self._free
 
     @property
-    def _policy(self) -> Policy:
-        if self._bound is None:
-            raise ValueError("loader() must be called before step(); no loader was made yet.")
-        return self._bound
-
-    @property
     def requires(self) -> frozenset[str]:
         """The statistics the policy reads."""
-        return (self._bound or bind(self._declared, **self._run)).requires
+        return self._policy.requires
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""
@@ -173,9 +212,7 @@ class Steering:
             raise StateError(f"{name}.sampling and {name}.loss must be weights: {error}") from error
         self._free, self._pins, self._wanted = free, pins, pins
         self.proposed = self._pinned(pins)
-        self._state = saved["state"]
-        if "horizon" in self._run:
-            self.prepare(batch_size=self._run["batch_size"], horizon=self._run["horizon"])
+        self._state, self._fresh = saved["state"], False
 
 
 def _written(policy: object) -> str:

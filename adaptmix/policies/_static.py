@@ -9,11 +9,12 @@ from typing import Any
 from adaptmix._checks import FloatArray, vector
 from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run, Start
 
 
 @dataclass(frozen=True)
 class Static:
-    """The same weights at every update; by default those of a run without adaptmix.
+    """The same weights from the first batch on; by default those of a run without adaptmix.
 
     Args:
         sampling: share of rows per domain, normalised to sum to one; importance when None.
@@ -28,8 +29,8 @@ class Static:
 
     requires = frozenset[str]()
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the weights as arrays."""
+    def init(self, domains: Domains, run: Run) -> Start:
+        """Return the weights, which hold from the first batch on, and again as arrays."""
         pi = domains.importance
         weights = Weights.proportional(pi)
         sampling, loss = weights.sampling, weights.loss
@@ -37,7 +38,8 @@ class Static:
             sampling = normalise(_by_name("sampling", self.sampling, domains))
         if self.loss is not None:
             loss = normalise(_by_name("loss", self.loss, domains), importance=pi)
-        return {"sampling": sampling, "loss": loss, "importance": pi}
+        state = {"sampling": sampling, "loss": loss, "importance": pi}
+        return Start(Weights(**state), state)
 
     def update(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix._types import DomainStats
 from adaptmix.policies._moments import moments
-from adaptmix.solvers._allocation import allocate
+from adaptmix.solvers import neyman_shares
 
 # A count this near to a whole number is one, as in the rounding of the plan.
 _SNAP = 1e-9
@@ -94,9 +94,9 @@ class StepVariance:
         that are alike add to s², so where they are known, parts of ‖μ‖² are tried.
         """
         if self.sampler == "multinomial":
-            return allocate(self.uncentred, lower, upper)
+            return neyman_shares(self.uncentred, lower=lower, upper=upper)
         if self.rows is None:
-            return allocate(self.within, lower, upper)
+            return neyman_shares(self.within, lower=lower, upper=upper)
         found = self._filled(1.0, lower, upper)
         if self.products is None or (self.rows * found >= 1.0 - _SNAP).all():
             return found
@@ -109,7 +109,9 @@ class StepVariance:
         if part < 1.0:
             uncentred = np.sqrt(part * uncentred**2 + (1.0 - part) * self.within**2)
             uncentred = np.maximum(uncentred, self.within)
-        return allocate(self.within, lower, upper, uncentred=uncentred, rows=self.rows)
+        return neyman_shares(
+            self.within, uncentred=uncentred, rows=self.rows, lower=lower, upper=upper
+        )
 
     def at(self, row_shares: FloatArray) -> float:
         """Return the variance when rows have these (K,) shares."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats, Weights
-from adaptmix.policies._base import sampler_of
+from adaptmix.policies._base import Run
 from adaptmix.policies._quiet import check_bounds, quietest
 
 
@@ -33,56 +33,59 @@ class VarianceAware:
             proportional share, a tenth where that costs next to nothing, so that its estimates
             stay alive.
         upper: greatest share of a step's rows.
-        batch_size: rows of a step's global batch; the controller fills it in when None.
-        sampler: "stratified" or "multinomial"; the controller fills it in when None.
 
     Source:
         Salmani et al., arXiv:2511.06913, algorithm "VA"; bounds, small counts and the multinomial
         form are ours.
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> domains = Domains(("quiet", "loud"), sizes=[100, 100])
         >>> policy = VarianceAware()
-        >>> weights, _ = policy.update(DomainStats(grad_var=[1.0, 9.0]), policy.init(domains))
+        >>> state = policy.init(domains, Run())
+        >>> weights, _ = policy.update(DomainStats(grad_var=[1.0, 9.0]), state)
         >>> weights.sampling.tolist()
         [0.25, 0.75]
     """
 
     lower: float | None = None
     upper: float = 1.0
-    batch_size: int | None = None
-    sampler: str | None = None
 
     @property
     def requires(self) -> frozenset[str]:
         """The second moment, which single rows tell; the variance is used where it is known."""
         return frozenset({"grad_sq"})
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the state: only the importance, for nothing is remembered."""
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
+        """Return the state: what is known of the run, for nothing is remembered."""
         check_bounds(self.lower, self.upper, len(domains))
-        sampler_of(self.sampler)
-        return {"importance": domains.importance}
+        return {
+            "importance": domains.importance,
+            "batch_size": run.batch_size,
+            "counts": run.counts,
+        }
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return the quietest sampling for the objective as it was stated."""
         pi = state["importance"]
-        return self._weights(pi, np.ones_like(pi), stats), state
+        return self._weights(pi, np.ones_like(pi), stats, state), state
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
     ) -> tuple[Weights, dict[str, Any]]:
         """Return the quietest sampling for the loss weights of ``weights``."""
-        return self._weights(weights.importance, weights.loss, stats), state
+        return self._weights(weights.importance, weights.loss, stats, state), state
 
-    def _weights(self, importance: FloatArray, loss: FloatArray, stats: DomainStats) -> Weights:
+    def _weights(
+        self, importance: FloatArray, loss: FloatArray, stats: DomainStats, state: dict[str, Any]
+    ) -> Weights:
         sampling = quietest(
             importance,
             loss,
             stats,
             lower=self.lower,
             upper=self.upper,
-            rows=self.batch_size,
-            sampler=self.sampler,
+            rows=state["batch_size"],
+            sampler=state["counts"],
         )
         return Weights(sampling, loss, importance)

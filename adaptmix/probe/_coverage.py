@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.probe.rules._layers import rms_norm_by_another_name
-from adaptmix.probe.rules._registry import Rule, find_rule
+from adaptmix.probe.rules._registry import Rule, recognise
 
 _NAMED = 5  # modules in a sentence
 
@@ -28,12 +27,15 @@ class Coverage:
             the steps that statistics come from; None before any, and of sharded models.
         twice: whether a graph of gradients was made, as for a penalty on them: what is read at the
             layers is then not the gradient of a sample's loss, and none is seen.
+        doubted: names of the modules among ``unseen`` whose gradients were read, and turned out to
+            be others than the samples' own.
     """
 
     share: float
     unseen: Mapping[str, str]
     mass: float | None = None
     twice: bool = False
+    doubted: tuple[str, ...] = ()
 
     @property
     def least(self) -> float:
@@ -50,11 +52,21 @@ class Coverage:
                 f"sees {self.least:.0%} of the {what}."
             )
         named = [f"{name or 'the model itself'} ({kind})" for name, kind in self.unseen.items()]
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        return (
-            f"The gradient probe sees {self.least:.0%} of the {what}. Not seen: "
-            f"{', '.join(named[:_NAMED])}{more}."
+        sentence = (
+            f"The gradient probe sees {self.least:.0%} of the {what}. Not seen: {some(named)}."
         )
+        if not self.doubted:
+            return sentence
+        names = some([name or "the model itself" for name in self.doubted])
+        return (
+            f"{sentence} What was read at {names} is not the gradient of the samples' own losses."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +99,7 @@ class ParameterMap:
     """
 
     def __init__(self, model: nn.Module, *, only: type | None = None) -> None:
-        holders = [
-            (name, module, find_rule(module) or rms_norm_by_another_name(module))
-            for name, module in model.named_modules()
-        ]
+        holders = [(name, module, recognise(module)) for name, module in model.named_modules()]
         if only is not None:
             holders = [holder for holder in holders if isinstance(holder[2], only)]
         own = [p for _, module, _ in holders for p in module.parameters(recurse=False)]
@@ -109,7 +118,8 @@ class ParameterMap:
         self._holders: list[tuple[str, str, frozenset[int]]] = []
         self.twice = False
         self._refused: set[int] = set()
-        self._seen: set[int] = set()
+        self._seen: set[int] | None = None  # before any gradient arrived
+        self._doubted: set[int] = set()
         self._places: list[tuple[nn.Module, str, int]] = []
         for name, module, rule in holders:
             own = module.named_parameters(recurse=False, remove_duplicate=False)
@@ -180,12 +190,29 @@ class ParameterMap:
 
     def see(self, indices: Iterable[int]) -> None:
         """Note that gradients of these parameters arrived."""
-        self._seen.update(indices)
+        self._seen = {*(self._seen or ()), *indices}
+
+    def doubt(self, indices: Iterable[int]) -> list[str]:
+        """Leave out parameters whose gradients are others'; returns their modules."""
+        found = set(indices)
+        self._doubted |= found
+        self.refuse(found)
+        return self.named(found)
+
+    def named(self, indices: Collection[int]) -> list[str]:
+        """Return the modules that hold any of these parameters, by their names and types."""
+        found = set(indices)
+        return [
+            f"{name or 'the model itself'} ({kind})"
+            for name, kind, held in self._holders
+            if held & found
+        ]
 
     @property
     def seen(self) -> set[int]:
         """The parameters that are seen; before the first gradient arrives, that should be."""
-        return (self._seen or set(self.candidates)) - self._refused
+        seen = set(self.candidates) if self._seen is None else self._seen
+        return seen - self._refused
 
     @property
     def coverage(self) -> Coverage:
@@ -194,7 +221,8 @@ class ParameterMap:
         sizes = [shape.numel() for shape in self.shapes]
         share = sum(sizes[i] for i in seen) / sum(sizes)
         unseen = {name: kind for name, kind, held in self._holders if held - seen}
-        return Coverage(share, unseen, twice=self.twice)
+        doubted = tuple(name for name, _, held in self._holders if held & self._doubted)
+        return Coverage(share, unseen, twice=self.twice, doubted=doubted)
 
 
 def _leaves_outside(

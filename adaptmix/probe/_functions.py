@@ -24,31 +24,26 @@ from adaptmix.probe._operations import (
     of_term,
     reduced_is_right,
 )
+from adaptmix.probe._rows import EXPANDING, RowTracker
 from adaptmix.probe._tracked import (
     ONE_EACH,
-    UNKNOWN,
     Listener,
-    Marks,
     Padding,
     Rows,
     Source,
     Use,
     matrix_rows,
-    samples_first,
     second_first,
     tensors_of,
 )
-from adaptmix.probe.rules._layers import Experts, Lookup, Matrix
+from adaptmix.probe.rules._embedding import Lookup
+from adaptmix.probe.rules._linear import Experts, Matrix
 from adaptmix.probe.rules._registry import HEADS
 
-# Operations whose first dim is another one than that of their input.
-_TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
-_RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
-_PICKING = frozenset({"__getitem__", "index_select"})
-_EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
 _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_TERMS = frozenset({"add", "sub", "add_", "sub_", "__iadd__", "__isub__"})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
 
 
@@ -63,42 +58,29 @@ class Functions(TorchFunctionMode):
     Args:
         parameters: the model's.
         listener: what is told.
-        samples: n, the first dim of what the outermost module was called with.
-        attention: number of samples inside PyTorch's attention, where positions come first.
         claimed: identities of the parameters of layers that are being called.
     """
 
     parameters: ParameterMap
     listener: Listener
-    samples: int | None = None
-    attention: int | None = None
     claimed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._marks = Marks()
+        self.tracker = RowTracker()
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
-        self._marks.clear()
+        self.tracker.forget()
         self._sources.clear()
         self._heads.clear()
         self.claimed.clear()
 
     def rows(self, tensor: Tensor) -> Rows | None:
         """Return how a tensor runs over samples; None where it has none, as far as is known."""
-        if self._sources.get(id(tensor)) is not None:
-            return None
-        if self.attention == UNKNOWN:
-            return None
-        if self.attention is not None:
-            return Rows(arrange=partial(samples_first, self.attention))
-        known = self._marks.get(tensor)
-        if known is None and tensor.ndim and len(tensor) == self.samples:
-            known = ONE_EACH
-        return known
+        return None if id(tensor) in self._sources else self.tracker.rows(tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and look at it."""
@@ -115,6 +97,9 @@ class Functions(TorchFunctionMode):
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         tensors = list(tensors_of((*args, *kwargs.values())))
+        if not tensors:
+            self.tracker.made(getattr(func, "__name__", ""), outputs)
+            return
         found = [(t, self._source(t)) for t in tensors]
         own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
@@ -123,18 +108,18 @@ class Functions(TorchFunctionMode):
                 if type(tensor.grad_fn).__name__ in HEADS:
                     self._head(tensor)
         if not own:
-            self._mark(name, tensors, args, outputs)
+            self.tracker.mark(name, tensors, args, outputs)
             return
         others = [t for t, source in found if source is None and id(t) not in self.claimed]
         batch = {id(t): rows for t in others if (rows := self.rows(t)) is not None}
         sources = list(own.values())
         if not batch and any(t.requires_grad for t in others):
             self._lose(sources)
-        elif batch or self._expands(name, tensors[0], outputs[0]):
-            self._mark(name, others, args, outputs)
+        elif batch or self.tracker.expands(name, tensors[0], outputs[0]):
+            self.tracker.mark(name, others, args, outputs)
             inputs = [t for t in others if id(t) in batch]
-            if not inputs and self._stacks(name, tensors[0], outputs[0]):
-                self._marks.set(outputs[0], Rows(len(tensors[0])))
+            if not inputs and self.tracker.stacks(name, tensors[0], outputs[0]):
+                self.tracker.note(outputs[0], Rows(len(tensors[0])))
             self._cross(func, name, args, kwargs, own, inputs, outputs)
         else:
             leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
@@ -151,52 +136,6 @@ class Functions(TorchFunctionMode):
             return None
         return Source(tensor, {number: tensor})
 
-    def _expands(self, name: str, taken: Tensor, output: Tensor) -> bool:
-        """Return whether an operation gives every sample a copy of what it took."""
-        return self._stacks(name, taken, output) or (
-            name in _EXPANDING
-            and output.ndim > 0
-            and len(output) == self.samples
-            and taken.shape[-output.ndim :] != output.shape
-        )
-
-    def _mark(self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]) -> None:
-        """Note how the outputs of an operation on samples run over them."""
-        if not tensors or self.samples is None or name in _TURNING or name == "__get__":
-            return
-        if name in _PICKING:
-            self._mark_picked(tensors[0], args, outputs[0])
-            return
-        for output in outputs:
-            if not output.ndim or len(output) == self.samples:
-                continue
-            if name in _RESHAPING:
-                rows = self.rows(tensors[0])
-                whole = len(output) and len(output) % self.samples == 0
-                if rows is not None and rows.ids is None and rows.arrange is None and whole:
-                    self._marks.set(output, Rows(len(output) // self.samples))
-                    continue
-                if rows is ONE_EACH and len(output) and self.samples % len(output) == 0:
-                    self._marks.set(output, ONE_EACH)  # rows of a sample side by side
-                    continue
-            for tensor in tensors:
-                known = self._marks.get(tensor)
-                if known is not None and tensor.ndim and len(tensor) == len(output):
-                    self._marks.set(output, known)
-                    break
-
-    def _mark_picked(self, taken: Tensor, args: Any, output: Tensor) -> None:
-        rows, samples = self.rows(taken), self.samples
-        if rows is None or rows.arrange is not None or samples is None or not output.ndim:
-            return
-        where = args[-1]
-        where = where[0] if isinstance(where, tuple) and where else where
-        if isinstance(where, Tensor) and where.ndim and where.dtype != torch.uint8:
-            if where.dtype == torch.bool or where.ndim == 1:
-                self._marks.set(output, rows.picked(where, samples))
-        elif len(output) == len(taken):
-            self._marks.set(output, rows)
-
     def _cross(
         self,
         func: Any,
@@ -212,7 +151,7 @@ class Functions(TorchFunctionMode):
         if name in _RECURRENT:
             self._recur(func, args, sources, outputs)
             return
-        expansion = self._rows_of_expansion(name, sources[0], output)
+        expansion = self.tracker.of_expansion(name, sources[0].tensor, output)
         rows = self.rows(inputs[0]) if inputs else expansion
         if len(outputs) != 1 or rows is None or name in _IN_PLACE_PRODUCTS:
             self._lose(sources)
@@ -297,15 +236,6 @@ class Functions(TorchFunctionMode):
         if any(gradient is not None for gradient in gradients[1:]):
             self.listener.refuse(indices)
 
-    def _rows_of_expansion(self, name: str, source: Source, output: Tensor) -> Rows:
-        """Return how what is repeated for every sample runs over them."""
-        return Rows(len(source.tensor)) if self._stacks(name, source.tensor, output) else ONE_EACH
-
-    def _stacks(self, name: str, taken: Tensor, output: Tensor) -> bool:
-        """Return whether an operation repeats a whole tensor for every sample along its dim."""
-        same = output.ndim > 0 and output.shape[1:] == taken.shape[1:]
-        return name == "repeat" and same and len(output) == len(taken) * (self.samples or 0)
-
     def _layer(
         self,
         name: str,
@@ -355,14 +285,17 @@ class Functions(TorchFunctionMode):
     ) -> PerSample | None:
         """Return the gradients of samples with respect to one of an operation's arguments."""
         shape = source.tensor.shape
+        apart = name in _TERMS or name in EXPANDING or name == "mul"
+        if apart and output.ndim == len(shape) and shape[0] == len(output) > 1:
+            return None  # it has rows of its own, as of places that every row has others of
         where = [id(arg) == identity for arg in args]
-        if name in ("add", "sub", "add_", "sub_", "__iadd__", "__isub__"):
+        if name in _TERMS:
             sign = -1.0 if "sub" in name and where.index(True) == 1 else 1.0
             if name == "__rsub__":
                 sign = -sign
             return None if kwargs.get("alpha", 1) != 1 else of_term(shape, sign)
-        if name in _EXPANDING:
-            stacked = self._stacks(name, source.tensor, output)
+        if name in EXPANDING:
+            stacked = self.tracker.stacks(name, source.tensor, output)
             fits = stacked or name != "repeat" or reduced_is_right(shape, args)
             return of_term(shape) if fits else None
         if name == "mul" and len(args) == 2:
@@ -372,7 +305,7 @@ class Functions(TorchFunctionMode):
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         if (name == "linear" and id(bias) == identity) or (name == "addmm" and where[0]):
             return of_term(shape)
-        if self.attention is not None or (
+        if self.tracker.attention is not None or (
             name == "embedding" and depends_on_batch(embedding_options(args, kwargs))
         ):
             return None

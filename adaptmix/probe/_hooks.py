@@ -37,6 +37,7 @@ class ModelHooks:
 
     def install(self) -> None:
         """Put the hooks on the modules."""
+        self._functions.tracker.buffers = frozenset(id(buffer) for buffer in self._model.buffers())
         enter, leave = _Hook(self._enter), _Hook(self._leave)
         for module in self._model.modules():
             # First in line, so that the output is the layer's own whatever other hooks return.
@@ -56,9 +57,9 @@ class ModelHooks:
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         functions = self._functions
         if not self._calls:
-            functions.samples = _rows((*args, *kwargs.values()))
+            functions.tracker.samples = _rows((*args, *kwargs.values()))
             functions.__enter__()  # type: ignore[no-untyped-call]
-        before = functions.attention
+        before = functions.tracker.attention
         layer = self._layers.get(id(module))
         claimed: tuple[int, ...] = ()
         if layer is not None:
@@ -70,12 +71,12 @@ class ModelHooks:
             query = args[0] if args else kwargs["query"]
             batched = query.ndim == 3
             samples = query.shape[0 if module.batch_first else 1] if batched else UNKNOWN
-            functions.attention = samples
+            functions.tracker.attention = samples
         self._calls.append((module, claimed, before))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         functions = self._functions
-        _, claimed, functions.attention = self._calls.pop()
+        _, claimed, functions.tracker.attention = self._calls.pop()
         functions.claimed.difference_update(claimed)
         if not self._calls:
             functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]

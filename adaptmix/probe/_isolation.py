@@ -1,4 +1,4 @@
-"""Whether a sample's loss depends on its own row of the model's input, and on no other."""
+"""Whether packed samples see each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from adaptmix.data._segments import Segments
-from adaptmix.errors import PackingWarning, RowOrderWarning
+from adaptmix.errors import PackingWarning
 
 _SO = (
     "so a sample's gradient may hold parts of others', and variances within domains are "
@@ -51,48 +51,6 @@ def warn_unless_isolated(
         found = "Samples that are packed together see each other"
     warnings.warn(f"{found}, {_SO}", PackingWarning, stacklevel=4)
     return True
-
-
-def rows_in_order(
-    values: Tensor | None, outputs: Iterable[tuple[GradientEdge, torch.Size]]
-) -> bool | None:
-    """Differentiate the losses of a few rows, and see whether they depend on their own rows.
-
-    Args:
-        values: (B,) the rows' own losses.
-        outputs: of the model's first layers, by their place in the graph and their shape.
-
-    Returns:
-        None as long as it cannot be told: no losses, or no layer of B rows.
-
-    Warns:
-        RowOrderWarning: the model has its rows in another order than the losses.
-    """
-    if values is None:
-        return None
-    size = len(values)
-    at = next((edge for edge, shape in outputs if shape and shape[0] == size), None)
-    if at is None:
-        return None
-    told: bool | None = None
-    for row in sorted({0, size // 2, size - 1}):
-        gradient = _gradient(values[row], at)
-        if gradient is None:
-            continue
-        reached = gradient.flatten(1).abs().amax(1) > 0.0
-        if bool(reached.any()):
-            told = True
-            if not bool(reached[row]):
-                warnings.warn(
-                    f"The loss of row {row} does not depend on row {row} of the model's first "
-                    "layer, but on another: rows are put into another order inside the model. "
-                    "Gradient statistics would be other domains', so weights stay as they are. "
-                    "Give the model its rows in the order of the losses.",
-                    RowOrderWarning,
-                    stacklevel=4,
-                )
-                return False
-    return told
 
 
 def _gradient(value: Tensor, at: GradientEdge) -> Tensor | None:

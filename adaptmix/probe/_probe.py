@@ -21,13 +21,14 @@ from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
 from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator
 from adaptmix.probe._functions import Functions
 from adaptmix.probe._hooks import ModelHooks
-from adaptmix.probe._isolation import rows_in_order, warn_unless_isolated
+from adaptmix.probe._isolation import warn_unless_isolated
 from adaptmix.probe._mass import GradientMass
 from adaptmix.probe._tracked import WHOLE, Padding, Rows, Use, check_rows
+from adaptmix.probe._verification import Roots, Verifier, kind_of, roots_of
 from adaptmix.probe.estimators._exact import ExactBatch
 from adaptmix.probe.estimators._gradients import GradientSums, MicroBatch
 from adaptmix.probe.estimators._sketch import Projections, SketchBatch
-from adaptmix.probe.rules._layers import Normalisation
+from adaptmix.probe.rules._normalisation import Normalisation
 
 ESTIMATORS = ("sketch", "exact", "norm")
 _FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
@@ -83,7 +84,7 @@ class GradientProbe:
         self._observing = False
         self._inspected = False
         self._isolation_known = False
-        self.misread = False  # whether rows are other samples' than they are taken for
+        self._verifier = Verifier(unwrapped(model), self._parameters)
         self._mass = GradientMass()
         self._set_aside = self._twice = False
         self._drop()
@@ -97,6 +98,11 @@ class GradientProbe:
         if self._projections is None:
             return ExactBatch(self._parameters, self._num_domains)
         return SketchBatch(self._parameters, self._num_domains, self._projections)
+
+    @property
+    def misread(self) -> bool:
+        """Whether next to nothing that is read is of the samples that it is taken for."""
+        return self._verifier.misread
 
     @property
     def inspected(self) -> bool:
@@ -229,16 +235,28 @@ class GradientProbe:
             check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:
             self._isolation_known = warn_unless_isolated(segments, values, batch.first)
-        if segments is None and not self._isolation_known:
-            in_order = rows_in_order(values, batch.first)
-            self._isolation_known, self.misread = in_order is not None, in_order is False
-        batch.calls.clear()
-        batch.first.clear()
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
+        if segments is None:
+            self._verify(batch, domains, samples, roots_of(values, outputs, samples, len(domains)))
+        batch.calls.clear()
+        batch.first.clear()
         batch.expect(domains, factors, segments, samples, accumulator(loss))
         loss.register_hook(batch.begin)
         self._current = batch
+
+    def _verify(
+        self,
+        batch: MicroBatch,
+        domains: Tensor,
+        samples: Tensor | None,
+        roots: Roots | None,
+    ) -> None:
+        self._current, self._mass.paused = batch, True
+        try:
+            self._verifier(batch, domains, samples, roots)
+        finally:
+            self._current, self._mass.paused = None, False
 
     def collect(self) -> GradientSums | None:
         """Return the sums over the micro-batches since the last call, or None without any."""
@@ -284,6 +302,7 @@ class GradientProbe:
         if batch is None:
             return
         x = rows.first(inputs[0])
+        batch.note(kind_of(layer.indices.values(), rows), output.dtype)
         if not self._recomputing():
             batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
         with torch.no_grad(), _full_precision(x.device.type):
@@ -309,10 +328,11 @@ class GradientProbe:
         batch = self._following(leaves, inputs, output, rows)
         if batch is None:
             return
+        batch.note(kind_of(leaves, rows), output.dtype)
 
         @torch.no_grad()
         def on_backward(gradient: Tensor) -> None:
-            with _full_precision(gradient.device.type), self._aside():
+            with _full_precision(gradient.device.type), self.aside():
                 g = rows.first(gradient.detach())
                 for use in uses:
                     for index, found in use.gradients(g):
@@ -331,12 +351,12 @@ class GradientProbe:
         if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
             batch.uses.update(indices)
-            batch.rows = self._functions.samples or 0
+            batch.rows = self._functions.tracker.samples or 0
         if not output.requires_grad:
             return None
         if output.grad_fn is not None:
             batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
-        if not self._isolation_known and len(batch.first) < _FIRST and not recomputing:
+        if len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
             batch.first.append((get_gradient_edge(output), output.shape))
         return batch
@@ -351,8 +371,8 @@ class GradientProbe:
             on_backward(gradient)
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Differentiate something else for a while."""
+    def aside(self) -> Iterator[None]:
+        """Differentiate something else for a while, of which nothing is measured."""
         self._set_aside = self._mass.paused = True
         try:
             yield

@@ -121,6 +121,7 @@ class Rows:
 
 
 ONE_EACH = Rows()
+NO_ROWS = Rows(each=0)
 UNKNOWN = -1  # samples, of an attention over inputs without a dim of them
 
 

@@ -1,17 +1,14 @@
-"""Sums over processes that agree, and their way to the host without waiting for the device."""
+"""Sums over processes, and their way to the host without waiting for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from adaptmix.errors import ProcessMismatchError
-from adaptmix.state._identity import brief, differences, digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -96,60 +93,6 @@ def part_of_rank(stacked: Tensor, group: ProcessGroup | None = None) -> Tensor:
     if len(stacked) == size:
         return stacked[rank]
     return stacked.sum(0) if rank == 0 else torch.zeros_like(stacked[0])
-
-
-def agree(
-    common: Callable[[], Mapping[str, Any]],
-    *,
-    facts: frozenset[str] = frozenset(),
-    problem: str | None = None,
-    names: Sequence[str] = (),
-    group: ProcessGroup | None = None,
-    device: torch.device | None = None,
-) -> frozenset[str]:
-    """Let all processes go on only if they are of one mind; all of them call this.
-
-    What it sends does not depend on what they disagree about, so that nobody is left waiting: a
-    process that has found a problem brings it here rather than raise it alone.
-
-    Args:
-        common: returns what must be the same on every process, in plain values and arrays.
-        facts: what this process has seen, which the others need not have.
-        problem: why this process cannot go on; None when it can.
-        names: of the domains, for the message.
-        group: the processes; all of them when None.
-        device: as for ``gather``.
-
-    Returns:
-        What any of them has seen.
-
-    Raises:
-        ProcessMismatchError: on every process alike, with the first that differs and its field.
-        ValueError: the problem, where there is one process only.
-    """
-    if world(group)[1] == 1:
-        if problem is not None:
-            raise ValueError(problem)
-        return facts
-    fields = common()
-    told = gather((digest(fields), sorted(facts), problem), group, device=device)
-    for rank, (_, _, trouble) in enumerate(told):
-        if trouble is not None:
-            raise ProcessMismatchError(f"Rank {rank} cannot go on: {trouble}")
-    if any(hash_ != told[0][0] for hash_, _, _ in told):
-        _refuse(gather(fields, group, device=device), names)
-    return frozenset(fact for _, seen, _ in told for fact in seen)
-
-
-def _refuse(fields: Sequence[Mapping[str, Any]], names: Sequence[str]) -> NoReturn:
-    for rank, theirs in enumerate(fields):
-        for path, first, other in differences(fields[0], theirs, names=names):
-            raise ProcessMismatchError(
-                f"{path} differs between data-parallel ranks: rank 0 has {brief(first)}, rank "
-                f"{rank} has {brief(other)}. Build the controller, its loader and its pins with "
-                "the same arguments on every process, and load the same checkpoint."
-            )
-    raise ProcessMismatchError(f"Types differ between data-parallel ranks: {brief(str(fields))}.")
 
 
 class HostCopy:

@@ -6,12 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adaptmix._checks import FloatArray, number, vector
-from adaptmix.solvers._waterfill import share_bounds, trade_residual, water_fill
+from adaptmix.solvers._waterfill import share_bounds, water_fill
 
 # A scale that is smaller, relative to the largest, is worth nothing: its inverse may overflow.
 _NOTHING = 1e-200
-# Counts this near to one row are one row, whatever has been rounded.
-_AT_ONE_ROW = 1e-9
 
 
 def neyman_shares(
@@ -67,71 +65,6 @@ def neyman_shares(
     """
     rate, absent, number_of_rows, lo, hi = _program(scale, uncentred, rows, lower, upper, cost)
     return _fill(rate, absent, number_of_rows, lo, hi)
-
-
-def allocate(
-    scale: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
-    *,
-    uncentred: FloatArray | None = None,
-    rows: float | None = None,
-) -> FloatArray:
-    """Return ``neyman_shares`` of (K,) scales and bounds that are known to be in range."""
-    absent = scale if uncentred is None else uncentred
-    return _fill(*_relative(scale, absent), rows, lower, upper)
-
-
-def allocation_residual(
-    scale: ArrayLike,
-    shares: ArrayLike,
-    *,
-    uncentred: ArrayLike | None = None,
-    rows: float | None = None,
-    lower: ArrayLike = 0.0,
-    upper: ArrayLike = 1.0,
-    cost: ArrayLike | None = None,
-) -> float:
-    """Return how far shares are from the conditions that make them optimal; 0 when they are.
-
-    At the optimum a_i v_i / (√c_i p_i), with s_i for v_i below one row, is the same for all shares
-    between their bounds, no smaller at an upper and no larger at a lower bound. At one row exactly
-    it lies between the values with v_i and with s_i. The residual is relative: it does not change
-    with the units of scale or cost.
-
-    Args:
-        scale: (K,) as in ``neyman_shares``.
-        shares: (K,) shares to judge.
-        uncentred: as in ``neyman_shares``.
-        rows: as in ``neyman_shares``.
-        lower: as in ``neyman_shares``.
-        upper: as in ``neyman_shares``.
-        cost: as in ``neyman_shares``.
-
-    Returns:
-        The relative gap between marginal values, or the excess over a constraint if larger.
-
-    Raises:
-        ValueError: as ``neyman_shares``, or shares that are negative or of another length.
-
-    Example:
-        >>> allocation_residual([8.0, 1.0, 1.0], [0.5, 0.25, 0.25], upper=0.5)
-        0.0
-    """
-    rate, absent, number_of_rows, lo, hi = _program(scale, uncentred, rows, lower, upper, cost)
-    p = vector("shares", shares, size=rate.size, minimum=0.0)
-    gain = loss = rate
-    if number_of_rows is not None:
-        b = number_of_rows * p
-        gain = np.where(b < 1.0 - _AT_ONE_ROW, absent, rate)
-        loss = np.where(b > 1.0 + _AT_ONE_ROW, rate, absent)
-    return trade_residual(_per(gain, p), p, lo, hi, loss=_per(loss, p))
-
-
-def _per(worth: FloatArray, shares: FloatArray) -> FloatArray:
-    """Return worth / shares: infinite where a share is 0 and worth something."""
-    never = np.where(worth > 0.0, np.inf, 0.0)
-    return np.divide(worth, shares, out=never, where=shares > 0.0)
 
 
 def _fill(

@@ -64,42 +64,6 @@ def neyman_counts(
     return counts
 
 
-def counts_residual(
-    scale: ArrayLike, counts: ArrayLike, *, minimum: ArrayLike = 1, maximum: ArrayLike | None = None
-) -> float:
-    """Return the relative gain that moving one sample could bring; 0 when counts are optimal.
-
-    The objective is separable and convex, so counts that no single move improves are optimal.
-    Unlike the other residuals this one jumps: sub-optimal counts miss by a whole sample.
-
-    Args:
-        scale: (K,) as in ``neyman_counts``.
-        counts: (K,) integers to judge.
-        minimum: as in ``neyman_counts``.
-        maximum: as in ``neyman_counts``.
-
-    Returns:
-        1 − (smallest loss of taking a sample away) / (largest gain of adding one), at least 0.
-
-    Raises:
-        TypeError: counts or bounds that are not integers.
-        ValueError: as ``neyman_counts``, or counts outside their bounds.
-
-    Example:
-        >>> counts_residual([5.0, 2.0, 1.0], [6, 3, 1])
-        0.0
-    """
-    size = np.size(scale)
-    b = _integers("counts", counts, size)
-    a, low, high = _program(scale, int(b.sum()), minimum, maximum)
-    if (b < low).any() or (b > high).any():
-        i = int(((b < low) | (b > high)).argmax())
-        raise ValueError(f"counts must be in [{low[i]}, {high[i]}]; got {b[i]} at {i}.")
-    gain = _priority(a, b).max(where=b < high, initial=0.0)
-    loss = _priority(a, np.maximum(b - 1, 0)).min(where=b > low, initial=np.inf)
-    return float(1.0 - loss / gain) if gain > loss else 0.0
-
-
 def _largest_units(a: FloatArray, low: IntArray, high: IntArray, total: int) -> IntArray:
     """Return the counts of the greedy rule for positive scales.
 

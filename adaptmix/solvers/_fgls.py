@@ -71,39 +71,3 @@ def _leading(values: FloatArray) -> FloatArray:
     """Return values relative to the largest; infinite ones leave nothing to the others."""
     peak = values.max()
     return np.isinf(values).astype(np.float64) if peak == np.inf else values / peak
-
-
-def fgls_residual(
-    noise: ArrayLike, loss: ArrayLike, *, importance: ArrayLike, sizes: ArrayLike | None = None
-) -> float:
-    """Return how far loss weights are from FGLS's optimality conditions; 0 when they are met.
-
-    At the optimum π_i w_i σ_i² / n_i, the marginal variance of a domain's weight, is the same for
-    all.
-
-    Args:
-        noise: (K,) as in ``fgls_weights``.
-        loss: (K,) loss weights to judge.
-        importance: (K,) as in ``fgls_weights``.
-        sizes: (K,) as in ``fgls_weights``.
-
-    Returns:
-        The relative spread of the marginal variances, or the distance of Σ π w from one if larger.
-
-    Raises:
-        ValueError: as ``fgls_weights``, or negative weights.
-
-    Example:
-        >>> fgls_residual([1.0, 4.0], [1.6, 0.4], importance=[0.5, 0.5])
-        0.0
-    """
-    pi = vector("importance", importance, minimum=0.0, strict=True)
-    pi /= pi.sum()
-    variance = vector("noise", noise, size=pi.size, minimum=0.0)
-    w = vector("loss", loss, size=pi.size, minimum=0.0)
-    marginal = w * (variance / max(variance.max(), _TINY))
-    if sizes is not None:
-        n = vector("sizes", sizes, size=pi.size, minimum=0.0, strict=True, infinite=True)
-        marginal *= pi / n
-    spread = np.ptp(marginal) / max(marginal.max(), _TINY)
-    return float(max(spread, abs(pi @ w - 1.0)))

@@ -16,10 +16,6 @@ from adaptmix.solvers._waterfill import water_fill
 _RIDGE = 1e-40
 # A bracket that begins at 0 has no geometric mean; this part of its end stands for the 0.
 _NEXT_TO_ZERO = 1e-8
-# The bias, in units of the losses' range, that rounding of the shares makes by itself.
-_BIAS_ROUNDING = 1e-15
-# Values of F below this part of F(1) count as zero.
-_NEGLIGIBLE = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,79 +76,6 @@ def gap_weights(
     program = _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower)
     weights: FloatArray = np.maximum(_minimise(program) / program.importance, lower)
     return weights
-
-
-def gap_residual(
-    loss_mean: ArrayLike,
-    loss_var: ArrayLike,
-    loss: ArrayLike,
-    *,
-    importance: ArrayLike,
-    sizes: ArrayLike,
-    variance_penalty: float = 1.0,
-    lower: float = 0.0,
-) -> float:
-    """Return a bound on (F(w) − min F) / F(w), by duality; 0 when w meets the KKT conditions.
-
-    With u = π w and D = λ Var / n: for every g and ν, F is at least Σ D u² − 2 g Σ u L −
-    2 ν (Σ u − 1) + const, whose minimiser over u ≥ π lower is û = max(π lower, (ν + g L) / D). The
-    bound is the value of F at w less that minimum, with g and ν fitted to w. It does not change
-    with the units of the loss.
-
-    Args:
-        loss_mean: (K,) as in ``gap_weights``.
-        loss_var: (K,) as in ``gap_weights``.
-        loss: (K,) loss weights to judge.
-        importance: as in ``gap_weights``.
-        sizes: as in ``gap_weights``.
-        variance_penalty: as in ``gap_weights``.
-        lower: as in ``gap_weights``.
-
-    Returns:
-        The relative duality gap, or the excess over a constraint if larger. A bias as small as the
-        rounding of Σ π w L counts as zero.
-
-    Raises:
-        ValueError: as ``gap_weights``, or weights that are negative or of another length.
-
-    Example:
-        >>> data = {"importance": [0.5, 0.5], "sizes": [100, 100]}
-        >>> gap_residual([1.0, 1.0], [1.0, 3.0], [1.5, 0.5], **data)
-        0.0
-    """
-    program = _program(loss_mean, loss_var, importance, sizes, variance_penalty, lower)
-    pi, d = program.importance, program.curvature
-    w = vector("loss", loss, size=pi.size, minimum=0.0)
-    u = pi * w
-    bias = float((pi - u) @ program.lean_from(int(u.argmax())))
-    value, start = bias**2 + d @ u**2, d @ pi**2
-    gap = _duality_gap(program, u, bias)
-    relative = gap / max(value, _NEGLIGIBLE * start) if gap > 0.0 else 0.0
-    return float(max(relative, abs(u.sum() - 1.0), lower - w.min()))
-
-
-def _duality_gap(program: _Program, u: FloatArray, bias: float) -> float:
-    """Return F(u) less the largest of three lower bounds, at g = 0, the bias and a fit to u."""
-    d, floor = program.curvature, program.floor
-    slope = d * u
-    # Least squares in the norm of the gap itself, leaving out what is at its floor.
-    scale = max(_NEGLIGIBLE * slope.max(), np.finfo(np.float64).tiny)
-    weight = np.maximum(u - floor, 0.0) / np.maximum(slope, scale)
-    weight /= max(weight.sum(), np.finfo(np.float64).tiny)
-    lean = program.lean_from(int(weight.argmax()))
-    centred = lean - weight @ lean
-    moment = weight @ centred**2
-    fitted = float((weight * centred) @ (slope - weight @ slope) / moment) if moment > 0.0 else 0.0
-    gaps = []
-    for g in (0.0, bias, fitted):
-        price = -g * lean
-        # Above the least price of a domain without curvature the bound is −∞.
-        nu = min(weight @ (slope + price), price.min(where=d == 0.0, initial=np.inf))
-        best = np.maximum(np.divide(nu - price, d, out=np.zeros_like(d), where=d > 0.0), floor)
-        slack = np.where(best > floor, 0.0, np.maximum(d * best + price - nu, 0.0))
-        off = max(abs(bias - g) - _BIAS_ROUNDING, 0.0)
-        gaps.append(off**2 + d @ (u - best) ** 2 + 2.0 * slack @ (u - best))
-    return float(min(gaps))
 
 
 def _minimise(program: _Program) -> FloatArray:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from numpy.typing import ArrayLike
 
-from adaptmix._checks import FloatArray, vector
+from adaptmix._checks import FloatArray
 from adaptmix.solvers._program import Program, program
 
 
@@ -37,11 +37,6 @@ class JointSolution:
             self._program.error(w, p) for w, p in ((loss, sampling), (self.loss, self.sampling))
         )
         return max(0.0, 1.0 - own / other) if own < other else 0.0
-
-    @cached_property
-    def kkt_residual(self) -> float:
-        """``joint_residual`` of this solution, relative."""
-        return self._program.residual(self.loss, self.sampling)
 
 
 def joint_weights(
@@ -93,7 +88,7 @@ def joint_weights(
         bias_penalty: λ ≥ 0, grad² / loss²: what re-weighting costs that shifts the mean loss.
 
     Returns:
-        The weights, and the certificate of their optimality.
+        The weights, and the value of the objective there.
 
     Raises:
         ValueError: an argument outside its range, bounds that no shares meet, or a bias penalty
@@ -112,85 +107,20 @@ def joint_weights(
         >>> solution.loss, solution.sampling.round(3)
         (array([0.4, 1.6]), array([0.333, 0.667]))
     """
-    return solve(
-        program(
-            grad_var,
-            noise,
-            importance,
-            sizes,
-            batch_size,
-            horizon,
-            lower,
-            upper,
-            loss_mean,
-            bias_penalty,
-        )
+    problem = program(
+        grad_var,
+        noise,
+        importance=importance,
+        sizes=sizes,
+        batch_size=batch_size,
+        horizon=horizon,
+        lower=lower,
+        upper=upper,
+        loss_mean=loss_mean,
+        bias_penalty=bias_penalty,
     )
-
-
-def solve(problem: Program) -> JointSolution:
-    """Return ``joint_weights`` of a program whose arguments are known to be in range."""
     multiplier, passes = problem.multiplier
     tilt = problem.tilt(multiplier)
     p = problem.shares(tilt)
     w = problem.loss_weights(p, tilt)
     return JointSolution(w, p, passes + 1, problem)
-
-
-def joint_residual(
-    grad_var: ArrayLike,
-    noise: ArrayLike,
-    loss: ArrayLike,
-    sampling: ArrayLike,
-    *,
-    importance: ArrayLike,
-    sizes: ArrayLike,
-    batch_size: float,
-    horizon: float,
-    lower: ArrayLike = 0.0,
-    upper: ArrayLike = 1.0,
-    loss_mean: ArrayLike | None = None,
-    bias_penalty: float = 0.0,
-) -> float:
-    """Return how far weights are from the joint program's optimality conditions; 0 when met.
-
-    Two conditions: the shares cannot be traded for a larger Φ, and the loss weights are the best
-    ones for these shares, or with a bias penalty, the weights' value is not above a bound on every
-    weights' value, by duality. Units of the statistics do not change it.
-
-    Args:
-        grad_var: (K,) as in ``joint_weights``.
-        noise: (K,) as in ``joint_weights``.
-        loss: (K,) loss weights to judge.
-        sampling: (K,) shares to judge.
-        importance: as in ``joint_weights``.
-        sizes: as in ``joint_weights``.
-        batch_size: as in ``joint_weights``.
-        horizon: as in ``joint_weights``.
-        lower: as in ``joint_weights``.
-        upper: as in ``joint_weights``.
-        loss_mean: as in ``joint_weights``.
-        bias_penalty: as in ``joint_weights``.
-
-    Returns:
-        The larger of the shares' relative gap between marginal values and the loss weights'
-        distance Σ π |w − w*(p)| from the best ones, or the relative duality gap.
-
-    Raises:
-        ValueError: as ``joint_weights``, or weights that are negative or of another length.
-    """
-    problem = program(
-        grad_var,
-        noise,
-        importance,
-        sizes,
-        batch_size,
-        horizon,
-        lower,
-        upper,
-        loss_mean,
-        bias_penalty,
-    )
-    size = problem.sizes.size
-    w = vector("loss", loss, size=size, minimum=0.0)
-    return problem.residual(w, vector("sampling", sampling, size=size, minimum=0.0))

@@ -8,15 +8,14 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
 
 from adaptmix._checks import FloatArray, number, vector
 from adaptmix.solvers._fgls import weigh
-from adaptmix.solvers._waterfill import share_bounds, trade_residual, water_fill
+from adaptmix.solvers._waterfill import share_bounds, water_fill
 
 # Finite stand-ins for limits. With inputs from 1e-15 to 1e15 they outweigh every finite rival by
 # more than float64 can see, zero noise before infinite size.
-_INFINITE_SIZE = 1e50
+INFINITE_SIZE = 1e50
 _ZERO_NOISE = 1e-150
 _TINY = np.finfo(np.float64).tiny
 # The bias, relative to its terms, that rounding of the loss weights makes by itself.
@@ -57,7 +56,7 @@ class Program:
     @property
     def finite_sizes(self) -> FloatArray:
         """(K,) sizes with the stand-in for infinity."""
-        return np.minimum(self.sizes, _INFINITE_SIZE)
+        return np.minimum(self.sizes, INFINITE_SIZE)
 
     def tilt(self, multiplier: float) -> FloatArray | float:
         """Return (1 + t (L_i − Σ π L) / h_i)₊, by which the bias penalty changes the curvature."""
@@ -72,13 +71,6 @@ class Program:
         if self.kappa > 0.0:
             threshold = np.divide(self.kappa, s, out=np.zeros_like(s), where=s > 0.0)
         return water_fill(self.finite_sizes * s, self.lower, self.upper, threshold=threshold)
-
-    def gain(self, shares: FloatArray, tilt: FloatArray | float) -> FloatArray:
-        """Return s_i / (1/n_i + κ'/p_i) / p_i, the root of Φ's slope up to √κ'."""
-        spread = shares / self.finite_sizes + self.kappa
-        strength = self.strength * tilt
-        never = np.where(strength > 0.0, np.inf, 0.0)
-        return np.divide(strength, spread, out=never, where=spread > 0.0)
 
     def samples(self, shares: FloatArray) -> FloatArray:
         """Return 1 / (1/n_i + κ'/p_i), what a domain's data and draws are worth; 0 at p_i = 0."""
@@ -115,12 +107,14 @@ class Program:
 
         def excess(t: float) -> float:
             tilt = self.tilt(t)
-            samples = np.minimum(self.samples(self.shares(tilt)), _INFINITE_SIZE)
+            samples = np.minimum(self.samples(self.shares(tilt)), INFINITE_SIZE)
             return t + float(worth @ (tilt * samples))
 
         end = -excess(0.0)
         if end == 0.0:
             return 0.0, 1
+        from scipy.optimize import brentq  # slow to import, and seldom needed
+
         found = brentq(
             excess, end, 0.0, xtol=_TINY, rtol=_RELATIVE, maxiter=_PASSES, full_output=True
         )
@@ -137,38 +131,19 @@ class Program:
         priced = self.penalty * self.bias(loss) ** 2 if self.penalty > 0.0 else 0.0
         return self.variance(loss, shares) + priced
 
-    def residual(self, loss: FloatArray, shares: FloatArray) -> float:
-        """Return how far weights are from the optimality conditions, relative."""
-        multiplier = self.multiplier[0]
-        tilt = self.tilt(multiplier)
-        trade = trade_residual(self.gain(shares, tilt), shares, self.lower, self.upper)
-        if multiplier != 0.0:
-            return max(trade, self._duality_gap(loss, shares))
-        distance = float(self.importance @ np.abs(loss - self.loss_weights(shares, tilt)))
-        return max(trade, distance)
-
-    def _duality_gap(self, loss: FloatArray, shares: FloatArray) -> float:
-        """Return 1 − bound / value, where 1 / (t²/λ + 2 Ψ(t)) bounds value / signal² for any t."""
-        t = self.multiplier[0]
-        tilt = self.tilt(t)
-        curvature = self.grad_var / self.noise
-        worth = np.minimum(self.samples(self.shares(tilt)), _INFINITE_SIZE) / self.noise
-        bound = 1.0 / (t**2 / self.penalty + float((np.square(tilt) * worth) @ curvature))
-        signal = float(self.importance * loss @ curvature)
-        return max(0.0, 1.0 - bound * signal**2 / self.value(loss, shares))
-
 
 def program(
     grad_var: ArrayLike,
     noise: ArrayLike,
+    *,
     importance: ArrayLike,
     sizes: ArrayLike,
     batch_size: float,
     horizon: float,
-    lower: ArrayLike,
-    upper: ArrayLike,
-    loss_mean: ArrayLike | None,
-    bias_penalty: float,
+    lower: ArrayLike = 0.0,
+    upper: ArrayLike = 1.0,
+    loss_mean: ArrayLike | None = None,
+    bias_penalty: float = 0.0,
 ) -> Program:
     """Return the program for the arguments of ``joint_weights``, once they are in range."""
     penalty = number("bias_penalty", bias_penalty, minimum=0.0)

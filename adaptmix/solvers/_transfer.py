@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adaptmix._checks import FloatArray, number, vector
-from adaptmix.solvers._allocation import allocate
 from adaptmix.solvers._interior import Local, minimise
 from adaptmix.solvers._waterfill import share_bounds as checked_bounds
+from adaptmix.solvers._waterfill import water_fill
 
 _EPSILON = np.finfo(np.float64).eps
 
@@ -140,7 +140,7 @@ class _Program:
 
     def shares(self, alpha: FloatArray) -> FloatArray:
         scale = alpha * self.deviation
-        return allocate(scale if scale.any() else alpha, self.least, self.most)
+        return water_fill(scale if scale.any() else alpha, self.least, self.most)
 
     def terms(self, alpha: FloatArray, shares: FloatArray) -> tuple[float, float, float]:
         """Return the squared bias and both variances."""

@@ -196,35 +196,3 @@ def _idle_last(
             np.ones(int(idle.sum())), lower[idle], upper[idle], total=total - most
         )
     return share
-
-
-def trade_residual(
-    gain: FloatArray,
-    shares: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
-    *,
-    loss: FloatArray | None = None,
-) -> float:
-    """Return by how much, relatively, shares miss the optimum of a concave separable program.
-
-    Shares are optimal when no domain that may grow gains more from it than a domain that may
-    shrink loses: max over shares < upper of the gain ≤ min over shares > lower of the gain.
-
-    Args:
-        gain: (K,) non-negative marginal value of each share, or any power of it.
-        shares: (K,) shares to judge.
-        lower: (K,) smallest shares.
-        upper: (K,) largest shares.
-        loss: (K,) what each share loses when it shrinks, at a kink more than it gains when it
-            grows; the gain when None.
-
-    Returns:
-        The largest of the relative gap between those two gains (0 to 1), the distance of
-        Σ shares from one, and the excess over a bound.
-    """
-    most = gain.max(where=shares < upper, initial=0.0)
-    least = (gain if loss is None else loss).min(where=shares > lower, initial=np.inf)
-    gap = 1.0 - least / most if most > least else 0.0
-    outside = max((lower - shares).max(), (shares - upper).max(), 0.0)
-    return float(max(gap, abs(shares.sum() - 1.0), outside))

@@ -163,6 +163,11 @@ class Measurements:
         if table.any():
             self._lengths.start(*table.cpu().numpy(), adapting=adapting)
 
+    def expect(self, *, noise: bool) -> None:
+        """Take note of what micro-batches are going to bring: losses, and noise terms or not."""
+        self._losses_given = True
+        self._noise_given |= noise
+
     def record(
         self,
         domains: Tensor,

@@ -11,9 +11,8 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import DomainStats
 from adaptmix.state import _schema as schema
 from adaptmix.statistics._discounted import DiscountedSums, ratio
+from adaptmix.statistics._scatter import SquareScatter
 from adaptmix.statistics._sums import FIELDS, HELD_OUT, NOISE
-
-_TINY = 1e-300
 
 
 class RunningStatistics:
@@ -40,7 +39,7 @@ class RunningStatistics:
         self.skipped = 0.0
         self._last_seen = np.full(K, -np.inf)
         losses = ("count", "loss", "scatter", "freedom")
-        gradients = ("count", "square", "scatter", "freedom", "steps", "square_sq")
+        gradients = ("count", "square", "scatter", "freedom")
         products = ("products", "pairs")
         self._losses = DiscountedSums(losses, (K,), half_life=half_life)
         self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
@@ -48,6 +47,7 @@ class RunningStatistics:
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._held_out = np.zeros(K, dtype=bool)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
+        self._square_scatter = SquareScatter(K, half_life=half_life)
         self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
         self._own = DiscountedSums(products, (K,), half_life=half_life)
         self._gram = DiscountedSums(products, (K, K) if gram else (0, 0), half_life=half_life)
@@ -112,9 +112,8 @@ class RunningStatistics:
             square=square,
             scatter=np.where(freedom > 0, scatter, 0.0),
             freedom=freedom,
-            steps=np.ones_like(count),
-            square_sq=np.square(square) / np.maximum(count, 1.0),
         )
+        self._square_scatter.add(step, count=count, square=square)
         # A sample's product with itself would bias ‖μ‖², so only distinct pairs count.
         pairs = count * freedom
         self._own.add(step, pairs > 0, products=own - square, pairs=pairs)
@@ -156,8 +155,8 @@ class RunningStatistics:
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
-            grad_sq_var=self._square_var() / lengths**2,
-            grad_sq_freedom=np.maximum(gradients.faded("steps", step) - 1.0, 0.0),
+            grad_sq_scatter=self._square_scatter.values,
+            grad_sq_freedom=self._square_scatter.freedom(step),
             grad_mean_sq=mean_sq,
             grad_mean_pairs=self._own.faded("pairs", step),
             tokens_per_row=lengths,
@@ -171,12 +170,6 @@ class RunningStatistics:
             return None
         gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
         return gram
-
-    def _square_var(self) -> FloatArray:
-        """Return Var ‖g‖² over samples, from how far its mean differs from step to step."""
-        sums = self._gradients
-        scatter = sums["square_sq"] - np.square(sums["square"]) / np.maximum(sums["count"], _TINY)
-        return ratio(np.maximum(scatter, 0.0), np.maximum(sums["steps"] - 1.0, 0.0))
 
     def _noise_count(self) -> FloatArray:
         """Return (Σ w)² / Σ w² over the rows behind the noise (Kish's effective sample size)."""
@@ -195,6 +188,7 @@ class RunningStatistics:
             "noise_squares": self._noise_squares.state_dict(),
             "held_out": self._held_out,
             "gradients": self._gradients.state_dict(),
+            "square_scatter": self._square_scatter.state_dict(),
             "mass": self._mass.state_dict(),
             "own": self._own.state_dict(),
             "gram": self._gram.state_dict(),
@@ -207,11 +201,12 @@ class RunningStatistics:
             StateError: a damaged state.
         """
         K = self.seen.size
-        sums = {
+        sums: dict[str, DiscountedSums | SquareScatter] = {
             "losses": self._losses,
             "noise": self._noise,
             "noise_squares": self._noise_squares,
             "gradients": self._gradients,
+            "square_scatter": self._square_scatter,
             "mass": self._mass,
             "own": self._own,
             "gram": self._gram,

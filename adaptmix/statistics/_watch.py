@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from adaptmix.probe._coverage import Coverage
@@ -19,6 +20,10 @@ class Watch:
     def coverage(self) -> Coverage | None:
         """What the probe sees of the trainable parameters; None once it is removed."""
         return None if self._probe is None else self._measurements.coverage
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context in which a loss is differentiated and nothing is measured."""
+        return nullcontext() if self._probe is None else self._probe.aside()
 
     def remove(self) -> None:
         """Take the probe's hooks off the model; a second call does nothing."""

@@ -48,12 +48,9 @@ class Window:
         self.step = step
         self.due = sums is not None
         self.observed = gradients is not None
-        parts: list[Tensor] = []
-        if sums is not None:
-            sum_over_ranks([sums], group)
-            parts += [sums]
+        parts = [] if sums is None else [sums]
+        sum_over_ranks([*parts, *([] if gradients is None else gradients.tensors())], group)
         if gradients is not None:
-            sum_over_ranks(gradients.tensors(), group)
             parts += [
                 gradients.count.unsqueeze(0),
                 gradients.square.unsqueeze(0),

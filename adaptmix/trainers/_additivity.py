@@ -5,33 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptmix.trainers._frontier import Frontier
+from adaptmix.trainers._inputs import LossInputs
+from adaptmix.trainers._pieces import coupled_pieces, halves
 
 # Of what a sample's own term is curved by. Terms of separate samples share no rounding.
 _TOLERANCE = 1e-6
 
 
-def gradients(loss: Tensor, frontier: Frontier, *, twice: bool = False) -> list[Tensor]:
-    """Return the gradient of ``loss`` at each tensor of its frontier; the graph stays.
+def loss_gradients(loss: Tensor, loss_inputs: LossInputs, *, twice: bool = False) -> list[Tensor]:
+    """Return the gradient of ``loss`` at each tensor of its inputs; the graph stays.
 
     Args:
         loss: () before any hook of ours is on its graph.
-        frontier: of it.
+        loss_inputs: of it.
         twice: whether they are differentiated in their turn.
     """
-    return list(torch.autograd.grad(loss, frontier.edges, create_graph=twice, retain_graph=True))
+    return list(torch.autograd.grad(loss, loss_inputs.edges, create_graph=twice, retain_graph=True))
 
 
-def couplings(frontier: Frontier, first: list[Tensor], *, samples: int, seed: int) -> str | None:
+def couplings(
+    loss_inputs: LossInputs, first: list[Tensor], *, samples: int, seed: int
+) -> str | None:
     """Return what a loss has that no sum of terms per sample has, or None.
 
     The mixed second derivative of a sum between two of its terms is zero. A random direction in
     the rows of half of the samples is differentiated with respect to the rows of the other half.
-    A loss that is linear in pieces has no second derivative, so couplings of that kind stay
-    hidden here: they show when the other rows are exchanged and kept rows' gradients change.
+    Functions that are linear in pieces have no second derivative: for them, what they bend at must
+    depend on one row. A choice of rows that leaves no trace in the graph, such as a mask made of
+    losses, stays hidden here: it shows when the other rows are exchanged.
 
     Args:
-        frontier: of the loss; its tensors have k · B rows.
+        loss_inputs: of the loss; its tensors have k · B rows.
         first: gradients of the loss there, with a graph.
         samples: B.
         seed: of the halves and of the direction.
@@ -39,6 +43,9 @@ def couplings(frontier: Frontier, first: list[Tensor], *, samples: int, seed: in
     Raises:
         RuntimeError: an operation that has no second derivative.
     """
+    bent = coupled_pieces(loss_inputs, samples=samples, seed=seed)
+    if bent is not None:
+        return bent
     half, generator = halves(samples, seed)
     along: list[Tensor] = []
     for gradient in first:
@@ -51,7 +58,7 @@ def couplings(frontier: Frontier, first: list[Tensor], *, samples: int, seed: in
     if not along or samples < 2:
         return None
     total = torch.stack([term.float() for term in along]).sum()
-    rows = torch.autograd.grad(total, frontier.edges, retain_graph=True, allow_unused=True)
+    rows = torch.autograd.grad(total, loss_inputs.edges, retain_graph=True, allow_unused=True)
     if not all(part is None or bool(part.isfinite().all()) for part in (*rows, *first)):
         return None  # an overflow of mixed precision, whose step is skipped
     curved = max((float(part.abs().max()) for part in rows if part is not None), default=0.0)
@@ -62,11 +69,3 @@ def couplings(frontier: Frontier, first: list[Tensor], *, samples: int, seed: in
             if not float(part[other].abs().max()) <= bound:
                 return "one row's gradient depends on other rows"
     return None
-
-
-def halves(samples: int, seed: int) -> tuple[Tensor, torch.Generator]:
-    """Return which of (B,) samples are in a random half, and the generator that chose them."""
-    generator = torch.Generator().manual_seed(seed)
-    half = torch.zeros(samples, dtype=torch.bool)
-    half[torch.randperm(samples, generator=generator)[: (samples + 1) // 2]] = True
-    return half, generator

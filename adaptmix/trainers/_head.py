@@ -11,8 +11,6 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptmix.errors import SeamError
 
-_TOLERANCE = 1e-3  # of a gradient that passed through low precision
-
 
 class _ScaleRows(torch.autograd.Function):
     @staticmethod
@@ -50,7 +48,7 @@ def scale_rows(tensor: Tensor, factors: Tensor) -> Tensor:
     return scaled
 
 
-class HeadSeam:
+class WeightedHead:
     """Weights rows at the output of one module, and knows whether that has happened.
 
     Exact where the loss is a sum over rows of the module's output: the logits of a head. It is
@@ -137,53 +135,3 @@ class HeadSeam:
 
     def _on_backward(self, gradient: Tensor) -> None:
         self._backwards += 1
-
-
-class BackwardProof:
-    """Knows whether losses were differentiated once each, and scaled as stated on the way."""
-
-    def __init__(self) -> None:
-        self._arrived: list[tuple[Tensor | float, list[Tensor]]] = []
-
-    def watch(self, loss: Tensor, *, scale: Tensor | float = 1.0) -> None:
-        """Watch a weighted () loss, before its backward pass.
-
-        Args:
-            loss: the stated one.
-            scale: what whoever differentiates it is told to multiply it by.
-        """
-        arrived: list[Tensor] = []
-        loss.register_hook(arrived.append)
-        self._arrived.append((scale, arrived))
-
-    def refuse_division(self, accumulation: int) -> None:
-        """Refuse losses that were divided by the accumulation a second time.
-
-        Raises:
-            SeamError: all of them were.
-        """
-        got = [float(gradient) for _, arrived in self._arrived for gradient in arrived]
-        if got and all(abs(value * accumulation - 1.0) < _TOLERANCE for value in got):
-            raise SeamError(
-                f"The loss must not be divided by the accumulation of {accumulation}, for it is "
-                f"already; got {got[0]:.4g} times the stated loss's gradient. Where "
-                "Accelerator.backward divides, multiply by gradient_accumulation_steps first."
-            )
-
-    def check(self, scale: float) -> None:
-        """Check the losses watched so far, after their backward passes.
-
-        Args:
-            scale: what a trainer is known to multiply losses by, as mixed precision does.
-
-        Raises:
-            SeamError: a loss was not differentiated, or was scaled otherwise.
-        """
-        for told, arrived in self._arrived:
-            got = [float(gradient) / (scale * float(told)) for gradient in arrived]
-            if len(got) != 1 or abs(got[0] - 1.0) > _TOLERANCE:
-                raise SeamError(
-                    "The weighted loss must be differentiated once, as it is; got "
-                    f"{got or 'no backward pass'} times the stated loss's gradient. It is already "
-                    "divided by batch size and accumulation: do not scale or replace it."
-                )

@@ -71,7 +71,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller = Controller(
         mixture,
         policy=make_policy(policy, mixture, Joint()),
-        observe_every=10,
+        measure_every=10,
         estimator="exact",
         lag=0,
         seed=seed,
@@ -79,9 +79,10 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller.watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     errors = []
-    for (x, y), draw in controller.loader(BATCH, steps=setting.steps, collate_fn=collate):
+    loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
+    for (x, y), draw in loader.with_draws():
         losses = cross_entropy(model(x), y, reduction="none")
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

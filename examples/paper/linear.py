@@ -80,7 +80,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller = Controller(
         mixture,
         policy=make_policy(policy, mixture, joint),
-        observe_every=5,
+        measure_every=5,
         estimator="exact",
         lag=0,
         seed=seed,
@@ -88,12 +88,13 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     risks = []
-    for (x, y), draw in controller.loader(BATCH, steps=setting.steps, collate_fn=collate):
+    loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
+    for (x, y), draw in loader.with_draws():
         weights = controller.weights
         signal = float(weights.importance * weights.loss @ curvature)
         optimizer.param_groups[0]["lr"] = RATE / signal / (1.0 + draw.step / DECAY)
         losses = 0.5 * (model(x).squeeze(1) - y).square()
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         if draw.step % 10 == 0:

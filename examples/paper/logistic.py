@@ -71,15 +71,16 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     torch.nn.init.zeros_(model.weight)
     chosen = make_policy(policy, mixture, Joint())
     controller = Controller(
-        mixture, policy=chosen, observe_every=10, estimator="exact", lag=0, seed=seed
+        mixture, policy=chosen, measure_every=10, estimator="exact", lag=0, seed=seed
     )
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     risks = []
-    for (x, y), draw in controller.loader(BATCH, steps=setting.steps, collate_fn=collate):
+    loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
+    for (x, y), draw in loader.with_draws():
         optimizer.param_groups[0]["lr"] = RATE / (1.0 + draw.step / DECAY)
         losses = binary_cross_entropy_with_logits(model(x).squeeze(1), y, reduction="none")
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller
-from adaptmix.data import Layout
-from adaptmix.errors import SeamError, WarnOnce
-from adaptmix.monitoring._tensorboard import RecordTexts
+from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.statistics import Watch
+from adaptmix.trainers import Layout, RecordTexts, Settings, WarnOnce, Watch
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning import _logs as logs
 from adaptmix_lightning import _state as state
 from adaptmix_lightning._loader import PlannedLoader
-from adaptmix_lightning._setup import Settings, make_controller, make_sampler
+from adaptmix_lightning._setup import controller_of, sampler_of
 from adaptmix_lightning._weighting import Weighting, reduced, wrap_training_step
 
 _log = logging.getLogger("adaptmix")
@@ -58,8 +56,12 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        options: further options of ``Controller``: ``update_every``, ``observe_every``,
-            ``sampler``, ``half_life``.
+        update_every, measure_every, estimator: as for ``Controller``.
+        counts, half_life, min_coverage: as for ``Controller``.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -73,19 +75,38 @@ class AdaptMixCallback(Callback):
         lag: int | None = None,
         seed: int | None = None,
         mode: str = "adapt",
-        tokens_per_row: Mapping[str, float] | None = None,
+        tokens_per_row: Mapping[str, float] | Callable[[Any], Any] | None = None,
         accumulation: int | None = None,
-        **options: Any,
+        update_every: int = 10,
+        measure_every: int | None = None,
+        estimator: str = "sketch",
+        counts: str = "stratified",
+        half_life: float = 50.0,
+        min_coverage: float = 0.9,
     ) -> None:
-        if head is not None and unit != "sample":
+        if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
-                f'unit must be "sample" with head={head!r}, which sees rows and not their tokens; '
-                f"got {unit!r}. Return unreduced (B, T) losses from training_step instead."
+                f"accumulation must be a whole number of batches, at least 1; got {accumulation!r}."
             )
-        options |= {"policy": policy, "unit": unit, "mode": mode, "tokens_per_row": tokens_per_row}
-        # Labels are read once for each fit.
-        labels = list(domains) if isinstance(domains, Iterator) else domains
-        self._settings = Settings(labels, importance, lag, seed, options)
+        self._settings = Settings(
+            domains=domains,
+            policy=policy,
+            importance=importance,
+            unit=unit,
+            head=head,
+            lag=lag,
+            seed=seed,
+            mode=mode,
+            tokens_per_row=tokens_per_row,
+            options={
+                "update_every": update_every,
+                "measure_every": measure_every,
+                "estimator": estimator,
+                "counts": counts,
+                "half_life": half_life,
+                "min_coverage": min_coverage,
+            },
+        )
         self._head, self._accumulation = head, accumulation
         self._adapting = mode != "observe"
         self._trainer: Trainer | None = None
@@ -113,7 +134,7 @@ class AdaptMixCallback(Callback):
         return self._controller
 
     def loader(self, dataloader: Any) -> PlannedLoader:
-        """Return what to pass to ``fit`` in a loader's place, for those who like to say so.
+        """Return what to pass to ``fit`` in a loader's place, explicitly.
 
         ``trainer.fit(module, callback.loader(dataloader))`` does what ``trainer.fit(module,
         dataloader)`` does, and cannot be trained without the callback.
@@ -183,9 +204,9 @@ class AdaptMixCallback(Callback):
         loader = given if isinstance(given, PlannedLoader) else self.loader(given)
         like = loader.like
         rows = Layout(like.batch_size, self._batches_per_step)
-        controller = make_controller(self._settings, like, rows)
+        controller = controller_of(self._settings, like, rows)
         loader.bind(
-            make_sampler(controller, trainer, like, rows, limit=self._limit),
+            sampler_of(controller, trainer, like, rows, limit=self._limit),
             handed_out=lambda: internals.handed_out(trainer),
         )
         # Epochs are limited there, to whole steps; Lightning would cut the last step short.
@@ -241,6 +262,7 @@ class AdaptMixCallback(Callback):
             adapting=self._adapting,
             head=self._head,
             accumulation=self._batches_per_step,
+            watch=lambda: self._watch,
         )
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from adaptmix import Controller
 from adaptmix.errors import SeamError
-from adaptmix.trainers import _additivity as additivity
-from adaptmix.trainers._frontier import find_frontier
-from adaptmix.trainers._targets import uneven_targets
+from adaptmix.trainers import couplings, find_loss_inputs, loss_gradients, uneven_targets
 
 _log = logging.getLogger("adaptmix")
 _WAY_OUT = (
@@ -55,20 +53,18 @@ class HeadProof:
             self._prove_sum(loss, output, rows)
 
     def _prove_sum(self, loss: Tensor, output: Tensor, rows: int) -> None:
-        frontier = find_frontier(loss, [output])
-        if not frontier.tensors or len(output) % rows:
+        loss_inputs = find_loss_inputs(loss, [output])
+        if not loss_inputs.tensors or len(output) % rows:
             return  # which is said after the backward pass
-        if frontier.reads_rows_elsewhere() or frontier.scaled_by_parameters():
+        if loss_inputs.reads_rows_elsewhere() or loss_inputs.scaled_by_parameters():
             raise SeamError(
                 f"head={self._name!r} must be the last module that has parameters; the loss "
                 "reaches parameters behind or beside it, whose gradients would not be weighted "
                 f"row by row. {_WAY_OUT}"
             )
         try:
-            first = additivity.gradients(loss, frontier, twice=True)
-            coupled = additivity.couplings(
-                frontier, first, samples=rows, seed=self._controller.completed
-            )
+            first = loss_gradients(loss, loss_inputs, twice=True)
+            coupled = couplings(loss_inputs, first, samples=rows, seed=self._controller.completed)
         except RuntimeError as error:  # an operation that cannot be differentiated twice
             _log.debug("The loss has no second derivative: %s", error)
             return

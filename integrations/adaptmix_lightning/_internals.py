@@ -6,6 +6,7 @@ Every function here has a test of its own, so that a new release that moves some
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from torch.utils.data import (
 )
 
 from adaptmix.errors import SeamError
+
+_log = logging.getLogger("adaptmix")
 
 
 class Source(_DataLoaderSource):
@@ -166,15 +169,26 @@ def refuse_loader(loader: Any) -> None:
         )
     if isinstance(loader.sampler, WeightedRandomSampler):
         raise SeamError(
-            "The training rows are drawn by WeightedRandomSampler, which the sampling plan would "
-            "replace. Say how much each domain matters instead, AdaptMixCallback(..., importance="
-            "{domain: weight}), and use DataLoader(dataset, batch_size=..., shuffle=True)."
+            "The training rows are drawn by WeightedRandomSampler, which AdaptMixCallback "
+            "would replace. Say how much each domain matters instead, AdaptMixCallback(..., "
+            "importance={domain: weight}), and use DataLoader(dataset, batch_size=..., "
+            "shuffle=True)."
         )
     own = loader.batch_size is None
-    known = (RandomSampler, SequentialSampler, DistributedSampler)
-    if own or not isinstance(loader.sampler, known):
-        kind = type(loader.batch_sampler if own else loader.sampler).__name__
+    sampler = loader.batch_sampler if own else loader.sampler
+    name = "one at a time (batch_size=None)" if sampler is None else f"by {type(sampler).__name__}"
+    if type(sampler) is RandomSampler and sampler.replacement:
+        own, name = True, f"{name}(replacement=True)"
+    elif type(sampler) is RandomSampler and len(sampler) != len(loader.dataset):
+        own, name = True, f"{name} ({len(sampler)} of {len(loader.dataset)} rows)"
+    if own or type(sampler) not in (RandomSampler, SequentialSampler, DistributedSampler):
         raise SeamError(
-            f"The training rows are drawn by {kind}, which the sampling plan would replace. "
-            "Use DataLoader(dataset, batch_size=..., shuffle=True) and no sampler of your own."
+            f"The training rows are drawn {name}, which AdaptMixCallback would replace: it "
+            "draws every domain's rows in random order, each once before any is drawn again. Use "
+            "DataLoader(dataset, batch_size=..., shuffle=True) and no sampler of your own."
+        )
+    if type(sampler) is SequentialSampler:
+        _log.warning(
+            "The training rows come in the order of the dataset (shuffle=False), which "
+            "AdaptMixCallback replaces: it draws every domain's rows in random order."
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from adaptmix import Draw, StateError
-from adaptmix.data import Loader, PlanSampler, loader_options
-from adaptmix.errors import SeamError
+from adaptmix import Draw
+from adaptmix.errors import SeamError, StateError
+from adaptmix.trainers import Loader, PlanSampler, loader_options
 
 
 class PlannedLoader:
@@ -65,7 +65,7 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[Any]:
         self._draws.clear()
         # Batches may be fetched ahead, but not before those of an earlier iteration are done with.
-        for number, (batch, draw) in enumerate(self.bound, start=self._handed_out()):
+        for number, (batch, draw) in enumerate(self.bound.with_draws(), start=self._handed_out()):
             self._draws[number] = draw
             yield batch
 

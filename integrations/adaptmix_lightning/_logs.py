@@ -6,9 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from adaptmix import Controller, Coverage
-from adaptmix.errors import WarnOnce
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix import Controller
+from adaptmix.trainers import PREFIX, Coverage, RecordTexts, WarnOnce, lay_out, tolerant
 
 
 def begin(

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from adaptmix import Controller, FreshStartWarning, StateError
+from adaptmix import Controller
+from adaptmix.errors import FreshStartWarning, StateError
 
 _UNFINISHED = "unfinished_step"
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller, Draw
-from adaptmix.data import tensors_of
 from adaptmix.errors import SeamError
 from adaptmix.noise import NoiseTerms
-from adaptmix.trainers._entry import refusing_moved_rows
-from adaptmix.trainers._head import BackwardProof, HeadSeam
+from adaptmix.trainers import BackwardProof, Watch, WeightedHead, refusing_moved_rows, tensors_of
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning._head import HeadProof
 from adaptmix_lightning._loader import PlannedLoader
 
-_WAY_OUT = (
+_log = logging.getLogger("adaptmix")
+_ADVICE = (
     'Return unreduced losses, (B,) or (B, T), from training_step (reduction="none"), or name the '
     'module that makes the logits: AdaptMixCallback(..., head="name").'
 )
@@ -37,6 +38,7 @@ class Weighting:
         adapting: whether losses are weighted, and not only looked at.
         head: name of the module to weight rows at, or None.
         accumulation: batches of an optimizer step.
+        watch: returns the gradient probe's handle; None where there is none.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class Weighting:
         adapting: bool,
         head: str | None,
         accumulation: int,
+        watch: Callable[[], Watch | None],
     ) -> None:
+        self._watch = watch
+        self._unknown = False
         self._trainer, self._module = trainer, module
         self._controller, self._loader = controller, loader
         self._adapting, self._accumulation = adapting, accumulation
-        self._head = None if head is None else HeadSeam(module, head)
-        self._head_proof = None if head is None or not adapting else HeadProof(controller, head)
+        self._head = None if head is None else WeightedHead(module, head)
+        self._head_proof = None if head is None else HeadProof(controller, head)
         self._proof: BackwardProof | None = BackwardProof()
         self._draw: Draw | None = None
         self._factors: Tensor | None = None
@@ -83,8 +88,30 @@ class Weighting:
         if draw is None or not (controller.observing or controller.completed == 0):
             yield
             return
-        with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
-            yield
+        done = False
+        try:
+            with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
+                yield
+                done = True
+        except SeamError as error:
+            if not done:  # raised by what is watched
+                raise
+            self._refuse(error)
+
+    def _refuse(self, error: SeamError) -> None:
+        """Stop where losses are weighted; where they are only looked at, measure nothing more.
+
+        Raises:
+            SeamError: the error.
+        """
+        if self._adapting:
+            raise error
+        if not self._unknown:
+            self._unknown = True
+            _log.warning("Nothing is measured of this loss, which is trained as it is: %s", error)
+        watch = self._watch()
+        if watch is not None:
+            watch.remove()
 
     def loss(
         self, losses: Tensor, *, mask: Tensor | None, noise: NoiseTerms | Tensor | None
@@ -100,7 +127,12 @@ class Weighting:
                 f"{'outside of it or again' if self._draw is None else 'with head= too'}."
             )
         draw, self._draw, self._factors = self._draw, None, None
-        total = self._controller.loss(losses, draw, mask=mask, noise=noise)
+        if self._unknown:
+            total = (losses if mask is None else losses[mask.bool()]).mean() / self._accumulation
+            each = torch.full((len(draw),), 1.0 / (len(draw) * self._accumulation))
+            self._controller.observe(total, draw=draw, factors=each)
+        else:
+            total = self._controller.loss(losses, draw=draw, mask=mask, noise=noise)
         if self._proof is not None:
             self._proof.watch(total)
         self.recorded += 1
@@ -142,22 +174,36 @@ class Weighting:
             return
         self._check_scalar()
         outputs: list[Tensor] = []
-        if self._head is not None:
-            output = self._head.close()
-            if self._head_proof is not None:
-                self._head_proof.check(loss, output, len(self._draw))
-                self._head.forget_backward()
-            outputs = [output]  # rows' losses come from there; a penalty need not
+        if self._head is not None and not self._unknown:
+            try:
+                outputs = [self._proved_output(loss, len(self._draw))]
+            except SeamError as error:
+                self._refuse(error)
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
-        self._controller.observe(loss, draw, factors=factors * scale, outputs=outputs)
+        self._controller.observe(loss, draw=draw, factors=factors * scale, outputs=outputs)
         self.recorded += 1
+
+    def _proved_output(self, loss: Tensor, rows: int) -> Tensor:
+        """Return the head's output, once the loss is proved to be a mean of one term per row.
+
+        Raises:
+            SeamError: it is not.
+        """
+        assert self._head is not None
+        assert self._head_proof is not None
+        output = self._head.close()
+        watch = self._watch()
+        with nullcontext() if watch is None else watch.aside():
+            self._head_proof.check(loss, output, rows)
+        self._head.forget_backward()
+        return output  # rows' losses come from there; a penalty need not
 
     def _check_scalar(self) -> None:
         if self._head is None and self._adapting:
-            raise SeamError(f"A loss that is a mean does not show its rows. {_WAY_OUT}")
+            raise SeamError(f"A loss that is a mean does not show its rows. {_ADVICE}")
 
     def before_optimizer_step(self) -> None:
         """Check that the gradients of the first step are those of the stated loss.
@@ -167,7 +213,10 @@ class Weighting:
         """
         proof, self._proof = self._proof, None
         if proof is not None:
-            proof.check(internals.backward_scale(self._trainer))
+            try:
+                proof.check(internals.backward_scale(self._trainer))
+            except SeamError as error:
+                self._refuse(error)
 
     def finish_batch(self, *, optimizer_steps: int) -> bool:
         """Check the batch that was trained; returns whether it was the last of an optimizer step.
@@ -184,8 +233,11 @@ class Weighting:
                 "With manual optimization, pass unreduced losses to callback.loss(losses) and what "
                 "it returns to manual_backward."
             )
-        if self._head is not None:
-            self._head.check_backward()
+        if self._head is not None and not self._unknown:
+            try:
+                self._head.check_backward()
+            except SeamError as error:
+                self._refuse(error)
         due = self.recorded == self._accumulation
         if optimizer_steps != due:
             raise SeamError(

@@ -62,6 +62,7 @@ own is computed on other rows and labels, which shows couplings that are linear 
 
 try:
     from adaptmix_transformers._callback import AdaptMixCallback
+    from adaptmix_transformers._entries import AdaptMixMixin
 except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):
         raise
@@ -70,4 +71,4 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["AdaptMixCallback"]
+__all__ = ["AdaptMixCallback", "AdaptMixMixin"]

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from adaptmix import Controller, FreshStartWarning
-from adaptmix.data import PlanSampler, numbered_loader
-from adaptmix.errors import SeamError, WarnOnce
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix import Controller
+from adaptmix.errors import SeamError
 from adaptmix.policies import Policy
-from adaptmix.state import _checkpoint as checkpoint
-from adaptmix.statistics import Watch
+from adaptmix.trainers import (
+    PREFIX,
+    PlanSampler,
+    RecordTexts,
+    Replacements,
+    WarnOnce,
+    Watch,
+    lay_out,
+    numbered_loader,
+    tolerant,
+)
+from adaptmix_transformers import _checkpoints as checkpoints
 from adaptmix_transformers import _heads  # noqa: F401 (registers the heads that TRL fuses)
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
+from adaptmix_transformers._entries import wrap_entries
 from adaptmix_transformers._evaluation import Evaluation
 from adaptmix_transformers._reading import UserLoss
-from adaptmix_transformers._setup import Settings, make_controller, make_sampler
+from adaptmix_transformers._refusals import refuse_unsupported
+from adaptmix_transformers._setup import Settings, controller_of, sampler_of
 from adaptmix_transformers._weighting import Weighting
 
 _log = logging.getLogger("adaptmix")
 _NUMBER = "adaptmix_number"
-_FILE = "adaptmix.pt"
 
 
 class AdaptMixCallback(TrainerCallback):
@@ -52,8 +60,12 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        options: further options of ``Controller``: ``update_every``, ``observe_every``,
-            ``sampler``, ``half_life``.
+        update_every, measure_every, estimator: as for ``Controller``.
+        counts, half_life, min_coverage: as for ``Controller``.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -70,7 +82,12 @@ class AdaptMixCallback(TrainerCallback):
         mode: str = "adapt",
         tokens_per_row: Mapping[str, float] | None = None,
         eval_domains: Iterable[Any] | None = None,
-        **options: Any,
+        update_every: int = 10,
+        measure_every: int | None = None,
+        estimator: str = "sketch",
+        counts: str = "stratified",
+        half_life: float = 50.0,
+        min_coverage: float = 0.9,
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -84,10 +101,18 @@ class AdaptMixCallback(TrainerCallback):
             mode=mode,
             tokens_per_row=tokens_per_row,
             eval_domains=eval_domains,
-            options=options,
+            options={
+                "update_every": update_every,
+                "measure_every": measure_every,
+                "estimator": estimator,
+                "counts": counts,
+                "half_life": half_life,
+                "min_coverage": min_coverage,
+            },
         )
         self._trainer: Trainer | None = None
-        self._own: dict[str, Any] = {}
+        self._methods: Any = {}
+        self._inside = False
         self._controller: Controller | None = None
         self._sampler: PlanSampler | None = None
         self._weighting: Weighting | None = None
@@ -118,47 +143,78 @@ class AdaptMixCallback(TrainerCallback):
     def attach(self, trainer: Trainer) -> None:
         """Attach to a trainer; needed only after ``trainer.add_callback(callback)``.
 
+        From here on, methods of the trainer are replaced while it trains or evaluates, and given
+        back each time that it has, or an exception ends it.
+
         Raises:
-            ValueError: this callback, or another of its kind, is attached already.
+            ValueError: this callback has a trainer already, or the trainer another such callback.
         """
+        if self._trainer is not None and self._trainer is not trainer:
+            raise ValueError(
+                "An AdaptMixCallback must belong to one Trainer, and this one has another. Make a "
+                "new AdaptMixCallback for each Trainer, as for each fold or run."
+            )
         kind = type(self)
         others = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, kind)]
         if self._trainer is not None or any(other is not self for other in others):
-            raise ValueError("A trainer must have one AdaptMixCallback; got a second one.")
+            raise ValueError(
+                "A Trainer must have one AdaptMixCallback; got a second one. Leave one out of "
+                "callbacks=[...]; attach() is for trainer.add_callback(callback) alone."
+            )
         self._trainer = trainer
-        evaluation = self._evaluation = Evaluation(trainer, self._own, self._settings)
-        for name, replaced in (
-            ("get_train_dataloader", self._train_dataloader),
-            ("compute_loss", self._compute_loss),
-            ("log", self._log_scalars),
-            ("get_eval_dataloader", evaluation.dataloader),
-            ("prediction_step", evaluation.prediction_step),
-            ("evaluation_loop", evaluation.loop),
-            ("_save_optimizer_and_scheduler", self._save),
-            ("_load_optimizer_and_scheduler", self._load),
-        ):
-            self._own[name] = getattr(trainer, name)
-            setattr(trainer, name, replaced)
+        self._methods = Replacements(trainer)
+        self._evaluation = Evaluation(trainer, self._methods, self._settings)
+        if getattr(trainer, "adaptmix", None) is not self:  # AdaptMixMixin enters by itself
+            wrap_entries(trainer, self.running)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Adapt what the trainer does inside, and give its methods back afterwards."""
+        trainer, evaluation, methods = self._trainer, self._evaluation, self._methods
+        if trainer is None or evaluation is None or self._inside:
+            yield
+            return
+        if not internals.is_attached(trainer, self):
+            yield
+            return
+        self._inside = True
+        try:
+            for name, replaced in (
+                ("get_train_dataloader", self._train_dataloader),
+                ("compute_loss", self._compute_loss),
+                ("log", self._log_scalars),
+                ("get_eval_dataloader", evaluation.dataloader),
+                ("prediction_step", evaluation.prediction_step),
+                ("evaluation_loop", evaluation.loop),
+                ("_save_optimizer_and_scheduler", self._save),
+                ("_load_optimizer_and_scheduler", self._load),
+            ):
+                methods.replace(name, replaced)
+            yield
+        finally:
+            self._inside = False
+            methods.restore()
+            self._release()
 
     # What the trainer's methods become.
 
     def _train_dataloader(self) -> Any:
         trainer, evaluation = self._trainer, self._evaluation
-        like = self._own["get_train_dataloader"]()
+        like = self._methods["get_train_dataloader"]()
         self._release()
-        if trainer is None or evaluation is None or not internals.is_attached(trainer, self):
+        if trainer is None or evaluation is None:
             return like
         if self._settings.mode == "adapt":
             known.refuse_trainer(trainer)
-        internals.refuse_unsupported(trainer, like)
+        refuse_unsupported(trainer, like, self._methods["get_train_dataloader"])
         settings = self._settings
-        controller = self._controller = make_controller(
-            settings, trainer, like, native=self._own["compute_loss"]
+        controller = self._controller = controller_of(
+            settings, trainer, like, native=self._methods["compute_loss"]
         )
-        self._sampler = make_sampler(controller, trainer, like)
+        self._sampler = sampler_of(controller, trainer, like)
         evaluation.controller = controller
         self._weighting = Weighting(
-            trainer, controller, settings, self._own["compute_loss"], self._unwatch
+            trainer, controller, settings, self._methods["compute_loss"], lambda: self._watch
         )
         evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
         return numbered_loader(self._sampler, like, key=_NUMBER)
@@ -172,7 +228,9 @@ class AdaptMixCallback(TrainerCallback):
         def native(given: Any, tokens: Any) -> Any:
             if "num_items_in_batch" in kwargs:
                 kwargs["num_items_in_batch"] = tokens
-            return self._own["compute_loss"](model, given, return_outputs=return_outputs, **kwargs)
+            return self._methods["compute_loss"](
+                model, given, return_outputs=return_outputs, **kwargs
+            )
 
         if number is None and self._evaluation is not None:
             self._check_evaluating(model)
@@ -185,10 +243,6 @@ class AdaptMixCallback(TrainerCallback):
         if self._watch is None and self._needs_gradients:
             self._watch = self.controller.watch(model)  # compiled and wrapped by now
         return self._weighting(native, model, inputs, draw, num_items)
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.remove()
 
     @property
     def _needs_gradients(self) -> bool:
@@ -208,30 +262,20 @@ class AdaptMixCallback(TrainerCallback):
             self._write_texts(self.controller.completed)
             scalars = self.controller.scalars()
             logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
-        return self._own["log"](logs, *args, **kwargs)
+        return self._methods["log"](logs, *args, **kwargs)
 
     def _save(self, output_dir: str) -> None:
-        self._own["_save_optimizer_and_scheduler"](output_dir)
+        self._methods["_save_optimizer_and_scheduler"](output_dir)
         if self._trainer is None or self._weighting is None:
             return
         state = self.controller.state_dict()  # sums over processes, so all of them call it
         if self._trainer.args.should_save:
-            checkpoint.save(state, Path(output_dir) / _FILE)
+            checkpoints.write(state, output_dir)
 
     def _load(self, folder: str | None) -> None:
-        self._own["_load_optimizer_and_scheduler"](folder)
-        if folder is None or self._weighting is None:
-            return
-        path = Path(folder) / _FILE
-        if path.is_file():
-            self.controller.load_state_dict(checkpoint.load(path))
-        else:
-            warnings.warn(
-                f"The checkpoint {folder} was written without adaptmix, so weights and statistics "
-                "start from the beginning.",
-                FreshStartWarning,
-                stacklevel=2,
-            )
+        self._methods["_load_optimizer_and_scheduler"](folder)
+        if folder is not None and self._weighting is not None:
+            checkpoints.load(self.controller, folder)
 
     # Events.
 
@@ -244,8 +288,9 @@ class AdaptMixCallback(TrainerCallback):
         trainer, sampler = self._trainer, self._sampler
         if trainer is None or sampler is None or self._weighting is None:
             raise SeamError(
-                "AdaptMixCallback must be given to Trainer(callbacks=[...]); after "
-                "trainer.add_callback(callback) call callback.attach(trainer)."
+                "AdaptMixCallback must be given to Trainer(callbacks=[...]), and training begin "
+                "with trainer.train(); after trainer.add_callback(callback) call "
+                "callback.attach(trainer)."
             )
         if sampler.epoch_steps is not None and not args.ignore_data_skip:
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
@@ -289,10 +334,9 @@ class AdaptMixCallback(TrainerCallback):
             self._texts.write(step, self.controller.configuration, self.controller.warnings)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give model and trainer back as they were, and say what was found."""
+        """Say what was found."""
         self._write_texts(state.global_step)
         _log.info("%s", self.controller.report())
-        self._release()
 
     def _release(self) -> None:
         if self._watch is not None:

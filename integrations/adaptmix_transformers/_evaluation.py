@@ -14,12 +14,17 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer
 
 from adaptmix import Controller, Mixture
-from adaptmix.data import as_mixture
-from adaptmix.errors import WarnOnce
-from adaptmix.monitoring._names import safe_names
-from adaptmix.monitoring._tensorboard import PREFIX, tolerant
 from adaptmix.noise import NoiseTerms
-from adaptmix.processes import _sums as distributed
+from adaptmix.trainers import (
+    PREFIX,
+    Replacements,
+    WarnOnce,
+    as_mixture,
+    gather,
+    safe_names,
+    sum_over_ranks,
+    tolerant,
+)
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen, watch_outputs
 from adaptmix_transformers._heldout import held_out_losses
@@ -152,14 +157,14 @@ class DomainLosses:
         Nothing where the losses of any process could not be read, or none has had a row.
         """
         device = None if self._sums is None else self._sums.device.type
-        told = distributed.gather((device, self._unreadable))
+        told = gather((device, self._unreadable))
         devices = [device for device, _ in told if device is not None]
         if not devices or any(unreadable for _, unreadable in told):
             return {}
         if self._sums is None:  # this process had no row
             shape = (3, len(self.mixture))
             self._sums = torch.zeros(shape, dtype=torch.float64, device=devices[0])
-        distributed.sum_over_ranks([self._sums])
+        sum_over_ranks([self._sums])
         totals, tokens, times = self._sums.cpu()
         times = times.clamp(min=1)
         domains = torch.from_numpy(self.mixture.domain_of(torch.arange(len(self.mixture))))
@@ -195,12 +200,11 @@ class Evaluation:
 
     Args:
         trainer: to evaluate with; its methods are handed over as they were.
-        own: the trainer's own ``get_eval_dataloader``, ``evaluation_loop`` and
-            ``prediction_step``.
+        own: its own ``get_eval_dataloader``, ``evaluation_loop`` and ``prediction_step``.
         settings: of the callback.
     """
 
-    def __init__(self, trainer: Trainer, own: Mapping[str, Any], settings: Settings) -> None:
+    def __init__(self, trainer: Trainer, own: Replacements, settings: Settings) -> None:
         self._trainer, self._own, self._settings = trainer, own, settings
         self._mixtures: dict[int, tuple[Any, Mixture | None]] = {}
         self._losses: DomainLosses | None = None

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptmix.probe.rules._layers import Matrix
-from adaptmix.probe.rules._registry import FusedHead, Side, register_head
+from adaptmix.trainers import FusedHead, Matrix, Side, register_head
 
 _TILE = 4096  # logits of each position that are held at once
 
@@ -19,6 +18,8 @@ class ChunkedLogProb(Matrix):
 
     Its input is (…, in + 2): the hidden state, the target and the logarithm of the normaliser.
     """
+
+    plain = False
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
         """Return the features of the hidden states."""

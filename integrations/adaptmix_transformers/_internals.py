@@ -6,18 +6,18 @@ Every function here has a test of its own, so that a new release that moves some
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from adaptmix.data import loader_options
-from adaptmix.errors import SeamError
+from adaptmix.trainers import Replacements
 
 
 def find_trainer(callback: TrainerCallback) -> Trainer | None:
@@ -142,9 +142,8 @@ def evaluating(
     collate, evaluated = trainer.data_collator, cast(Any, trainer.eval_dataset)
     removing = trainer._get_collator_with_removed_columns(collate, description="Evaluation")
     trainer.data_collator = collator(removing)
-    own = trainer._get_eval_sampler
-    replaced: Any = trainer
-    replaced._get_eval_sampler = lambda _: own(rows)
+    sampler = Replacements(trainer)
+    sampler.replace("_get_eval_sampler", lambda _: sampler["_get_eval_sampler"](rows))
     try:
         if isinstance(asked, str):
             trainer.eval_dataset = {**evaluated, asked: dataset}
@@ -153,7 +152,7 @@ def evaluating(
             yield dataset
     finally:
         trainer.data_collator, trainer.eval_dataset = collate, evaluated
-        replaced._get_eval_sampler = own
+        sampler.restore()
 
 
 def tensorboard_writer(trainer: Trainer) -> Any:
@@ -170,60 +169,7 @@ def is_a(trainer: Trainer, name: str) -> bool:
     return any(kind.__name__ == name and kind.__module__.startswith("trl.") for kind in kinds)
 
 
-def refuse_unsupported(trainer: Trainer, loader: Any) -> None:
-    """Refuse settings under which rows or gradients would not be what is stated.
-
-    Raises:
-        SeamError: such a setting, by its name.
-        TypeError: rows that cannot be drawn by index.
-    """
-    loader_options(loader)
-    args, accelerator = trainer.args, trainer.accelerator
-    reasons = {
-        "args.n_gpu > 1 (DataParallel)": args.n_gpu > 1,
-        "deepspeed": trainer.is_deepspeed_enabled,
-        "fsdp": trainer.is_fsdp_enabled,
-        "accelerator_config.dispatch_batches": bool(accelerator.dispatch_batches),
-        "accelerator_config.split_batches": bool(accelerator.split_batches),
-        "use_liger_kernel": args.use_liger_kernel,
-        "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
-        "packing": bool(getattr(args, "packing", False)),
-        "padding_free": bool(getattr(trainer, "padding_free", False)),
-    }
-    ways_out = {
-        "packing": (
-            "It mixes domains in a row and drops their column. Pack each domain by itself before "
-            "training, and set packing=False"
-        ),
-        "padding_free": "It puts all rows into one. Set padding_free=False",
-        "args.n_gpu > 1 (DataParallel)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES",
-        "use_liger_kernel": (
-            "Liger's loss never builds the logits that rows are weighted by. Keep its other "
-            'kernels with liger_kernel_config={"fused_linear_cross_entropy": False, '
-            '"cross_entropy": False} applied to the model yourself, and use_liger_kernel=False'
-        ),
-    }
-    for name, refused in reasons.items():
-        if refused:
-            way_out = ways_out.get(name, "Leave it out: plain DistributedDataParallel is supported")
-            raise SeamError(f"AdaptMixCallback does not work with {name}. {way_out}.")
-    rows = _row_sampler(loader)
-    if not isinstance(rows, (RandomSampler, SequentialSampler, LengthGroupedSampler)):
-        raise SeamError(
-            f"The training rows are drawn by {type(rows).__name__}, which the sampling plan would "
-            'replace. Use train_sampling_strategy="random" or "group_by_length", and no sampler of '
-            "your own."
-        )
-    size = getattr(_batch_sampler(loader), "batch_size", None)
-    if size != rows_per_process(trainer):
-        raise SeamError(
-            f"The training loader's batches must have per_device_train_batch_size="
-            f"{rows_per_process(trainer)} rows, which the sampling plan draws; got {size} from "
-            "get_train_dataloader. Set per_device_train_batch_size to the size that is meant."
-        )
-
-
-def _batch_sampler(loader: Any) -> Any:
+def batch_sampler(loader: Any) -> Any:
     """Return what makes batches, without the wrappers that deal them out to processes."""
     sampler = loader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
@@ -231,14 +177,31 @@ def _batch_sampler(loader: Any) -> Any:
     return sampler
 
 
-def _row_sampler(loader: Any) -> Any:
-    sampler = _batch_sampler(loader)
+def row_sampler(loader: Any) -> Any:
+    """Return what draws rows for a trainer's loader."""
+    sampler = batch_sampler(loader)
     return getattr(sampler, "sampler", sampler)
 
 
 def groups_by_length(loader: Any) -> bool:
     """Return whether a trainer's loader groups rows by their length."""
-    return isinstance(_row_sampler(loader), LengthGroupedSampler)
+    return type(row_sampler(loader)) is LengthGroupedSampler
+
+
+def shuffles(loader: Any) -> bool:
+    """Return whether a trainer's loader takes each row once, in random order."""
+    rows = row_sampler(loader)
+    plain = type(rows) in (RandomSampler, SeedableRandomSampler) and not rows.replacement
+    return plain and len(rows) == len(loader.dataset)
+
+
+def overriding(methods: Iterable[Callable[..., Any]]) -> str | None:
+    """Return "Class.method" of the first of a trainer's bound methods that is not Trainer's own."""
+    for method in methods:
+        function = getattr(method, "__func__", method)
+        if function is not getattr(Trainer, function.__name__, None):
+            return ".".join(function.__qualname__.split(".")[-2:])
+    return None
 
 
 def row_lengths(trainer: Trainer, loader: Any) -> Any:
@@ -252,4 +215,4 @@ def row_lengths(trainer: Trainer, loader: Any) -> Any:
     dataset: Any = trainer.train_dataset
     name = trainer.args.length_column_name
     columns = getattr(dataset, "column_names", None) or ()
-    return dataset[name][:] if name in columns else _row_sampler(loader).lengths
+    return dataset[name][:] if name in columns else row_sampler(loader).lengths

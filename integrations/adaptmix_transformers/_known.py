@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,20 +67,13 @@ def rows_per_sample(trainer: Trainer) -> int:
     return 2 if any(internals.is_a(trainer, name) for name in _PAIRS) else 1
 
 
-def samples_of_rows(trainer: Trainer, inputs: Mapping[str, Any], size: int) -> Tensor | None:
-    """Return the sample that each row inside the model is of, (R,); None where rows are samples.
+def samples_of_rows(trainer: Trainer, size: int) -> Tensor | None:
+    """Return the sample that each row that a model is given is of, (R,), of B samples.
 
-    Args:
-        trainer: of the run.
-        inputs: of the micro-batch.
-        size: B.
+    None where rows are samples.
     """
     if rows_per_sample(trainer) > 1:
         return torch.arange(size).repeat(rows_per_sample(trainer))
-    model = internals.core_model(trainer)
-    ids = inputs.get("input_ids")
-    if type(model).__name__.endswith("ForMultipleChoice") and isinstance(ids, Tensor):
-        return torch.arange(size).repeat_interleave(ids.shape[1])
     return None
 
 

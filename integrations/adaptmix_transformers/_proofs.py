@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from adaptmix.errors import SeamError
-from adaptmix.trainers import _additivity as additivity
-from adaptmix.trainers._frontier import Frontier
+from adaptmix.trainers import LossInputs, couplings, loss_gradients
 from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._reading import NumItems, Reader
@@ -28,28 +27,28 @@ WAY_OUT = (
 
 
 class Pass(NamedTuple):
-    """One forward pass and the frontier of its loss."""
+    """One forward pass and what its loss is computed from."""
 
     loss: Tensor
     seen: Seen
-    frontier: Frontier
+    loss_inputs: LossInputs
 
 
 class _Shown(NamedTuple):
-    """The tensors of a frontier, and the gradients there."""
+    """What a loss is computed from, and the gradients there."""
 
     tensors: list[Tensor]
     gradients: list[Tensor]
 
 
 def prove(
-    loss: Tensor, frontier: Frontier, rows: int, *, known: bool, shown: bool, seed: int
+    loss: Tensor, loss_inputs: LossInputs, rows: int, *, known: bool, shown: bool, seed: int
 ) -> list[Tensor]:
-    """Return the gradients of a loss at its frontier, once it is proved to be a sum over rows.
+    """Return the gradients of a loss at its inputs, once it is proved to be a sum over rows.
 
     Args:
         loss: () of a micro-batch.
-        frontier: of it.
+        loss_inputs: of it.
         rows: B.
         known: whether the loss is one of a library's that is known to be a sum over rows.
         shown: whether ``rehearse`` saw that rows do not depend on others.
@@ -58,12 +57,12 @@ def prove(
     Raises:
         SeamError: it is not.
     """
-    if frontier.overlaps():
+    if loss_inputs.overlaps():
         raise SeamError(
             "The loss must be computed from the model's outputs once; it uses one of them and "
             f"another that is computed from it, so rows would be weighted twice. {WAY_OUT}"
         )
-    if frontier.reads_rows_elsewhere():
+    if loss_inputs.reads_rows_elsewhere():
         raise SeamError(
             "The loss must depend on rows through the model's outputs only; part of it reaches "
             "parameters that see the rows in another way: a second head, hidden states, or a "
@@ -71,14 +70,14 @@ def prove(
             "with rows first. Declared auxiliary losses (outputs.aux_loss) and penalties on "
             "parameters are kept as they are."
         )
-    if frontier.scaled_by_parameters():
+    if loss_inputs.scaled_by_parameters():
         refuse_coupled("parameters beside the model's outputs scale or transform the rows' terms")
-    if known and not frontier.leaves:
-        return [part.detach() for part in additivity.gradients(loss, frontier)]
-    first = additivity.gradients(loss, frontier, twice=True)
+    if known and not loss_inputs.leaves:
+        return [part.detach() for part in loss_gradients(loss, loss_inputs)]
+    first = loss_gradients(loss, loss_inputs, twice=True)
     coupled = None
     try:
-        coupled = additivity.couplings(frontier, first, samples=rows, seed=seed)
+        coupled = couplings(loss_inputs, first, samples=rows, seed=seed)
     except RuntimeError as error:  # an operation that cannot be differentiated twice
         _log.debug("The loss has no second derivative: %s", error)
         if rows > 1 and not (known or shown):
@@ -118,6 +117,14 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
             "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
             "leave torch_compile out."
         )
+    fused = _fused(loss)
+    if fused is not None:
+        raise SeamError(
+            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
+            "it from hidden states and never makes them. Switch the fused loss off, as with "
+            "fused_linear_cross_entropy=False and cross_entropy=False in "
+            "apply_liger_kernel_to_llama(...), and keep the other kernels."
+        )
     outputs = seen.outputs
     names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
     sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
@@ -131,6 +138,23 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
         "The loss must be computed from outputs of the model that have the rows that were drawn "
         f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
     )
+
+
+def _fused(loss: Tensor) -> str | None:
+    """Return the name of a kernel that fuses the head with the loss, or None."""
+    pending, known = [loss.grad_fn], {None, loss.grad_fn}
+    while pending:
+        node = pending.pop()
+        if node is None:
+            continue
+        name = node.name().split("Backward")[0]
+        if any(part in name for part in ("Liger", "FusedLinear", "LinearCrossEntropy")):
+            return name
+        for parent, _ in node.next_functions:
+            if parent not in known:
+                known.add(parent)
+                pending.append(parent)
+    return None
 
 
 def rehearse(
@@ -169,11 +193,11 @@ def rehearse(
         try:
             with rehearsal.unseen(trainer, model, seed=_SEED):
                 done = once(given, tokens)
-                gradients = additivity.gradients(done.loss, done.frontier)
+                gradients = loss_gradients(done.loss, done.loss_inputs)
                 if use is not None:
                     use(done, gradients)
                 # Without the graph, so that one pass at a time is in memory.
-                return _Shown([part.detach() for part in done.frontier.tensors], gradients)
+                return _Shown([part.detach() for part in done.loss_inputs.tensors], gradients)
         except SeamError:
             raise
         except Exception as error:  # inputs that cannot be changed so tell nothing
@@ -195,7 +219,7 @@ def rehearse(
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
         classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
         given = rehearsal.relabelled(inputs, classes=classes, seed=_SEED)
-        again(given, use=lambda done, g: reader.generalise(done.seen, done.frontier, g, given))
+        again(given, use=lambda done, g: reader.generalise(done.seen, done.loss_inputs, g, given))
     return shown
 
 

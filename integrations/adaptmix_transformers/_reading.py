@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from adaptmix.errors import SeamError
-from adaptmix.trainers._frontier import Frontier
+from adaptmix.trainers import LossInputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._recognition import Recognised, proportional, recognise, tolerance
@@ -105,23 +105,27 @@ class Reader:
         self.rule: Rule | None = None
 
     def generalise(
-        self, seen: Seen, frontier: Frontier, gradients: Sequence[Tensor], given: Mapping[str, Any]
+        self,
+        seen: Seen,
+        loss_inputs: LossInputs,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
     ) -> None:
         """Note from labels of all classes whether rows have factors of the loss's own.
 
         Args:
             seen: as in ``read``.
-            frontier: as in ``read``.
+            loss_inputs: as in ``read``.
             gradients: as in ``read``.
             given: as in ``read``.
         """
-        found = self._look(seen, frontier, gradients, self._given(seen, given))[1]
+        found = self._look(seen, loss_inputs, gradients, self._given(seen, given))[1]
         self._generic = found is not None and found.common is not None
 
     def read(
         self,
         seen: Seen,
-        frontier: Frontier | None,
+        loss_inputs: LossInputs | None,
         gradients: Sequence[Tensor],
         given: Mapping[str, Any],
         num_items: NumItems,
@@ -132,7 +136,7 @@ class Reader:
 
         Args:
             seen: what its forward pass showed.
-            frontier: of its loss; None where it is not looked at.
+            loss_inputs: of its loss; None where it is not looked at.
             gradients: of its loss there; none in steps that are not measured.
             given: the inputs of ``compute_loss``.
             num_items: supervised tokens of the step, where the trainer counts them.
@@ -144,8 +148,8 @@ class Reader:
         given = self._given(seen, given)
         rows: RowLosses | None = None
         found: Recognised | None = None
-        if frontier is not None and any(bool(part.any()) for part in gradients):
-            rows, found = self._look(seen, frontier, gradients, given)
+        if loss_inputs is not None and any(bool(part.any()) for part in gradients):
+            rows, found = self._look(seen, loss_inputs, gradients, given)
             self._decide(rows, found, seen, num_items)
         elif self._user_loss is not None:
             with torch.no_grad():
@@ -167,16 +171,16 @@ class Reader:
     def _look(
         self,
         seen: Seen,
-        frontier: Frontier,
+        loss_inputs: LossInputs,
         gradients: Sequence[Tensor],
         given: Mapping[str, Any],
     ) -> tuple[RowLosses | None, Recognised | None]:
         if self._user_loss is not None:
             rows = self._users(seen, given)
-            return rows, _proved(rows, frontier, gradients)
-        if len(frontier.tensors) != 1:
+            return rows, _proved(rows, loss_inputs, gradients)
+        if len(loss_inputs.tensors) != 1:
             return None, None
-        (tensor,), (gradient,) = frontier.tensors, gradients
+        (tensor,), (gradient,) = loss_inputs.tensors, gradients
         found = recognise(tensor, gradient, given)
         if found is None or found.rule is None:
             return None, None
@@ -286,7 +290,7 @@ def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str
     }
 
 
-def _proved(rows: RowLosses, frontier: Frontier, gradients: Sequence[Tensor]) -> Recognised:
+def _proved(rows: RowLosses, loss_inputs: LossInputs, gradients: Sequence[Tensor]) -> Recognised:
     """Return what the trainer's loss makes of a user's losses.
 
     Raises:
@@ -295,7 +299,7 @@ def _proved(rows: RowLosses, frontier: Frontier, gradients: Sequence[Tensor]) ->
     values = rows.values
     if values.requires_grad:
         own = torch.autograd.grad(
-            rows.totals.sum(), frontier.edges, retain_graph=True, allow_unused=True
+            rows.totals.sum(), loss_inputs.edges, retain_graph=True, allow_unused=True
         )
         size = len(values)
         tokens = values.ndim == 2 and all(part.ndim > 2 for part in gradients)

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adaptmix.data import own_randomness
-from adaptmix.trainers._additivity import halves
+from adaptmix.trainers import IGNORED, halves, own_randomness
 from adaptmix_transformers._recognition import proportional, tolerance
-from adaptmix_transformers._rows import IGNORED
 
 # What may be copied of a trainer: what compute_loss counts and collects.
 _COUNTED = (bool, int, float, str, list, dict, set, tuple)

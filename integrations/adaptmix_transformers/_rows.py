@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adaptmix.noise import NoiseTerms, softmax, squared
-
-IGNORED = -100
+from adaptmix.trainers import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

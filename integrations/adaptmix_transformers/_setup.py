@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import Trainer
 
 from adaptmix import Controller
-from adaptmix.data import Layout, PlanSampler, as_mixture, prefetching
-from adaptmix.policies import Policy
+from adaptmix.trainers import Layout, PlanSampler, as_mixture, count_labels, make_sampler
+from adaptmix.trainers import Settings as CommonSettings
 from adaptmix_transformers import _internals as internals
-from adaptmix_transformers._lengths import count_labels
 from adaptmix_transformers._reading import UserLoss
 from adaptmix_transformers._shift import shifts_labels
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(CommonSettings):
     """The arguments of ``AdaptMixCallback``, which documents them."""
 
-    domains: str | Iterable[Any] | None
-    policy: Policy | str
-    importance: Mapping[str, float] | None
-    unit: str | None
-    loss: UserLoss | None
-    head: str | None
-    lag: int | None
-    seed: int | None
-    mode: str
-    tokens_per_row: Mapping[str, float] | None
+    loss: UserLoss | None = None
     eval_domains: Iterable[Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the arguments as far as they are known without a dataset."""
+        if self.loss is not None and not callable(self.loss):
+            raise TypeError(
+                f"loss must be a function of (outputs, inputs); got {type(self.loss).__name__}."
+            )
+        if self.tokens_per_row is not None and not isinstance(self.tokens_per_row, Mapping):
+            raise TypeError(
+                "tokens_per_row must map each domain to its mean supervised tokens per row; got "
+                f"{type(self.tokens_per_row).__name__}. Leave it out to have them counted in the "
+                "labels."
+            )
+        super().__post_init__()
 
 
-def make_controller(
+def controller_of(
     settings: Settings, trainer: Trainer, like: Any, *, native: Callable[..., Any]
 ) -> Controller:
     """Return the controller of a run, with the trainer's own objective unless told otherwise.
@@ -60,10 +62,8 @@ def make_controller(
     tokens = labels.tokens
     # At a head, rows are weighted and never tokens.
     unit = settings.unit or ("sample" if tokens is None or settings.head else "token")
-    if settings.head and unit != "sample":
-        raise ValueError('unit must be "sample" with head, whose rows are weighted; got "token".')
-    told = tokens if unit == "token" else _unless_all(labels.supervised)
-    tokens_per_row = settings.tokens_per_row or told
+    counted = tokens if unit == "token" else _unless_all(labels.supervised)
+    tokens_per_row: Any = settings.tokens_per_row or counted
     importance = settings.importance
     if importance is None and tokens_per_row is not None and mixture is not like.dataset:
         # Every token counts the same, as it does for the trainer without us.
@@ -78,16 +78,12 @@ def make_controller(
         )
     if importance is not None:
         mixture = mixture.with_importance(importance)
-    lag = _layout(trainer).default_lag(**prefetching(like))
-    return Controller(
+    return settings.make_controller(
         mixture,
-        policy=settings.policy,
-        lag=lag if settings.lag is None else settings.lag,
+        lag=settings.lag_for(like, _layout(trainer)),
         seed=seed,
         unit=unit,
-        mode=settings.mode,
         tokens_per_row=tokens_per_row,
-        **settings.options,
     )
 
 
@@ -97,24 +93,25 @@ def _unless_all(supervised: dict[str, float] | None) -> dict[str, float] | None:
     return supervised if some else None
 
 
-def make_sampler(controller: Controller, trainer: Trainer, like: Any) -> PlanSampler:
-    """Return the sampler of a run, with the trainer's number of steps per epoch and in all.
+def sampler_of(controller: Controller, trainer: Trainer, like: Any) -> PlanSampler:
+    """Return the sampler of a run; where the trainer groups rows by length, so does each step.
 
-    Where the batches of an epoch do not divide by the accumulation, the trainer takes a smaller
-    last step. The plan's steps are all of full size, and there are as many of them. Where the
-    trainer groups rows by length, each step's rows are.
+    Args:
+        controller: of the run.
+        trainer: of the run.
+        like: the loader that the trainer would train from.
 
     Raises:
         ValueError: an option out of its range.
     """
-    args, layout = trainer.args, _layout(trainer)
-    epoch_steps = max(1, math.ceil(len(like) / layout.accumulation))
-    in_epochs = math.ceil(args.num_train_epochs * epoch_steps)
-    sampler = controller.sampler(
-        layout.batch_size,
-        accumulation=layout.accumulation,
-        steps=args.max_steps if args.max_steps > 0 else in_epochs,
-        epoch_steps=epoch_steps,
+    args = trainer.args
+    by_steps = args.max_steps > 0
+    sampler = make_sampler(
+        controller,
+        _layout(trainer),
+        batches=len(like),
+        epochs=None if by_steps else args.num_train_epochs,
+        max_steps=args.max_steps if by_steps else None,
     )
     if internals.groups_by_length(like):
         sampler.group_by_length(internals.row_lengths(trainer, like))

@@ -11,16 +11,14 @@ from torch import Tensor
 from transformers import Trainer
 
 from adaptmix import Mixture
-from adaptmix.trainers import _additivity as additivity
-from adaptmix.trainers._frontier import find_frontier
+from adaptmix.trainers import IGNORED, find_loss_inputs, loss_gradients, spread_rows
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Capture
-from adaptmix_transformers._lengths import sample_batch
 from adaptmix_transformers._reading import UserLoss, complete
 from adaptmix_transformers._recognition import recognise
-from adaptmix_transformers._rows import IGNORED, causal_tokens
+from adaptmix_transformers._rows import causal_tokens
 
 _log = logging.getLogger("adaptmix")
 _ROWS = 8
@@ -58,12 +56,12 @@ def shifts_labels(
     capture = Capture(model, head=None, within=plain)
     try:
         with rehearsal.unseen(trainer, plain, seed=seed):
-            batch = sample_batch(mixture, collate, 0)[0]
+            batch = collate(mixture.__getitems__(spread_rows(mixture, 0, _ROWS)))
             labels = batch.get("labels") if hasattr(batch, "get") else None
             if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
                 return by_name
             plain.train()
-            found = _shift(trainer, native, plain, capture, _first(batch, len(labels)), user_loss)
+            found = _shift(trainer, native, plain, capture, batch, user_loss)
             return by_name if found is None else found
     except Exception as error:  # what fails here fails in training too, and says so there
         _log.debug("The loss of a sample could not be computed: %s", error)
@@ -71,14 +69,6 @@ def shifts_labels(
     finally:
         capture.remove()
         plain.train(training)
-
-
-def _first(batch: Any, rows: int) -> dict[str, Any]:
-    """Return the first rows of a batch."""
-    return {
-        name: value[:_ROWS] if isinstance(value, Tensor) and len(value) == rows else value
-        for name, value in batch.items()
-    }
 
 
 def _shift(
@@ -102,9 +92,9 @@ def _shift(
             return None
         return bool(values.shape[1] == given["labels"].shape[1] - 1)
     rows = len(given["labels"])
-    frontier = find_frontier(loss, [t for t in seen.tensors if t.ndim and len(t) == rows])
-    if len(frontier.tensors) != 1:
+    loss_inputs = find_loss_inputs(loss, [t for t in seen.tensors if t.ndim and len(t) == rows])
+    if len(loss_inputs.tensors) != 1:
         return None
-    gradients = additivity.gradients(loss, frontier)
-    found = recognise(frontier.tensors[0], gradients[0], complete(trainer, seen, given))
+    gradients = loss_gradients(loss, loss_inputs)
+    found = recognise(loss_inputs.tensors[0], gradients[0], complete(trainer, seen, given))
     return None if found is None else found.rule is causal_tokens

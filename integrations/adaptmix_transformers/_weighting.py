@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +14,7 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import MissingStatisticError, SeamError
-from adaptmix.trainers import _additivity as additivity
-from adaptmix.trainers._frontier import Frontier, find_frontier
-from adaptmix.trainers._head import BackwardProof
+from adaptmix.trainers import BackwardProof, LossInputs, Watch, find_loss_inputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
@@ -31,14 +30,14 @@ Native = Callable[[Any, NumItems], Any]
 
 
 class Weighting:
-    """Leaves the trainer's loss as it is, and multiplies rows' gradients at its frontier.
+    """Leaves the trainer's loss as it is, and multiplies rows' gradients at its loss_inputs.
 
     Args:
         trainer: of the run.
         controller: of the run.
         settings: of the callback.
         native: the trainer's own ``compute_loss``, a bound method.
-        unwatch: takes the gradient probe off the model.
+        watch: returns the gradient probe's handle; None where there is none.
 
     Raises:
         ValueError: a head that the model does not have.
@@ -50,9 +49,9 @@ class Weighting:
         controller: Controller,
         settings: Settings,
         native: Any,
-        unwatch: Callable[[], None],
+        watch: Callable[[], Watch | None],
     ) -> None:
-        self._unwatch = unwatch
+        self._watch = watch
         self._trainer, self._controller = trainer, controller
         self._adapting = settings.mode == "adapt"
         self._accumulation = int(trainer.args.gradient_accumulation_steps)
@@ -66,9 +65,9 @@ class Weighting:
         self._reader = Reader(trainer, unit=controller.unit, user_loss=settings.loss)
         self._policy = settings.policy
         self._first: BackwardProof | None = BackwardProof()
-        self._arrived: list[tuple[Frontier, list[int]]] = []
+        self._arrived: list[tuple[LossInputs, list[int]]] = []
         self.rehearsed = self._known or not self._adapting
-        self._proved = self._shown = False
+        self._proved = self._shown = self._unknown = False
 
     @property
     def rule(self) -> Rule | None:
@@ -95,7 +94,7 @@ class Weighting:
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
                 loss = _loss(native(_like(inputs, given), num_items))
-            return proofs.Pass(loss, seen, self._frontier(loss, seen, len(draw)))
+            return proofs.Pass(loss, seen, self._loss_inputs(loss, seen, len(draw)))
 
         self._shown = proofs.rehearse(
             once,
@@ -132,7 +131,7 @@ class Weighting:
         if self._first is not None and self._adapting:
             divisor = internals.loss_divisor(self._trainer, num_items)
             self._first.watch(loss, scale=1.0 / divisor)
-        samples = known.samples_of_rows(self._trainer, given, len(draw))
+        samples = known.samples_of_rows(self._trainer, len(draw))
         self._record(loss, draw, reading, multipliers, samples=samples, outputs=outputs)
         return result
 
@@ -140,40 +139,58 @@ class Weighting:
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
         controller, size = self._controller, len(draw)
-        frontier = self._frontier(loss, seen, size)
+        loss_inputs = self._loss_inputs(loss, seen, size)
         gradients: list[Tensor] = []
         if controller.observing or not self._proved:
-            seed = controller.completed
-            gradients = proofs.prove(
-                loss, frontier, size, known=self._known, shown=self._shown, seed=seed
-            )
+            gradients = self._prove(loss, loss_inputs, size, shown=self._shown)
             self._proved = True
-        reading = self._reader.read(seen, frontier, gradients, given, num_items, size=size)
+        reading = self._reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
         multipliers = reading.multipliers(
             controller.multipliers(draw),
             controller.expected_tokens(draw),
             parts=self._accumulation / internals.loss_divisor(self._trainer, num_items),
         )
         multipliers = multipliers.to(loss.device, non_blocking=True)
-        self._arrived.append((frontier, frontier.scale(multipliers)))
-        return reading, multipliers, frontier.tensors
+        self._arrived.append((loss_inputs, loss_inputs.scale(multipliers)))
+        return reading, multipliers, loss_inputs.tensors
 
     def _looked_at(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
-        """Tell what can be told of a loss that is left alone."""
+        """Tell what can be told of a loss that is left alone, and watch no gradients of others."""
         size, reader = len(draw), self._reader
         try:
-            frontier, gradients = None, []
+            loss_inputs, gradients = None, []
             if self._controller.observing or not self._proved:
-                frontier = self._frontier(loss, seen, size)
-                gradients = additivity.gradients(loss, frontier)
-            reading = reader.read(seen, frontier, gradients, given, num_items, size=size)
+                loss_inputs = self._loss_inputs(loss, seen, size)
+                gradients = self._prove(loss, loss_inputs, size, shown=False)
+            reading = reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
         except SeamError as error:
-            reader.say(f"Rows' losses are not known: {error}")
+            self._leave_unknown(error)
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
         return reading, torch.ones(size, device=loss.device), ()
+
+    def _prove(
+        self, loss: Tensor, loss_inputs: LossInputs, size: int, *, shown: bool
+    ) -> list[Tensor]:
+        """Return the gradients of a loss that is a sum over rows, and let nobody see the proof.
+
+        Raises:
+            SeamError: it is no such sum.
+        """
+        watch, seed = self._watch(), self._controller.completed
+        with nullcontext() if watch is None else watch.aside():
+            return proofs.prove(loss, loss_inputs, size, known=self._known, shown=shown, seed=seed)
+
+    def _leave_unknown(self, error: SeamError) -> None:
+        """Say once why nothing is measured, and take the gradient probe off."""
+        if not self._unknown:
+            self._unknown = True
+            _log.warning("Nothing is measured of this loss, which is trained as it is: %s", error)
+        watch = self._watch()
+        if watch is not None:
+            watch.remove()
 
     def _record(
         self,
@@ -201,23 +218,22 @@ class Weighting:
             "outputs": outputs,
         }
         try:
-            controller.observe(loss, draw, **told)
+            controller.observe(loss, draw=draw, **told)
         except SeamError as error:
             if self._adapting:
                 raise
-            _log.warning("Gradients are not observed: %s", error)
-            self._unwatch()
-            controller.observe(loss, draw, **told)
+            self._leave_unknown(error)
+            controller.observe(loss, draw=draw, **told)
 
-    def _frontier(self, loss: Tensor, seen: Seen, rows: int) -> Frontier:
-        frontier = find_frontier(
+    def _loss_inputs(self, loss: Tensor, seen: Seen, rows: int) -> LossInputs:
+        loss_inputs = find_loss_inputs(
             loss,
             [t for t in seen.tensors if t.ndim and len(t) == self._blocks * rows],
             kept=seen.auxiliary,
         )
-        if not frontier.tensors:
+        if not loss_inputs.tensors:
             proofs.refuse_unseen(loss, seen, rows, self._blocks)
-        return frontier
+        return loss_inputs
 
     def _check_supplied(self, rows: RowLosses | None) -> None:
         """Check that the loss tells what the policy goes by.
@@ -242,21 +258,20 @@ class Weighting:
         """After the backward passes of a step: check that they were of the stated loss.
 
         Raises:
-            SeamError: gradients did not pass the frontier once, or, in the first step, the loss
-                was scaled on the way or not differentiated.
+            SeamError: the loss was not differentiated once, or was scaled in the first step.
         """
         arrived, self._arrived = self._arrived, []
         first, self._first = self._first, None
         if first is not None and self._adapting:
             first.check(internals.backward_scale(self._trainer))
-        for frontier, numbers in arrived:
-            if set(numbers) != set(range(len(frontier.tensors))) or len(numbers) > len(
-                frontier.uses
+        for loss_inputs, numbers in arrived:
+            if set(numbers) != set(range(len(loss_inputs.tensors))) or len(numbers) > len(
+                loss_inputs.uses
             ):
                 raise SeamError(
                     "The loss that compute_loss returns must be differentiated once; got "
-                    f"{len(numbers)} gradients at the {len(frontier.uses)} places where rows are "
-                    "weighted. Do not replace the loss in training_step, nor differentiate it "
+                    f"{len(numbers)} gradients for {len(loss_inputs.uses)} uses of the model's "
+                    "outputs in it. Do not replace the loss in training_step, nor differentiate it "
                     "twice."
                 )
 

@@ -69,10 +69,10 @@ def adapted(batch_size: int) -> Callable[[], None]:
     batches = iter(controller.loader(batch_size, steps=10**6))
 
     def step() -> None:
-        (inputs, labels), draw = next(batches)
+        inputs, labels = next(batches)
         logits = model(inputs)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        controller.loss(losses, draw, noise=noise.softmax(logits, labels)).backward()
+        controller.loss(losses, noise=noise.softmax(logits, labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()

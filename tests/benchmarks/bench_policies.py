@@ -54,14 +54,15 @@ from adaptmix.policies import (
     FGLS,
     Joint,
     Policy,
+    Run,
     Shrink,
     Smooth,
     TrustRegion,
     VarianceAware,
     WarmUp,
-    bind,
     chain,
 )
+from adaptmix.policies._base import started
 from adaptmix.statistics._running import RunningStatistics
 
 STEPS, EVERY, LAG, SEEDS = 300, 10, 16, 20
@@ -70,7 +71,7 @@ MICROSECONDS = {10: 200.0, 10_000: 20_000.0}
 
 
 Cell = tuple["World", int, int, float]
-Run = Callable[[Policy, "World", int, int, float, int], float]
+Measure = Callable[[Policy, "World", int, int, float, int], float]
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def shares_excess(
     info = Domains([str(i) for i in range(K)], np.ones(K), rng.dirichlet(np.full(K, 4.0)))
     start = world.spread * rng.standard_normal(K)
     drift = world.spread * rng.standard_normal(K) / 400.0 - 1.0 / 600.0
-    policy = bind(policy, batch_size=batch, horizon=STEPS, sampler="stratified")
-    running, state = RunningStatistics(K, half_life=half_life), policy.init(info)
+    running = RunningStatistics(K, half_life=half_life)
+    state = started(policy, info, Run(batch, STEPS)).state
     objective = Weights.proportional(info.importance)
     published = [(0, info.importance)]
     total = 0.0
@@ -152,7 +153,8 @@ def estimator_excess(
     info = Domains([str(i) for i in range(K)], np.ones(K), rng.dirichlet(np.full(K, 4.0)))
     noise = np.exp(world.spread * rng.standard_normal(K))
     least = 1.0 / float((info.importance / noise).sum())
-    running, state = RunningStatistics(K, half_life=half_life), policy.init(info)
+    running = RunningStatistics(K, half_life=half_life)
+    state = started(policy, info, Run(64, 100)).state
     total = 0.0
     for step in range(EVERY, STEPS + 1, EVERY):
         expected = EVERY * batch * info.importance
@@ -167,7 +169,7 @@ def estimator_excess(
     return total * EVERY / STEPS
 
 
-def row(run: Run, policies: list[Policy], cell: Cell) -> list[float]:
+def row(run: Measure, policies: list[Policy], cell: Cell) -> list[float]:
     """Return every policy's mean excess over the seeds, in %."""
     return [
         100.0 * float(np.mean([run(policy, *cell, seed) for seed in range(SEEDS)]))
@@ -175,7 +177,9 @@ def row(run: Run, policies: list[Policy], cell: Cell) -> list[float]:
     ]
 
 
-def measure(title: str, run: Run, policies: dict[str, Policy], half_lives: Sequence[float]) -> None:
+def measure(
+    title: str, run: Measure, policies: dict[str, Policy], half_lives: Sequence[float]
+) -> None:
     """Print each policy's mean (largest) excess over the settings of each world, and its regret."""
     cells = list(itertools.product(WORLDS, BATCHES, DOMAINS, half_lives))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -205,7 +209,7 @@ def seconds(policy: Policy, K: int) -> float:
     rng = np.random.default_rng(K)
     info = Domains([str(i) for i in range(K)], np.ones(K), rng.dirichlet(np.full(K, 5.0)))
     both = [statistics(K, rng) for _ in range(2)]
-    state = policy.init(info)
+    state = started(policy, info, Run(64, 100)).state
 
     def job() -> None:
         nonlocal state
@@ -224,7 +228,7 @@ def time() -> bool:
         "ERMA": ERMA,
         "ERMA(exact=True)": lambda: ERMA(exact=True),
         "Joint": Joint,
-        "Joint(use_sizes=True)": lambda: Joint(use_sizes=True, batch_size=64, horizon=100),
+        "Joint(use_sizes=True)": lambda: Joint(use_sizes=True),
         "Shrink, VarianceAware": lambda: chain(Shrink(), VarianceAware()),
         "Shrink, Joint": lambda: chain(Shrink(), Joint()),
         "Shrink, Joint, Smooth": lambda: chain(Shrink(), Joint(), Smooth()),

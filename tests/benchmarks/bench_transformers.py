@@ -96,7 +96,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in shuffled.sample(arms, len(arms)):
             every = EVERY.get(name)
-            callbacks = [AdaptMixCallback("source", observe_every=every)] if every else []
+            callbacks = [AdaptMixCallback("source", measure_every=every)] if every else []
             times[name].append(run(rows, args, callbacks))
     base = np.array(times["plain"])
     print(

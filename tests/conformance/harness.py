@@ -43,7 +43,7 @@ class Forced:
 
     requires = frozenset[str]()
 
-    def init(self, domains: Any) -> dict[str, Any]:
+    def init(self, domains: Any, run: Any) -> dict[str, Any]:
         """Return the weights as arrays."""
         pi = domains.importance
         ramp = np.arange(1.0, len(pi) + 1.0)

@@ -87,8 +87,8 @@ def simple(losses: Callable[[Any, Any], Tensor] = each, *, accumulation: int = 1
     """The loop of the README, with these losses."""
 
     def body(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
-        for number, (batch, draw) in enumerate(loader, start=1):
-            controller.loss(losses(model, batch), draw).backward()
+        for number, batch in enumerate(loader, start=1):
+            controller.loss(losses(model, batch)).backward()
             if number % accumulation == 0:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -99,10 +99,10 @@ def simple(losses: Callable[[Any, Any], Tensor] = each, *, accumulation: int = 1
 
 def masked(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Losses of tokens, and which of them count."""
-    for batch, draw in loader:
+    for batch, draw in loader.with_draws():
         labels = batch["labels"]
         losses = F.cross_entropy(model(batch["input_ids"]).mT, labels, reduction="none")
-        controller.loss(losses, draw, mask=labels != -100).backward()
+        controller.loss(losses, draw=draw, mask=labels != -100).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -118,8 +118,8 @@ def own_tags(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 def reduced(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """A mean where losses of rows are meant."""
-    for batch, draw in loader:
-        controller.loss(F.cross_entropy(model(batch["x"]), batch["labels"]), draw).backward()
+    for batch, draw in loader.with_draws():
+        controller.loss(F.cross_entropy(model(batch["x"]), batch["labels"]), draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -127,8 +127,8 @@ def reduced(model: Any, controller: Controller, loader: Any, optimizer: Any) -> 
 
 def divided(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Losses divided by the accumulation once more."""
-    for number, (batch, draw) in enumerate(loader, start=1):
-        (controller.loss(each(model, batch), draw) / 2).backward()
+    for number, batch in enumerate(loader, start=1):
+        (controller.loss(each(model, batch)) / 2).backward()
         if number % 2 == 0:
             controller.step()
             optimizer.step()
@@ -137,8 +137,8 @@ def divided(model: Any, controller: Controller, loader: Any, optimizer: Any) -> 
 
 def penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """A penalty beside the weighted loss."""
-    for batch, draw in loader:
-        (controller.loss(each(model, batch), draw) + penalty(model)).backward()
+    for batch, draw in loader.with_draws():
+        (controller.loss(each(model, batch), draw=draw) + penalty(model)).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -152,8 +152,8 @@ def penalty(model: Any) -> Tensor:
 
 def gradient_penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """A penalty on each row's gradient with respect to its input, by double backward."""
-    for batch, draw in loader:
-        controller.loss(sloped(model, batch), draw).backward()
+    for batch, draw in loader.with_draws():
+        controller.loss(sloped(model, batch), draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -170,11 +170,11 @@ def sloped(model: Any, batch: Any) -> Tensor:
 
 def skipping(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Leave out batches whose loss is high."""
-    for batch, draw in loader:
+    for batch, draw in loader.with_draws():
         losses = each(model, batch)
         if losses.mean() > 1.4:
             continue
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -182,20 +182,44 @@ def skipping(model: Any, controller: Controller, loader: Any, optimizer: Any) ->
 
 def looking_ahead(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Fetch the next batch while this one trains, and mix up their draws."""
-    batches = iter(loader)
+    batches = loader.with_draws()
     batch, _ = next(batches)
     for following, ahead in batches:
-        controller.loss(each(model, batch), ahead).backward()
+        controller.loss(each(model, batch), draw=ahead).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
         batch = following
 
 
+def peeking(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Fetch the next batch while this one trains, and leave it to the controller which is which."""
+    batches = iter(loader)
+    batch = next(batches)
+    for following in batches:
+        controller.loss(each(model, batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+        batch = following
+
+
+def dropping(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
+    """Leave out batches whose loss is high, without draws."""
+    for batch in loader:
+        losses = each(model, batch)
+        if losses.mean() > 1.4:
+            continue
+        controller.loss(losses).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+
+
 def forgetting(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Never count a step."""
-    for batch, draw in loader:
-        controller.loss(each(model, batch), draw).backward()
+    for batch, draw in loader.with_draws():
+        controller.loss(each(model, batch), draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -208,8 +232,8 @@ def second_loader(model: Any, controller: Controller, loader: Any, optimizer: An
 
 def clipped(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Two backward passes through one graph."""
-    for batch, draw in loader:
-        loss = controller.loss(each(model, batch), draw)
+    for batch, draw in loader.with_draws():
+        loss = controller.loss(each(model, batch), draw=draw)
         loss.backward(retain_graph=True)
         optimizer.zero_grad()
         loss.backward()
@@ -221,8 +245,8 @@ def clipped(model: Any, controller: Controller, loader: Any, optimizer: Any) -> 
 def mixed_precision(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """A scaler, as for fp16, with gradients unscaled before the step."""
     scale = 1024.0
-    for batch, draw in loader:
-        (controller.loss(each(model, batch), draw) * scale).backward()
+    for batch, draw in loader.with_draws():
+        (controller.loss(each(model, batch), draw=draw) * scale).backward()
         for parameter in model.parameters():
             parameter.grad /= scale
         optimizer.step()
@@ -259,7 +283,7 @@ CASES = [
         "multinomial counts",
         simple(),
         row_loss=own,
-        controller={"sampler": "multinomial"},
+        controller={"counts": "multinomial"},
         expect="right",
     ),
     loop(
@@ -306,6 +330,8 @@ CASES = [
     loop("a penalty", penalised, row_loss=own, penalty=penalty, expect="right"),
     loop("a gradient penalty", gradient_penalised, row_loss=sloped),
     loop("batches left out", skipping, row_loss=own, expect="order|next"),
+    loop("batches left out, without draws", dropping, row_loss=own, expect="handed out|step"),
+    loop("a batch ahead, without draws", peeking, row_loss=own, expect="handed out"),
     loop("draws mixed up", looking_ahead, row_loss=own, expect="order|next"),
     loop("step() forgotten", forgetting, row_loss=own, expect="step"),
     loop("a second loader", second_loader, row_loss=own),

@@ -398,7 +398,7 @@ def _spans() -> list[Case]:
             data.bert(BertForMultipleChoice),
             chosen,
             collate=data.stack,
-            # Refused under the default policy, whose probe counts the choices twice.
+            expect="right",
             row_loss=cross_entropy,
         ),
     ]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from adaptmix import LagError, Mixture
+from adaptmix import Mixture
 from adaptmix.data import Layout, PlanSampler, as_mixture, loader_options, numbered_loader
+from adaptmix.errors import LagError
 from tests import helpers_data as helpers
 
 SIZES = (20, 9, 14)

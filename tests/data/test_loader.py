@@ -33,12 +33,12 @@ def train(plan: Plan, *, stop: int = STEPS, **options: Any) -> list[tuple[list[i
     """Iterate as a training loop does, with new shares after every step."""
     accumulation = options.get("accumulation", 1)
     drawn = []
-    for batch, draw in loader_of(plan, **options):
+    for batch, draw in loader_of(plan, **options).with_draws():
         drawn.append((batch, draw))
         if len(drawn) % accumulation == 0:
             rng = np.random.default_rng(plan.completed)
             plan.advance()
-            plan.publish(simplex(rng.uniform(0.1, 1.0, len(SIZES)).tolist()))
+            plan.schedule.publish(simplex(rng.uniform(0.1, 1.0, len(SIZES)).tolist()))
             if plan.completed == stop:
                 break
     return drawn
@@ -127,9 +127,9 @@ def test_a_loader_goes_on_where_training_stopped() -> None:
 
 def test_prefetched_batches_that_were_not_trained_come_again() -> None:
     plan = helpers.plan(SIZES, lag=4)
-    batches = iter(loader_of(plan))
+    batches = iter(loader_of(plan).with_draws())
     looked_at = [record(next(batches)[1]) for _ in range(3)]
-    again = iter(loader_of(plan))
+    again = iter(loader_of(plan).with_draws())
     assert [record(next(again)[1]) for _ in range(3)] == looked_at
 
 

@@ -49,7 +49,7 @@ def train(
             drawn.append(next(source))
         plan.advance()
         if (step + 1) % every == 0:
-            plan.publish(shares_after(step))
+            plan.schedule.publish(shares_after(step))
         if saved is not None:
             saved[step + 1] = checkpoint.encode(plan.state_dict())
     return drawn
@@ -101,9 +101,9 @@ def test_running_ahead_of_the_lag_is_an_error() -> None:
     ):
         next(source)
     plan.advance()
-    assert plan.shares_at(2).tolist() == plan.mixture.importance.tolist()
+    assert plan.schedule.shares_at(2).tolist() == plan.mixture.importance.tolist()
     with pytest.raises(LagError, match=r"step 3 was drawn and step 1 was next"):
-        plan.shares_at(3)
+        plan.schedule.shares_at(3)
 
 
 def test_rows_belong_to_their_domains() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptmix import Controller, Mixture, PackingWarning, Segments, noise, policies
+from adaptmix import Controller, Mixture, Segments, noise, policies
+from adaptmix.errors import PackingWarning
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators._gradients import GradientSums
 
@@ -170,13 +171,13 @@ def batches(unit: str, net: Attention) -> Iterator[tuple[Controller, Tensor, Ten
         tokens_per_row=tokens_per_row if unit == "token" else None,
     )
     controller.watch(net)
-    for rows, draw in controller.loader(12, steps=5, collate_fn=list):
+    for rows, draw in controller.loader(12, steps=5, collate_fn=list).with_draws():
         tokens, positions, ids = pack(rows)
         segments = Segments(ids)
         each = losses_of(net, tokens, positions, ids)
         logits = segments.unpack(net(tokens, positions, ids).detach())
         terms = noise.softmax(logits, segments.unpack(tokens, fill=-100))
-        controller.loss(each, draw, segments=segments, noise=terms).backward()
+        controller.loss(each, draw=draw, segments=segments, noise=terms).backward()
         got = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
         alone = [
             losses_of(net, torch.tensor([row]), torch.arange(len(row))[None], None).sum()
@@ -250,15 +251,15 @@ def test_positions_are_checked_as_ids_are() -> None:
 
 def test_losses_that_do_not_fit() -> None:
     controller = Controller(Mixture({"a": [1, 2], "b": [3, 4]}), policy="static")
-    _, draw = next(iter(controller.loader(2, steps=1)))
+    _, draw = next(iter(controller.loader(2, steps=1).with_draws()))
     segments = Segments(torch.tensor([[0, 1, 1]]))
     with pytest.raises(TypeError, match="losses must be a tensor; got list"):
-        controller.loss([[1.0, 2.0, 3.0]], draw, segments=segments)  # type: ignore[arg-type]
+        controller.loss([[1.0, 2.0, 3.0]], draw=draw, segments=segments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="losses must have the shape of the packed rows"):
-        controller.loss(torch.ones(3), draw, segments=segments)
+        controller.loss(torch.ones(3), draw=draw, segments=segments)
     with pytest.raises(ValueError, match="mask must have the shape of the packed rows"):
-        controller.loss(torch.ones(1, 3), draw, segments=segments, mask=torch.ones(1, 2))
+        controller.loss(torch.ones(1, 3), draw=draw, segments=segments, mask=torch.ones(1, 2))
     with pytest.raises(ValueError, match="of the draw's 2 rows; got 3"):
-        controller.loss(torch.ones(1, 3), draw, segments=Segments(torch.tensor([[0, 1, 2]])))
+        controller.loss(torch.ones(1, 3), draw=draw, segments=Segments(torch.tensor([[0, 1, 2]])))
     with pytest.raises(ValueError, match="values must have the shape"):
         segments.unpack(torch.ones(3))

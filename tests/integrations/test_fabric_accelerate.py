@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from adaptmix import Controller
-from adaptmix.data import NumberedRows, PlanSampler
+from adaptmix.data import Loader, NumberedRows, PlanSampler
 from adaptmix.errors import SeamError
 from tests import runs
 from tests.integrations.adaptmix_lightning.pl import FILTERS, free_port
 
 pytestmark = [
     *FILTERS,
-    pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning"),
+    pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning"),
     pytest.mark.filterwarnings("ignore:`?torch.distributed.reduce_op"),
 ]
 
@@ -106,12 +106,12 @@ def fit(
     loader = controller.loader(
         ROWS // world // accumulation, accumulation=accumulation, steps=STEPS, num_workers=workers
     )
-    for (inputs, targets, _), draw in loader:
+    for (inputs, targets, _), draw in loader.with_draws():
         unfinished = (draw.ordinal + 1) % accumulation != 0
         with accumulating(unfinished):
             logits = model(inputs.to(next(net.parameters()).dtype))
             losses = F.cross_entropy(logits, targets, reduction="none")
-            backward(controller.loss(losses, draw))
+            backward(controller.loss(losses, draw=draw))
             if framework == "accelerate" or not unfinished:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -228,10 +228,11 @@ def sharded_again() -> dict[str, str]:
 
 
 def train_two(batches: Any, sampler: PlanSampler, controller: Controller) -> str:
-    for _, (_, draw) in zip(range(2), batches, strict=False):
+    pairs = batches.with_draws() if isinstance(batches, Loader) else batches
+    for _, (_, draw) in zip(range(2), pairs, strict=False):
         draw = sampler.take(draw) if isinstance(draw, int) else draw
         losses = torch.ones(len(draw), requires_grad=True)
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         controller.step()
     return "trained"
 

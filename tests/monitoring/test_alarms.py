@@ -11,19 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix import (
+from adaptmix import Controller, Domains, DomainStats, Mixture, Weights, policies
+from adaptmix.errors import (
     CollapseWarning,
-    Controller,
-    Domains,
-    DomainStats,
     LossWeightWarning,
-    Mixture,
     RegressionWarning,
     RepetitionWarning,
-    Weights,
-    policies,
+    WarnOnce,
 )
-from adaptmix.errors import WarnOnce
 from adaptmix.monitoring._alarms import Guards
 from adaptmix.policies._bounds import Pins
 from tests import runs
@@ -41,7 +36,7 @@ def check(watching: Guards, weights: Weights, stats: DomainStats = UNKNOWN) -> N
     watching.check_weights(weights, stats, estimated=True)
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.LossWeightWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")
 @pytest.mark.parametrize(
     ("sampling", "loss", "what"),
     [([0.985, 0.015], [1.0, 1.0], "Sampling"), ([0.5, 0.5], [1.99, 0.01], "The objective")],
@@ -76,7 +71,7 @@ def test_moderate_loss_weights_and_those_a_user_chose_are_not_warned_of() -> Non
     check(guards(), Weights.proportional([0.5, 0.5]), DomainStats(noise=[1.0, 1e4]))
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CollapseWarning")
 def test_noise_of_another_unit_is_named() -> None:
     """Targets of 'b' times 100: its noise is 10 000 times that of 'a'."""
     weights = Weights([0.5, 0.5], [1.9998, 0.0002], [0.5, 0.5])
@@ -125,7 +120,7 @@ def test_a_domain_that_gets_worse_twice_is_a_named_warning() -> None:
         resumed.check_losses({"a": 1.1})
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.RepetitionWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
 @pytest.mark.parametrize(
     ("sampling", "loss", "seen", "advice"),
     [

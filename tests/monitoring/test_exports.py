@@ -25,7 +25,8 @@ def test_the_static_policy_has_the_weights_that_the_run_settled_on() -> None:
     assert isinstance(call, ast.Call)
     given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     policy = policies.Static(given["sampling"], given["loss"])
-    state = policy.init(Domains(NAMES, np.ones(3), np.full(3, 1 / 3)))
+    domains = Domains(NAMES, np.ones(3), np.full(3, 1 / 3))
+    _, state = policy.init(domains, policies.Run())
     np.testing.assert_allclose(state["sampling"], [0.5, 0.3, 0.2], atol=1e-4)
     np.testing.assert_allclose(state["loss"], [0.6, 1.2, 1.2], atol=1e-4)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adaptmix import Controller, Mixture
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
 # What MLflow takes as a metric's name.
 _MLFLOW = re.compile(r"[/\w.\- :]+")
 
@@ -34,9 +34,9 @@ def test_a_plain_loop_logs_to_any_logger() -> None:
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     run = Logger()
-    for (inputs, targets, _), draw in controller.loader(12, steps=20):
+    for (inputs, targets, _), draw in controller.loader(12, steps=20).with_draws():
         losses = F.cross_entropy(model(inputs), targets, reduction="none")
-        controller.loss(losses, draw).backward()
+        controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()

@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import Controller, NoiseWarning
+from adaptmix import Controller
+from adaptmix.errors import NoiseWarning
 from adaptmix.monitoring import read_runs
 from adaptmix.monitoring._texts import (
     Caution,
@@ -20,7 +21,7 @@ from adaptmix.monitoring._texts import (
 )
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
 
 
 def trained(folder: Path, *, mode: str = "adapt", policy: str = "joint") -> runs.Run:

@@ -17,11 +17,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import Controller, LoggingWarning
+from adaptmix import Controller
+from adaptmix.errors import LoggingWarning
 from adaptmix.monitoring._tensorboard import TensorBoardLog, lay_out
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 
 BY_DOMAIN = {
     f"adaptmix/{quantity}"
@@ -97,7 +98,7 @@ def test_very_many_domains_are_tags_of_one_run(tmp_path: Path) -> None:
     assert read(tmp_path).Scalars("adaptmix/loss/domain 50")[0].value == 2.0
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
 def test_what_the_probe_does_not_see_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(runs.model(), runs.Hidden())
     controller = Controller(runs.mixture(), update_every=4, lag=2)
@@ -139,7 +140,7 @@ def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path
     with SummaryWriter(str(tmp_path)) as writer:
         net = runs.model()
         controller = Controller(
-            runs.mixture(), update_every=4, observe_every=1, lag=2, mode="observe"
+            runs.mixture(), update_every=4, measure_every=1, lag=2, mode="observe"
         )
         controller.watch(net)
         controller.log_to(writer)

@@ -17,6 +17,7 @@ from adaptmix.policies import (
     Floor,
     Joint,
     Policy,
+    Run,
     Shrink,
     Smooth,
     Static,
@@ -25,6 +26,7 @@ from adaptmix.policies import (
     WarmUp,
     chain,
 )
+from adaptmix.policies._base import started
 
 # Adding a policy is one line here: the laws run over all of them.
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -36,11 +38,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "erma_exact": lambda: ERMA(exact=True),
     "erma_sizes": lambda: ERMA(exact=True, use_sizes=True, lower=0.1),
     "joint": Joint,
-    "joint_sizes": lambda: Joint(use_sizes=True, batch_size=16, horizon=100),
+    "joint_sizes": lambda: Joint(use_sizes=True),
     "joint_bias": lambda: Joint(bias_penalty=1.0),
-    "joint_bias_sizes": lambda: Joint(
-        use_sizes=True, batch_size=16, horizon=100, bias_penalty=10.0
-    ),
+    "joint_bias_sizes": lambda: Joint(use_sizes=True, bias_penalty=10.0),
     "fgls+variance_aware": lambda: chain(FGLS(), VarianceAware()),
     "erma+variance_aware": lambda: chain(ERMA(), VarianceAware()),
     "static_floor": lambda: chain(Static(), Floor(lower=0.0)),
@@ -97,9 +97,18 @@ def reorder(stats: DomainStats, order: NDArray[np.int64]) -> DomainStats:
     )
 
 
-def run(policy: Policy, info: Domains, stats: DomainStats, *, updates: int = 1) -> Weights:
+def begin(policy: Policy, info: Domains, of: Run | None = None) -> Any:
+    """The state before the first update, of a run in which every count is large if it may be."""
+    if of is None:
+        of = Run(16, 100) if isinstance(policy, Joint) and policy.use_sizes else Run()
+    return started(policy, info, of).state
+
+
+def run(
+    policy: Policy, info: Domains, stats: DomainStats, *, updates: int = 1, of: Run | None = None
+) -> Weights:
     """The weights after a number of updates with the same statistics."""
-    state = policy.init(info)
+    state = begin(policy, info, of)
     for _ in range(updates):
         weights, state = policy.update(stats, state)
     return weights

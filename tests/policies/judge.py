@@ -118,7 +118,7 @@ class Task:
         K = len(self.importance)
         mixture = Mixture({str(i): range(POOL) for i in range(K)})
         shares = sampling / self.lengths
-        plan = Plan(mixture, shares=shares / shares.sum(), lag=steps, seed=1, sampler=sampler)
+        plan = Plan(mixture, shares=shares / shares.sum(), lag=steps, seed=1, counts=sampler)
         weights = Weights(sampling, np.ones(K), self.importance)
         scaler = DomainLossScaler(self.unit)
         flat, tokens = self.gradients.reshape(K * POOL, -1), self.tokens.reshape(-1)

@@ -10,20 +10,21 @@ import pytest
 from adaptmix import Domains, DomainStats, Weights
 from adaptmix.policies import (
     FGLS,
-    Chain,
     Floor,
     Policy,
     Preparation,
     Refinement,
+    Run,
     Shrink,
     Smooth,
+    Static,
     TrustRegion,
     VarianceAware,
     WarmUp,
-    bind,
     chain,
 )
 from adaptmix.state._checkpoint import decode, encode
+from tests.policies.cases import begin
 
 INFO = Domains(("a", "b", "c"), [100, 400, 50])
 STATS = DomainStats(
@@ -36,12 +37,12 @@ STATS = DomainStats(
 
 def test_stages_run_in_order_on_prepared_statistics() -> None:
     policy = chain(Shrink(), FGLS(), VarianceAware(lower=0.0), Smooth(0.5))
-    weights, state = policy.update(STATS, policy.init(INFO))
+    weights, state = policy.update(STATS, begin(policy, INFO))
     shrunk, _ = Shrink().prepare(STATS, {})
-    fgls, _ = FGLS().update(shrunk, FGLS().init(INFO))
+    fgls, _ = FGLS().update(shrunk, FGLS().init(INFO, Run()))
     va = VarianceAware(lower=0.0)
-    refined, _ = va.refine(fgls, shrunk, va.init(INFO))
-    expected, _ = Smooth(0.5).refine(refined, shrunk, Smooth(0.5).init(INFO))
+    refined, _ = va.refine(fgls, shrunk, va.init(INFO, Run()))
+    expected, _ = Smooth(0.5).refine(refined, shrunk, Smooth(0.5).init(INFO, Run()))
     np.testing.assert_array_equal(weights.sampling, expected.sampling)
     np.testing.assert_array_equal(weights.loss, expected.loss)
     assert len(state) == 4
@@ -52,8 +53,8 @@ def test_a_chain_is_a_policy_and_may_be_a_stage() -> None:
     assert isinstance(inner, Policy)
     assert not isinstance(inner, Refinement)
     outer = chain(inner, Smooth(1.0))
-    weights, state = outer.update(STATS, outer.init(INFO))
-    alone, _ = inner.update(STATS, inner.init(INFO))
+    weights, state = outer.update(STATS, begin(outer, INFO))
+    alone, _ = inner.update(STATS, begin(inner, INFO))
     np.testing.assert_array_equal(weights.sampling, alone.sampling)
     np.testing.assert_equal(decode(encode(state)), state)
 
@@ -63,12 +64,16 @@ def test_a_chain_reads_what_its_stages_read() -> None:
     assert policy.requires == {"noise", "grad_sq"}
 
 
-def test_bind_reaches_every_stage() -> None:
-    policy = bind(chain(Shrink(), VarianceAware(), Floor()), batch_size=32, horizon=10)
-    assert isinstance(policy, Chain)
-    assert policy.then == (Floor(),)
-    assert policy.first == VarianceAware(batch_size=32)
-    assert policy.before == (Shrink(),)
+def test_a_chain_starts_with_the_weights_of_its_policy_and_its_stages_go_on_from_them() -> None:
+    start = Static(sampling={"a": 1.0, "b": 3.0, "c": 4.0})
+    policy = chain(start, Smooth(0.5), WarmUp(1), Floor())
+    weights, state = policy.init(INFO, Run(32, 10))
+    np.testing.assert_allclose(weights.sampling, [1 / 8, 3 / 8, 4 / 8])
+    for _ in range(3):
+        again, state = policy.update(STATS, state)
+        np.testing.assert_array_equal(again.sampling, weights.sampling)
+    other = chain(FGLS(), VarianceAware()).init(INFO, Run(32, 10))
+    np.testing.assert_array_equal(other.weights.sampling, INFO.importance)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def test_what_a_user_writes_can_be_a_stage() -> None:
     class Doubled:
         requires = frozenset({"noise"})
 
-        def init(self, domains: Domains) -> dict[str, Any]:
+        def init(self, domains: Domains, run: Run) -> dict[str, Any]:
             return {"updates": 0}
 
         def prepare(
@@ -111,13 +116,13 @@ def test_what_a_user_writes_can_be_a_stage() -> None:
     class Reversed:
         requires = frozenset[str]()
 
-        def init(self, domains: Domains) -> None:
+        def init(self, domains: Domains, run: Run) -> None:
             return None
 
         def refine(self, weights: Weights, stats: DomainStats, state: None) -> tuple[Weights, None]:
             return Weights(weights.sampling[::-1], weights.loss, weights.importance), None
 
     policy = chain(Doubled(), FGLS(), Reversed())
-    weights, state = policy.update(STATS, policy.init(INFO))
+    weights, state = policy.update(STATS, begin(policy, INFO))
     assert state[0] == {"updates": 1}
     assert weights.sampling.tolist() == INFO.importance[::-1].tolist()

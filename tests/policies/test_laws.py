@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from adaptmix import Domains, DomainStats
 from adaptmix.policies import Policy
 from adaptmix.state._checkpoint import decode, encode
-from tests.policies.cases import FIELDS, HARMLESS, POLICIES, domains, reorder, run, statistics
+from tests.policies.cases import (
+    FIELDS,
+    HARMLESS,
+    POLICIES,
+    begin,
+    domains,
+    reorder,
+    run,
+    statistics,
+)
 
 # Shrinkage moves all estimates when one does, and the joint program trades shares for loss weight.
 BY_NOISE = ["fgls", "fgls_sizes", "joint", "fgls+variance_aware"]
@@ -134,7 +143,7 @@ def test_updates_are_pure_and_their_state_survives_a_checkpoint(
     info = data.draw(domains())
     stats = data.draw(statistics(len(info)))
     policy = POLICIES[name]()
-    first, state = policy.update(stats, policy.init(info))
+    first, state = policy.update(stats, begin(policy, info))
     before = copy.deepcopy(state)
     weights, after = policy.update(stats, state)
     again, after_again = policy.update(stats, decode(encode(state)))

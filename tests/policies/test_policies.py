@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +15,13 @@ from adaptmix.policies import (
     NAMED,
     Joint,
     Policy,
+    Run,
     Shrink,
     Static,
     VarianceAware,
-    bind,
     chain,
     named,
+    whole,
 )
 from adaptmix.solvers import gap_weights, joint_weights, neyman_shares
 from tests.policies.cases import run
@@ -59,8 +59,8 @@ def test_a_domain_without_pairs_goes_by_its_own_second_moment(policy: Policy) ->
 def test_multinomial_rows_pay_for_the_second_moment() -> None:
     stats = DomainStats(grad_var=[1.0, 1.0, np.nan, 1.0], grad_sq=[2.0, 16.0, 9.0, 1.0])
     scale = PI * np.sqrt(stats.grad_sq)
-    drawn = bind(VarianceAware(lower=0.0), sampler="multinomial")
-    np.testing.assert_allclose(run(drawn, INFO, stats).sampling, scale / scale.sum())
+    drawn = run(VarianceAware(lower=0.0), INFO, stats, of=Run(counts="multinomial"))
+    np.testing.assert_allclose(drawn.sampling, scale / scale.sum())
 
 
 def test_fgls_is_inverse_noise() -> None:
@@ -88,8 +88,8 @@ def test_joint_by_default_is_its_own_limit_of_noise_alone() -> None:
 
 
 def test_joint_with_sizes_is_the_whole_program() -> None:
-    policy = Joint(use_sizes=True, batch_size=20, horizon=10, lower=0.05)
-    weights = run(policy, INFO, STATS)
+    policy = Joint(use_sizes=True, lower=0.05)
+    weights = run(policy, INFO, STATS, of=Run(20, 10))
     solution = joint_weights(
         STATS.grad_var,
         STATS.noise,
@@ -107,58 +107,59 @@ def test_joint_with_sizes_is_the_whole_program() -> None:
 def test_joint_takes_the_limit_where_the_whole_program_promises_little() -> None:
     stats = DomainStats(grad_var=[1.0, 1e4], noise=[1.0, 100.0])  # equal v/σ²: a tie
     info = Domains(("flat", "steep"), [500, 500])
-    policy = Joint(use_sizes=True, batch_size=16, horizon=75)
-    weights, state = policy.update(stats, policy.init(info))
-    limit = run(chain(FGLS(), VarianceAware(batch_size=16)), info, stats)
+    policy, of = Joint(use_sizes=True), Run(16, 75)
+    weights, state = policy.update(stats, policy.init(info, of))
+    limit = run(chain(FGLS(), VarianceAware()), info, stats, of=of)
     np.testing.assert_allclose(weights.loss, limit.loss, rtol=1e-12)
     np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
     luck = DomainStats(grad_var=[1.1, 1e4], noise=[0.95, 100.0])
     weights, _ = policy.update(luck, state)  # by estimates that are a little off, too
-    limit = run(chain(FGLS(), VarianceAware(batch_size=16)), info, luck)
+    limit = run(chain(FGLS(), VarianceAware()), info, luck, of=of)
     np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
 
 
 def test_joint_averages_the_curvature_when_sizes_count() -> None:
-    policy = Joint(use_sizes=True, batch_size=20, horizon=10)
-    state = policy.init(INFO)
+    policy, of = Joint(use_sizes=True), Run(20, 10)
+    state = policy.init(INFO, of)
     # v² is off by these and σ² right. Their logarithms' mean is 0, for an older update counts less.
     count = np.array([30.0, 10.0, 20.0, 10.0])
     for factor, samples in ((4.0, count / 2.0), (0.5**0.95, count)):
         off = STATS.grad_var * [factor, 1.0, 1.0 / factor, 1.0]
         stats = DomainStats(grad_var=off, noise=STATS.noise, count=samples)
         weights, state = policy.update(stats, state)
-    expected = run(policy, INFO, STATS)
+    expected = run(policy, INFO, STATS, of=of)
     np.testing.assert_allclose(weights.loss, expected.loss, rtol=1e-12)
     np.testing.assert_allclose(weights.sampling, expected.sampling, rtol=1e-12)
 
 
 def test_joint_forgets_what_it_filled_in_for_a_domain_that_nobody_had_seen() -> None:
-    policy = Joint(use_sizes=True, batch_size=20, horizon=10)
-    state = policy.init(INFO)
+    policy, of = Joint(use_sizes=True), Run(20, 10)
+    state = policy.init(INFO, of)
     nothing = [0.0, 10.0, 10.0, 10.0]
     unseen = DomainStats(grad_var=STATS.grad_var, noise=[math.nan, *STATS.noise[1:]], count=nothing)
     weights, state = policy.update(unseen, state)
-    limit = run(chain(FGLS(use_sizes=True), VarianceAware(batch_size=20)), INFO, unseen)
+    limit = run(chain(FGLS(use_sizes=True), VarianceAware()), INFO, unseen, of=of)
     np.testing.assert_allclose(weights.sampling, limit.sampling, rtol=1e-12)
     weights, _ = policy.update(STATS, state)
-    expected = run(policy, INFO, STATS)
+    expected = run(policy, INFO, STATS, of=of)
     assert np.abs(expected.sampling - run(Joint(), INFO, STATS).sampling).max() > 0.01
     np.testing.assert_allclose(weights.sampling, expected.sampling, rtol=1e-12)
 
 
 @pytest.mark.parametrize("use_sizes", [False, True])
 def test_joint_shifts_the_mean_loss_less_where_that_has_a_price(use_sizes: bool) -> None:
-    data: dict[str, Any] = {"use_sizes": use_sizes, "batch_size": 20, "horizon": 300}
+    of = Run(20, 300)
     shift = [
         abs(float(PI * (weights.loss - 1.0) @ STATS.loss_mean))
         for weights in (
-            run(Joint(**data, bias_penalty=penalty), INFO, STATS) for penalty in (0.0, 1.0, 1e3)
+            run(Joint(use_sizes=use_sizes, bias_penalty=penalty), INFO, STATS, of=of)
+            for penalty in (0.0, 1.0, 1e3)
         )
     ]
     assert shift[0] > shift[1] > shift[2]
     assert shift[2] < 0.01 * shift[0]
     with pytest.raises(ValueError, match="bias_penalty must be finite and in"):
-        Joint(bias_penalty=-1.0).init(INFO)
+        Joint(bias_penalty=-1.0).init(INFO, Run())
 
 
 @pytest.mark.parametrize("use_sizes", [False, True])
@@ -185,24 +186,24 @@ def test_static_normalises_what_it_is_given() -> None:
     assert weights.sampling == pytest.approx([0.2, 0.2, 0.2, 0.4])
     assert weights.loss == pytest.approx([0.5, 0.5, 0.5, 5.5])
     with pytest.raises(ValueError, match="sampling must name exactly the domains a, b, c, d"):
-        Static(sampling={"a": 1.0}).init(INFO)
+        Static(sampling={"a": 1.0}).init(INFO, Run())
 
 
 def test_by_default_a_domain_keeps_a_part_of_its_rows_where_that_costs_next_to_nothing() -> None:
-    policy = bind(VarianceAware(), batch_size=16, horizon=100)
+    policy, of = VarianceAware(), Run(16, 100)
     # Nothing to learn from a tenth of the rows: its floor costs a hundredth of the variance.
     quiet = DomainStats(grad_var=[1.0, 1.0, 1.0, 1e-12])
-    assert run(policy, INFO, quiet).sampling.min() == pytest.approx(0.1 * 0.1)
+    assert run(policy, INFO, quiet, of=of).sampling.min() == pytest.approx(0.1 * 0.1)
     # From 90 % of the rows, a tenth would cost a tenth: a smaller part has to do.
     loud = DomainStats(grad_var=[1e-12, 1e-12, 1e-12, 1.0])
-    shares = run(policy, INFO, loud).sampling
+    shares = run(policy, INFO, loud, of=of).sampling
     np.testing.assert_allclose(shares[:3], 0.01 * PI[:3])
 
 
 def test_single_rows_are_enough_to_act_on() -> None:
     """No variance is known of any domain: second moments stand for both."""
     stats = DomainStats(grad_var=[np.nan] * 4, grad_sq=[1.0, 9.0, 4.0, 25.0])
-    weights = run(VarianceAware(lower=0.0, batch_size=4), INFO, stats)
+    weights = run(VarianceAware(lower=0.0), INFO, stats, of=Run(4))
     scale = PI * np.sqrt(stats.grad_sq)
     np.testing.assert_allclose(weights.sampling, scale / scale.sum())
 
@@ -215,18 +216,30 @@ def test_rows_are_what_small_counts_are_counted_in() -> None:
     lengths = np.array([1.0, 20.0, 24.0])
     info = Domains(("short", "b", "c"), [100] * 3, lengths / lengths.sum())
     stats = DomainStats(grad_var=[2.0, 2.0, 2.0], grad_sq=[2.0] * 3, tokens_per_row=lengths)
-    for policy in (VarianceAware(batch_size=8), named("variance_aware")):
-        weights = run(bind(policy, batch_size=8), info, stats)
+    for policy in (VarianceAware(), named("variance_aware")):
+        weights = run(policy, info, stats, of=Run(8))
         gain = sampling_gain(weights, stats, rows=8)
         assert gain >= 1.0
         rows = weights.sampling / lengths
         assert rows[0] / rows.sum() < 1.0 / 3.0  # a token in the gradient needs no third of it
 
 
-def test_bind_fills_in_what_a_policy_left_open() -> None:
-    policy = bind(chain(FGLS(), VarianceAware()), batch_size=32, horizon=10)
-    assert policy.then[0].batch_size == 32
-    assert bind(Joint(batch_size=8), batch_size=32, horizon=10) == Joint(batch_size=8, horizon=10)
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_class_behaves_as_its_name(name: str) -> None:
+    stages = NAMED[name]
+    if len(stages) == 1:
+        assert whole(stages[0]()) == named(name)
+    assert whole(named(name)) == named(name)  # a chain stays as it is
+
+
+def test_a_run_tells_what_a_policy_may_ask() -> None:
+    assert whole(Static()) == Static()  # it reads nothing, so there is nothing to shrink
+    with pytest.raises(ValueError, match="counts must be one of stratified, multinomial"):
+        Run(counts="poisson")
+    with pytest.raises(ValueError, match="horizon must be an integer >= 1; got 0"):
+        Run(8, 0)
+    with pytest.raises(TypeError, match="batch_size must be an integer"):
+        Run(batch_size=1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -246,10 +259,10 @@ def test_named_policies_shrink_what_they_estimate() -> None:
 
 def test_bad_policies_are_named() -> None:
     with pytest.raises(ValueError, match=r"lower must be in \[0, 1/K\]; got 0.4 with K=4"):
-        VarianceAware(lower=0.4).init(INFO)
+        VarianceAware(lower=0.4).init(INFO, Run())
     with pytest.raises(ValueError, match=r"lower must be in \[0, 1/K\]; got 0.4 with K=4"):
-        Joint(lower=0.4).init(INFO)
-    with pytest.raises(ValueError, match="horizon must be given with use_sizes=True"):
-        Joint(use_sizes=True, batch_size=4).init(INFO)
+        Joint(lower=0.4).init(INFO, Run())
+    with pytest.raises(ValueError, match=r"horizon must be known with Joint\(use_sizes=True\)"):
+        Joint(use_sizes=True).init(INFO, Run(4))
     with pytest.raises(ValueError, match="rate must be finite and in"):
         ERMA(rate=2.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adaptmix import Domains, DomainStats
 from adaptmix._checks import FloatArray
-from adaptmix.policies import FGLS, Joint, Policy, VarianceAware, bind, chain, named
+from adaptmix.policies import FGLS, Joint, Policy, Run, VarianceAware, chain, named
 from adaptmix.policies._quiet import noise_gain
 from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
@@ -72,7 +72,7 @@ def test_the_variance_is_never_above_that_of_proportional_sampling(
     name: str, setting: tuple[Domains, DomainStats, int]
 ) -> None:
     info, stats, rows = setting
-    weights = run(bind(SAMPLING_ONLY[name](), batch_size=rows, horizon=100), info, stats)
+    weights = run(SAMPLING_ONLY[name](), info, stats, of=Run(rows, 100))
     used = info.importance * weights.loss
     after = variance(weights.sampling, used, stats, rows)
     assert after <= variance(info.importance, used, stats, rows) * (1.0 + 1e-9)
@@ -86,8 +86,7 @@ def test_within_bounds_it_is_never_above_that_of_the_nearest_shares(
     K = len(info)
     lower = data.draw(st.floats(0.0, 1.0)) / K
     upper = data.draw(st.floats(1.0 / K, 1.0))
-    policy = VarianceAware(lower=lower, upper=upper, batch_size=rows)
-    weights = run(policy, info, stats)
+    weights = run(VarianceAware(lower=lower, upper=upper), info, stats, of=Run(rows))
     per_row = weights.sampling / stats.tokens_per_row
     q = per_row / per_row.sum()
     assert (q >= lower * (1 - 1e-9)).all() and (q <= upper * (1 + 1e-9)).all()
@@ -109,7 +108,7 @@ def test_where_domains_take_turns_it_holds_too(
     signs = np.array(data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=K, max_size=K)))
     aligned = mean * signs
     stats = stats.replaced(grad_gram=np.outer(aligned, aligned))
-    weights = run(VarianceAware(batch_size=rows), info, stats)
+    weights = run(VarianceAware(), info, stats, of=Run(rows))
     model = StepVariance.of(info.importance, stats, rows=rows, sampler="stratified")
     after, before = (
         model.at(model.row_shares(shares)) for shares in (weights.sampling, info.importance)
@@ -123,10 +122,10 @@ def test_it_goes_only_as_far_as_helps_where_whole_counts_are_better() -> None:
     v = np.array([0.8, 1.2, 0.8, 1.2]) ** 2
     info = Domains(("a", "b", "c", "d"), [1] * 4)
     stats = DomainStats(grad_var=v, grad_sq=v)
-    weights = run(VarianceAware(batch_size=8), info, stats)
+    weights = run(VarianceAware(), info, stats, of=Run(8))
     np.testing.assert_array_equal(weights.sampling, np.full(4, 0.25))
     # With 800 rows the whole gain is there.
-    weights = run(VarianceAware(batch_size=800, lower=0.0), info, stats)
+    weights = run(VarianceAware(lower=0.0), info, stats, of=Run(800))
     np.testing.assert_allclose(weights.sampling, np.sqrt(v) / np.sqrt(v).sum())
 
 
@@ -135,10 +134,10 @@ def test_a_gain_that_noise_could_have_made_moves_nothing() -> None:
     shares = info.importance
     told = {"grad_var": [1.0, 1.0, 1.6], "grad_sq": [1.0, 1.0, 1.6]}
     few, many = (DomainStats(count=[n] * 3, **told) for n in (20, 2000))
-    policy = VarianceAware(batch_size=3000, lower=0.0)
-    np.testing.assert_array_equal(run(policy, info, few).sampling, shares)
+    policy, of = VarianceAware(lower=0.0), Run(3000)
+    np.testing.assert_array_equal(run(policy, info, few, of=of).sampling, shares)
     root = np.sqrt([1.0, 1.0, 1.6])
-    np.testing.assert_allclose(run(policy, info, many).sampling, root / root.sum())
+    np.testing.assert_allclose(run(policy, info, many, of=of).sampling, root / root.sum())
 
 
 @pytest.mark.parametrize("K", [2, 5, 20])
@@ -156,8 +155,8 @@ def test_where_there_is_nothing_to_gain_no_more_than_1_of_20_decisions_is_a_fals
     moved = 0
     for _ in range(2000):
         v = rng.chisquare(freedom, K) / freedom
-        stats = DomainStats(grad_var=v, grad_sq=v, grad_sq_var=2.0 * v**2, **known)
-        weights = run(VarianceAware(batch_size=10**6, lower=0.0), info, stats)
+        stats = DomainStats(grad_var=v, grad_sq=v, grad_sq_scatter=[2.0] * K, **known)
+        weights = run(VarianceAware(lower=0.0), info, stats, of=Run(10**6))
         moved += not np.array_equal(weights.sampling, info.importance)
     assert 0.01 <= moved / 2000 <= 0.06
 

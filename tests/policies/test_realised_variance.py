@@ -13,7 +13,7 @@ from torch import nn
 
 from adaptmix import Controller, Domains, DomainStats, Mixture
 from adaptmix._checks import FloatArray
-from adaptmix.policies import Policy, VarianceAware, bind, named
+from adaptmix.policies import Policy, Run, VarianceAware, named
 from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
 from tests.policies.judge import DIMENSIONS, Task
@@ -62,7 +62,7 @@ def judge(case: tuple[int, int, float, float, str, float], policy: Policy) -> No
     K, rows, mean, skew, unit, alike = case
     task = Task.make(K, mean=mean, skew=skew, unit=unit, alike=alike, seed=K + rows)
     stats = task.stats()
-    shares = run(bind(policy, batch_size=rows, horizon=1000), info_of(task), stats).sampling
+    shares = run(policy, info_of(task), stats, of=Run(rows, 1000)).sampling
     before, before_error, before_bias = task.realised(task.importance, rows=rows, steps=STEPS)
     after, after_error, after_bias = task.realised(shares, rows=rows, steps=STEPS)
     assert np.abs([before_bias, after_bias]).max() < UNBIASED
@@ -108,8 +108,9 @@ def test_multinomial_counts_vary_as_predicted() -> None:
     task = Task.make(10, mean=1.0, skew=1.0, seed=3)
     stats = task.stats()
     model = StepVariance.of(task.importance, stats, rows=8, sampler="multinomial")
-    policy = VarianceAware(batch_size=8, sampler="multinomial")
-    for shares in (task.importance, run(policy, info_of(task), stats).sampling):
+    of = Run(8, counts="multinomial")
+    adapted = run(VarianceAware(), info_of(task), stats, of=of).sampling
+    for shares in (task.importance, adapted):
         realised, error, bias = task.realised(shares, rows=8, sampler="multinomial")
         predicted = model.at(model.row_shares(shares)) * scale_of(task)
         assert abs(predicted - realised) <= ERRORS * error
@@ -140,14 +141,14 @@ def adapted(task: Task, *, rows: int, steps: int, seed: int) -> tuple[FloatArray
     controller = Controller(Mixture(sets, importance=importance), lag=2, seed=seed)
     net = nn.Linear(DIMENSIONS, 1, bias=False).double()  # a row's loss has the row as its gradient
     controller.watch(net)
-    for (inputs,), draw in controller.loader(rows, steps=steps):
-        controller.loss(net(inputs).squeeze(1), draw).backward()
+    for (inputs,), draw in controller.loader(rows, steps=steps).with_draws():
+        controller.loss(net(inputs).squeeze(1), draw=draw).backward()
         net.zero_grad()
         controller.step()
     return controller.weights.sampling, controller.sampling_gain
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.UnseenDomainWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
 @pytest.mark.parametrize(
     ("K", "rows", "mean", "skew", "alike"),
     [
@@ -164,7 +165,7 @@ def test_with_measured_statistics_most_of_what_is_possible_is_reached(
     task = Task.make(K, mean=mean, skew=skew, alike=alike)
     stats = task.stats()
     model = model_of(task, stats, rows)
-    possible = run(VarianceAware(batch_size=rows), info_of(task), stats).sampling
+    possible = run(VarianceAware(), info_of(task), stats, of=Run(rows)).sampling
     shares, gain = adapted(task, rows=rows, steps=250, seed=0)
     before, after, least = (
         model.at(model.row_shares(p)) for p in (task.importance, shares, possible)
@@ -178,7 +179,7 @@ def test_with_measured_statistics_most_of_what_is_possible_is_reached(
     assert abs(ratio - after / before) <= 0.1 * after / before + ERRORS * error
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.UnseenDomainWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.UnseenDomainWarning")
 @pytest.mark.parametrize(("K", "rows", "skew"), [(20, 16, 0.0), (40, 32, 1.0), (3, 12, 0.0)])
 def test_with_measured_statistics_nothing_is_moved_where_there_is_nothing_to_gain(
     K: int, rows: int, skew: float

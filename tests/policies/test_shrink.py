@@ -225,7 +225,6 @@ def test_bad_arguments_are_named() -> None:
 def test_gradients_shrink_by_what_the_run_says_of_their_scatter() -> None:
     """Norms that hardly scatter from row to row tell a domain's moment from few rows."""
     values, count = [1.0, 2.0, 4.0], [6.0, 6.0, 6.0]
-    square = np.array(values)
 
     def prepared(scatter: float, freedom: float) -> DomainStats:
         stats = DomainStats(
@@ -233,7 +232,7 @@ def test_gradients_shrink_by_what_the_run_says_of_their_scatter() -> None:
             noise=values,
             noise_count=count,
             count=count,
-            grad_sq_var=scatter * square**2,
+            grad_sq_scatter=[scatter] * 3,
             grad_sq_freedom=[freedom] * 3,
         )
         return Shrink().prepare(stats, {})[0]

@@ -15,7 +15,7 @@ from scipy.special import rel_entr
 
 from adaptmix import Domains, DomainStats, Weights
 from adaptmix._simplex import normalise
-from adaptmix.policies import Floor, Refinement, Smooth, TrustRegion, WarmUp
+from adaptmix.policies import Floor, Refinement, Run, Smooth, TrustRegion, WarmUp
 from adaptmix.state._checkpoint import decode, encode
 
 STATS = DomainStats(count=[1.0] * 4)
@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn) -> tuple[Domains, Weights]:
 
 def steps(stage: Refinement, info: Domains, proposal: Weights, updates: int) -> list[Weights]:
     """The weights after each of a number of updates with the same proposal, after the first."""
-    state = stage.init(info)
+    state = stage.init(info, Run())
     made = [Weights.proportional(info.importance)]
     for _ in range(updates):
         weights, state = stage.refine(proposal, STATS, state)
@@ -89,7 +89,7 @@ def test_at_their_limits_they_change_nothing(
 
 @refinements
 def test_they_are_pure_and_their_state_survives_a_checkpoint(stage: Any) -> None:
-    _, state = stage.refine(PROPOSAL, STATS, stage.init(INFO))
+    _, state = stage.refine(PROPOSAL, STATS, stage.init(INFO, Run()))
     before, proposal = copy.deepcopy(state), copy.deepcopy(PROPOSAL)
     weights, after = stage.refine(PROPOSAL, STATS, state)
     again, after_again = stage.refine(PROPOSAL, STATS, decode(encode(state)))
@@ -176,7 +176,7 @@ def test_a_trust_region_hardly_moves_for_limits_below_rounding(limit: float) -> 
 def test_a_trust_region_lets_domains_come_and_go() -> None:
     info = Domains(("a", "b"), [1, 1])
     stage = TrustRegion(0.05)
-    state = stage.init(info)
+    state = stage.init(info, Run())
     for loss in ([2.0, 0.0], [0.0, 2.0], [2.0, 0.0]):
         for _ in range(60):
             proposal = Weights(np.array(loss) / 2.0, loss, info.importance)
@@ -237,4 +237,4 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="updates must be an integer"):
         WarmUp(1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"lower must be in \[0, 1/K\]; got 0.4 with K=4"):
-        Floor(lower=0.4).init(INFO)
+        Floor(lower=0.4).init(INFO, Run())

@@ -50,6 +50,10 @@ def words() -> Inputs:
     return {"input_ids": torch.randint(3, V, (B, T))}
 
 
+def choices() -> Inputs:
+    return {"input_ids": torch.randint(3, V, (B, 4, T))}
+
+
 def both() -> Inputs:
     return words() | {"decoder_input_ids": torch.randint(3, V, (B, T - 1))}
 
@@ -168,7 +172,7 @@ def fused(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def patched() -> nn.Module:
         from trl.trainer.utils import add_fused_lm_head
 
-        from adaptmix_transformers import heads  # noqa: F401 (registers TRL's)
+        from adaptmix_transformers import _heads  # noqa: F401 (registers TRL's)
 
         model = build().float()  # TRL's kernels compute in float32
         add_fused_lm_head(model)
@@ -241,6 +245,7 @@ ARCHITECTURES: dict[str, Case] = {
     ),
     # Encoders.
     "BERT": (of("BertForMaskedLM", "BertConfig", **TEXT), words),
+    "BERT, multiple choice": (of("BertForMultipleChoice", "BertConfig", **TEXT), choices),
     "RoBERTa": (of("RobertaForMaskedLM", "RobertaConfig", **TEXT), words),
     "DistilBERT": (
         of(

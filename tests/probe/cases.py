@@ -209,13 +209,15 @@ def observe(
     domains: Tensor = DOMAINS,
     factors: Tensor = FACTORS,
     parts: int = 1,
+    proved: bool = True,
     after: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> GradientSums | None:
-    """One observed step of ``parts`` micro-batches."""
+    """One observed step of ``parts`` micro-batches, ``proved`` to be read right."""
     probe.arm(True, step=0)
     for part in torch.arange(len(domains)).chunk(parts):
-        loss = (factors[part] * losses(model(inputs[part]), targets[part])).sum()
-        probe.expect(domains[part], factors[part], loss)
+        each = losses(model(inputs[part]), targets[part])
+        loss = (factors[part] * each).sum()
+        probe.expect(domains[part], factors[part], loss, values=each if proved else None)
         after(loss).backward()
     return probe.collect()
 

@@ -63,8 +63,9 @@ def test_gradients_are_seen_and_right(name: str, estimator: str) -> None:
     probe = GradientProbe(model, K, estimator=estimator, seed=3)
     probe.attach()
     probe.arm(True, step=0)
-    loss = FACTORS @ losses(model, inputs)
-    probe.expect(DOMAINS, FACTORS, loss)
+    each = losses(model, inputs)
+    loss = FACTORS @ each
+    probe.expect(DOMAINS, FACTORS, loss, values=each)
     loss.backward()
     got = probe.collect()
     probe.detach()

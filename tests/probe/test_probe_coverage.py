@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture
@@ -70,6 +71,35 @@ class Places(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1])
         output: Tensor = self.words(x) + self.places(places[None] if self.batched else places)
+        return output
+
+
+class OwnPlaces(nn.Module):
+    """Every row of a batch has positions of its own, which are counted through."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(V, width), nn.Embedding(64, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.numel()).view(x.shape)
+        output: Tensor = self.words(x) + self.places(places)
+        return output
+
+
+class PackedRows(nn.Module):
+    """A recurrent network over rows that are sorted by length and packed, and put back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.network = nn.LSTM(width, width, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(len(x)) % 3 + 4
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        output: Tensor = pad_packed_sequence(
+            self.network(packed)[0], batch_first=True, total_length=x.shape[1]
+        )[0]
         return output
 
 
@@ -167,6 +197,30 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], dict[str, str], list[str]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+def test_rows_of_what_has_no_samples_are_left_out(estimator: str) -> None:
+    """A tensor made of a buffer, or of numbers, with rows of its own beside the samples'."""
+    model, (inputs, targets) = Stack(OwnPlaces(8), [], nn.Linear(8, V)).double(), tokens()
+    probe = attached(model, estimator)
+    got = observe(probe, model, inputs, targets)
+    assert got is not None
+    assert probe.coverage.unseen == {"stem.places": "Embedding"}
+    assert got.mass[1] > 0.0
+
+
+def test_packed_rows_are_not_seen_and_others_are_not_mistaken_for_theirs(estimator: str) -> None:
+    model, (inputs, targets) = stack(PackedRows(8)).double(), tokens()
+    probe = attached(model, estimator)
+    got = observe(probe, model, inputs, targets, factors=torch.ones(B, dtype=torch.float64))
+    assert got is not None
+    assert probe.coverage.unseen == {"blocks.0.network": "LSTM"}
+    held = torch.zeros(2, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        held[int("network" in name)] += parameter.grad.square().sum()
+    torch.testing.assert_close(got.mass, held, rtol=1e-5, atol=0.0)
+
+
 def assert_equivalent(got: GradientSums | None, want: GradientSums) -> None:
     """The same numbers, whatever the order of the parameters and with zeros for some."""
     assert got is not None
@@ -185,7 +239,8 @@ def test_attention_over_all_samples_at_once_is_not_seen(estimator: str) -> None:
     model, (inputs, targets) = stack(Unbatched(8)).double(), tokens()
     probe = attached(model, estimator)
     observe(probe, model, inputs, targets)
-    names = {"blocks.0.attention", "blocks.0.attention.out_proj"}
+    # What is below attention holds parts of all samples.
+    names = {"stem", "blocks.0.attention", "blocks.0.attention.out_proj"}
     assert set(probe.coverage.unseen) == names
 
 
@@ -306,8 +361,8 @@ def trained(**options: Any) -> Controller:
     torch.manual_seed(0)
     controller, model = Controller(Mixture({"a": rows(0), "b": rows(1)}), **options), Loud()
     controller.watch(model)
-    for (inputs, targets), draw in controller.loader(8, steps=40):
-        controller.loss(losses(model(inputs), targets), draw).backward()
+    for (inputs, targets), draw in controller.loader(8, steps=40).with_draws():
+        controller.loss(losses(model(inputs), targets), draw=draw).backward()
         controller.step()
     return controller
 
@@ -350,7 +405,7 @@ def test_rows_inside_the_model_are_looked_at_in_the_first_step() -> None:
     """Not in the first measured one, which is the tenth."""
     controller, model = Controller(Mixture({"a": rows(0), "b": rows(1)})), Loud()
     controller.watch(model)
-    (inputs, targets), draw = next(iter(controller.loader(8, steps=40)))
+    (inputs, targets), draw = next(iter(controller.loader(8, steps=40).with_draws()))
     each = losses(model(torch.cat([inputs, inputs])), targets.repeat(2)).view(2, -1).mean(0)
     with pytest.raises(SeamError, match=r"layers ran 16.*samples=torch.arange\(8\)"):
-        controller.loss(each, draw)
+        controller.loss(each, draw=draw)

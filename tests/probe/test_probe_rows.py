@@ -121,10 +121,11 @@ def test_the_rows_of_a_sample_add_up_before_they_are_squared(
     probe = attached(model, estimator)
     probe.arm(True, step=0)
     for part in torch.arange(B).chunk(parts):
-        total = FACTORS[part] @ loss(model, inputs[part])
+        each = loss(model, inputs[part])
+        total = FACTORS[part] @ each
         k, n = len(samples) // B, len(part)
         numbers = torch.arange(n).repeat(k) if samples is BLOCKS else NEXT[: n * k]
-        probe.expect(DOMAINS[part], FACTORS[part], total, samples=numbers)
+        probe.expect(DOMAINS[part], FACTORS[part], total, samples=numbers, values=each)
         total.backward()
     assert_same(probe.collect(), by_sample(probe, model, loss, inputs))
     assert probe.coverage.share == 1.0

@@ -194,7 +194,13 @@ def test_nothing_waits_for_the_device(name: str, estimator: str) -> None:
             inputs = inputs.float()
         domains, factors = torch.zeros(B, dtype=torch.int64), torch.ones(B)
         probe = attached(model, estimator)
-        got = observe(probe, model, inputs, targets, domains=domains, factors=factors, parts=2)
+        got = observe(
+            *(probe, model, inputs, targets),
+            domains=domains,
+            factors=factors,
+            parts=2,
+            proved=False,
+        )
         assert got is not None
         assert got.gram().shape == (K, K)
         with pytest.raises(DataDependentOutputException):

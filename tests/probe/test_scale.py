@@ -11,7 +11,7 @@ from adaptmix import Controller, policies
 from adaptmix.probe.estimators._gradients import GradientSums
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.RowLengthWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.RowLengthWarning")
 
 STATIC = policies.Static(
     sampling={"a": 0.2, "b": 0.3, "c": 0.5}, loss={"a": 0.5, "b": 2.0, "c": 1.0}
@@ -46,7 +46,7 @@ def test_neither_weights_nor_reduction_nor_accumulation_nor_scale_enter(
         runs.mixture(),
         policy=STATIC,
         update_every=1,
-        observe_every=1,
+        measure_every=1,
         lag=0,
         unit=unit,
         mode=mode,
@@ -69,7 +69,7 @@ def test_neither_weights_nor_reduction_nor_accumulation_nor_scale_enter(
         return sums
 
     probe.collect = spy  # type: ignore[method-assign]
-    loader = iter(controller.loader(12, accumulation=accumulation, steps=3))
+    loader = iter(controller.loader(12, accumulation=accumulation, steps=3).with_draws())
     for step in range(2):
         want_count.zero_()
         want_square.zero_()
@@ -78,7 +78,7 @@ def test_neither_weights_nor_reduction_nor_accumulation_nor_scale_enter(
             (inputs, targets, _), draw = next(loader)
             mask = torch.arange(LENGTH) <= torch.arange(len(inputs)).unsqueeze(1) % LENGTH
             losses = token_losses(net, inputs, targets)
-            (scale * controller.loss(losses, draw, mask=mask)).backward()
+            (scale * controller.loss(losses, draw=draw, mask=mask)).backward()
             each = row_loss(token_losses(net, inputs, targets), mask, unit)
             for loss, domain in zip(each, draw.domains.tolist(), strict=True):
                 parts = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)

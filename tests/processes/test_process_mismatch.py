@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adaptmix import Controller, Mixture, policies
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 
 # A collective that waits this long is one that the other process is not in.
 PATIENCE = timedelta(seconds=30)
@@ -60,8 +60,8 @@ class Rated:
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
-    def init(self, domains: Any) -> Any:
-        return policies.Static().init(domains)
+    def init(self, domains: Any, run: Any) -> Any:
+        return policies.Static().init(domains, run)
 
     def update(self, stats: Any, state: Any) -> Any:
         return policies.Static().update(stats, state)
@@ -89,12 +89,12 @@ BUILT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a user's policy": ({"policy": Rated(0.1)}, {"policy": Rated(0.2)}, "policy.rate"),
     "lag": ({}, {"lag": 8}, "lag"),
-    "sampler": ({}, {"sampler": "multinomial"}, "sampler"),
+    "counts": ({}, {"counts": "multinomial"}, "counts"),
     "mode": ({}, {"mode": "observe"}, "mode"),
     "unit": ({}, {"unit": "token"}, "unit"),
     "half-life": ({}, {"half_life": 9.0}, "half_life"),
     "update_every": ({}, {"update_every": 2}, "update_every"),
-    "observe_every": ({}, {"observe_every": 1}, "observe_every"),
+    "measure_every": ({}, {"measure_every": 1}, "measure_every"),
     "estimator": ({}, {"estimator": "exact"}, "estimator"),
     "tokens_per_row": (
         {"unit": "token", "tokens_per_row": dict.fromkeys("abc", 1.0)},
@@ -197,9 +197,9 @@ def without_backward(rank: int) -> None:
     net = runs.model()
     controller = Controller(runs.mixture(), policy="variance_aware", update_every=1)
     controller.watch(net)
-    for (inputs, targets, _), draw in controller.loader(6, steps=4):
+    for (inputs, targets, _), draw in controller.loader(6, steps=4).with_draws():
         losses = F.cross_entropy(net(inputs), targets, reduction="none")
-        loss = controller.loss(losses, draw)
+        loss = controller.loss(losses, draw=draw)
         if rank == 0:
             loss.backward()
         controller.step()
@@ -233,12 +233,12 @@ def losses_by_one(rank: int) -> Any:
     controller = Controller(runs.mixture(), policy="variance_aware", update_every=2, unit="token")
     controller.watch(net)
     wrapped = DistributedDataParallel(net)
-    for (inputs, targets, _), draw in controller.loader(6, steps=STEPS):
+    for (inputs, targets, _), draw in controller.loader(6, steps=STEPS).with_draws():
         losses = F.cross_entropy(wrapped(inputs), targets, reduction="none")
         factors = controller.multipliers(draw) / 12
         loss = losses @ factors.double()
         controller.observe(
-            loss, draw, factors=factors, losses=losses.unsqueeze(1) if rank == 0 else None
+            loss, draw=draw, factors=factors, losses=losses.unsqueeze(1) if rank == 0 else None
         )
         loss.backward()
         controller.step()
@@ -269,8 +269,8 @@ def tensor_parallel(rank: int) -> Any:
     with pytest.raises(TypeError, match=r'got DeviceMesh\. Of a device mesh take mesh\["dp"\]'):
         Controller(runs.mixture(), process_group=mesh)  # type: ignore[arg-type]
     rows = []
-    for _, draw in controller.loader(6, steps=STEPS):
-        controller.loss(torch.ones(6, requires_grad=True), draw).backward()
+    for _, draw in controller.loader(6, steps=STEPS).with_draws():
+        controller.loss(torch.ones(6, requires_grad=True), draw=draw).backward()
         controller.step()
         rows.append(draw.rows.tolist())
     return rows, float(controller.statistics.seen.sum())
@@ -293,8 +293,8 @@ def worker(rank: int, folder: str) -> None:
 
     def made_early(rank: int, of: int) -> None:
         controller, loader = (early, early_loader) if rank >= of else (late, late_loader)
-        for _, draw in loader:
-            controller.loss(torch.ones(6, requires_grad=True), draw).backward()
+        for _, draw in loader.with_draws():
+            controller.loss(torch.ones(6, requires_grad=True), draw=draw).backward()
             controller.step()
 
     outcomes: dict[str, Any] = {}

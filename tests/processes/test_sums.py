@@ -17,14 +17,14 @@ from adaptmix import Controller
 from adaptmix.state._checkpoint import load, save
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 
 STEPS, STOP = 30, 13
 
 
 def make(world_size: int, net: torch.nn.Module) -> runs.Run:
     """A run whose global batch is 2 × 12 rows on any number of processes."""
-    controller = Controller(runs.mixture(), policy="joint", update_every=5, observe_every=1, lag=4)
+    controller = Controller(runs.mixture(), policy="joint", update_every=5, measure_every=1, lag=4)
     controller.watch(net)
     wrap = DistributedDataParallel if world_size > 1 else (lambda plain: plain)
     return runs.Run(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.solvers import counts_residual, neyman_counts
+from adaptmix.solvers import neyman_counts
+from tests.solvers.certificates import counts_residual
 
 whole = st.integers(0, 30)
 wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent)

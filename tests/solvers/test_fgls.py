@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.solvers import fgls_residual, fgls_weights
+from adaptmix.solvers import fgls_weights
+from tests.solvers.certificates import fgls_residual
 
 wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent)
 domains = st.lists(st.tuples(wide, wide, wide), min_size=1, max_size=12).map(

@@ -10,16 +10,18 @@ import pytest
 
 from adaptmix._checks import FloatArray
 from adaptmix.solvers import (
-    allocation_residual,
-    counts_residual,
-    fgls_residual,
     fgls_weights,
-    gap_residual,
     gap_weights,
-    joint_residual,
     joint_weights,
     neyman_counts,
     neyman_shares,
+)
+from tests.solvers.certificates import (
+    allocation_residual,
+    counts_residual,
+    fgls_residual,
+    gap_residual,
+    joint_residual,
 )
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from adaptmix._checks import FloatArray
-from adaptmix.solvers import allocation_residual, neyman_shares
+from adaptmix.solvers import neyman_shares
+from tests.solvers.certificates import allocation_residual
 
 TOLERANCE = 1e-9
 wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent) | st.just(0.0)

@@ -15,7 +15,7 @@ from adaptmix._checks import FloatArray
 from adaptmix.solvers import TransferSolution, transfer_weights
 
 TOLERANCE = 1e-9
-ROUNDING = 16 * np.finfo(np.float64).eps
+ROUNDING = 64 * np.finfo(np.float64).eps
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -103,7 +103,9 @@ def residual(solution: TransferSolution, **data: Any) -> float:
         delta[free] = np.linalg.lstsq(2 * gram[np.ix_(free, free)], off, rcond=1e-15)[0]
         moved = gap(slope + 2 * gram @ delta, alpha, lower, upper)
         gaps.append(moved + float(delta @ gram @ delta))
-    allowed = ROUNDING * float(np.abs(raw).max()) + np.finfo(np.float64).tiny  # digits of G itself
+    # What float64 tells of G itself, and of an error that may be exactly 0.
+    spread = v_sq * (1 / np.asarray(data["sizes"]) + 1 / data.get("draws", math.inf))
+    allowed = ROUNDING * (float(np.abs(raw).max()) + float(spread.mean())) + 1e-300
     short = max(min(gaps) + gap(by_share, p, least, most) - allowed, 0.0) / (value + allowed)
     outside = max(
         (lower - alpha).max(), (alpha - upper).max(), (least - p).max(), (p - most).max(),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptmix.solvers._waterfill import trade_residual, water_fill
+from adaptmix.solvers._waterfill import water_fill
+from tests.solvers.certificates import trade_residual
 
 wide = st.floats(-30.0, 30.0).map(lambda exponent: 10.0**exponent)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptmix.trainers._additivity import couplings, gradients
-from adaptmix.trainers._frontier import find_frontier
+from adaptmix.trainers._additivity import couplings, loss_gradients
+from adaptmix.trainers._inputs import find_loss_inputs
 
 ROWS = 6
 Parts = tuple[nn.Linear, nn.Linear, Tensor]
@@ -29,11 +29,11 @@ def test_rows_are_scaled_and_penalties_are_not() -> None:
     z = head(torch.tanh(body(x)))
     penalty = body.weight.square().sum() + head.weight.abs().sum()
     loss = F.cross_entropy(z, targets) + penalty
-    frontier = find_frontier(loss, [z])
-    assert frontier.tensors == (z,)
-    assert not frontier.reads_rows_elsewhere()
-    assert not frontier.scaled_by_parameters()
-    arrived = frontier.scale(factors)
+    loss_inputs = find_loss_inputs(loss, [z])
+    assert loss_inputs.tensors == (z,)
+    assert not loss_inputs.reads_rows_elsewhere()
+    assert not loss_inputs.scaled_by_parameters()
+    arrived = loss_inputs.scale(factors)
     parameters = [*body.parameters(), *head.parameters()]
     got = torch.autograd.grad(loss, parameters)
     assert arrived == [0]
@@ -50,7 +50,7 @@ def test_hooks_on_the_tensor_see_the_scaled_gradient() -> None:
     seen: list[Tensor] = []
     z.register_hook(seen.append)
     loss = z.square().sum()
-    find_frontier(loss, [z]).scale(torch.full((ROWS,), 3.0))
+    find_loss_inputs(loss, [z]).scale(torch.full((ROWS,), 3.0))
     loss.backward()
     torch.testing.assert_close(seen[0], 6.0 * z.detach())
 
@@ -60,8 +60,8 @@ def test_casts_and_copies_are_looked_through() -> None:
     z = head(body(x))
     shown = z.float().clone()
     loss = z.square().sum()
-    assert find_frontier(loss, [shown]).tensors == (shown,)
-    assert find_frontier(loss, [z.softmax(-1)]).tensors == ()
+    assert find_loss_inputs(loss, [shown]).tensors == (shown,)
+    assert find_loss_inputs(loss, [z.softmax(-1)]).tensors == ()
 
 
 def test_blocks_of_rows_belong_to_samples_in_turn() -> None:
@@ -70,7 +70,7 @@ def test_blocks_of_rows_belong_to_samples_in_turn() -> None:
     leaf = torch.ones(2 * ROWS, requires_grad=True)
     z = leaf * 1.0
     loss = z.sum()
-    find_frontier(loss, [z]).scale(factors)
+    find_loss_inputs(loss, [z]).scale(factors)
     loss.backward()
     assert leaf.grad is not None
     assert leaf.grad.tolist() == factors.repeat(2).tolist()
@@ -91,9 +91,9 @@ def test_rows_that_are_read_elsewhere_are_noticed(which: str) -> None:
     rest = rests[which]()
     loss = z.square().mean() + rest
     candidates = [z, hidden] if which == "upstream" else [z]
-    frontier = find_frontier(loss, candidates)
-    assert frontier.reads_rows_elsewhere() or frontier.overlaps()
-    assert find_frontier(loss, [z], kept=[rest]).reads_rows_elsewhere() is False
+    loss_inputs = find_loss_inputs(loss, candidates)
+    assert loss_inputs.reads_rows_elsewhere() or loss_inputs.overlaps()
+    assert find_loss_inputs(loss, [z], kept=[rest]).reads_rows_elsewhere() is False
 
 
 @pytest.mark.parametrize("which", ["temperature", "layer", "uncertainty"])
@@ -107,7 +107,7 @@ def test_parameters_between_rows_and_loss_are_noticed(which: str) -> None:
         "layer": lambda: other(z).logsumexp(-1).mean(),
         "uncertainty": lambda: z.logsumexp(-1).mean() * (-scale).exp() + scale,
     }[which]()
-    assert find_frontier(loss, [z]).scaled_by_parameters()
+    assert find_loss_inputs(loss, [z]).scaled_by_parameters()
 
 
 TARGETS = torch.arange(ROWS) % 3
@@ -130,7 +130,7 @@ def test_sums_over_rows_are_told_from_others(name: str, seed: int) -> None:
     body, head, x = parts()
     z = head(torch.tanh(body(x)))
     loss = function(z)
-    frontier = find_frontier(loss, [z])
-    first = gradients(loss, frontier, twice=True)
-    assert (couplings(frontier, first, samples=ROWS, seed=seed) is None) == additive
+    loss_inputs = find_loss_inputs(loss, [z])
+    first = loss_gradients(loss, loss_inputs, twice=True)
+    assert (couplings(loss_inputs, first, samples=ROWS, seed=seed) is None) == additive
     loss.backward()  # the graph is still there

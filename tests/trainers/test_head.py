@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptmix import Controller, SeamError, policies
-from adaptmix.trainers._head import BackwardProof, HeadSeam, scale_rows
+from adaptmix import Controller, policies
+from adaptmix.errors import SeamError
+from adaptmix.trainers import BackwardProof, WeightedHead, scale_rows
 from tests import runs
 
 STATIC = policies.Static(
@@ -40,18 +41,18 @@ def test_a_mean_loss_weighted_at_its_head_is_the_objective() -> None:
     controllers = [
         Controller(runs.mixture(), policy=STATIC, lag=0, update_every=1) for _ in range(2)
     ]
-    seam = HeadSeam(nets[1], "2")
-    loaders = [controller.loader(12, steps=5) for controller in controllers]
+    seam = WeightedHead(nets[1], "2")
+    loaders = [controller.loader(12, steps=5).with_draws() for controller in controllers]
     for controller in controllers:
         controller.watch(nets[controllers.index(controller)])
     for ((inputs, targets, _), draw), (_, same) in zip(*loaders, strict=True):
         losses = F.cross_entropy(nets[0](inputs), targets, reduction="none")
-        controllers[0].loss(losses, draw).backward()
+        controllers[0].loss(losses, draw=draw).backward()
         factors = controllers[1].multipliers(same)
         seam.open(factors)
         loss = F.cross_entropy(nets[1](inputs), targets)
         seam.close()
-        controllers[1].observe(loss, same, factors=factors / len(same))
+        controllers[1].observe(loss, draw=same, factors=factors / len(same))
         loss.backward()
         seam.check_backward()
         torch.testing.assert_close(gradient(nets[1]), gradient(nets[0]), rtol=1e-12, atol=1e-14)
@@ -68,15 +69,15 @@ def test_a_mean_loss_weighted_at_its_head_is_the_objective() -> None:
 
 def test_in_mode_observe_nothing_is_multiplied() -> None:
     controller = Controller(runs.mixture(), mode="observe")
-    _, draw = next(iter(controller.loader(6, steps=2)))
+    _, draw = next(iter(controller.loader(6, steps=2).with_draws()))
     assert controller.multipliers(draw).tolist() == [1.0] * 6
 
 
 def test_a_head_that_does_not_see_the_loss_is_an_error() -> None:
     net = runs.model()
     with pytest.raises(ValueError, match="head must name a module of the model; got 'out'"):
-        HeadSeam(net, "out")
-    seam = HeadSeam(net, "2")
+        WeightedHead(net, "out")
+    seam = WeightedHead(net, "2")
     seam.open(torch.ones(3))
     with pytest.raises(SeamError, match=r"must be called once.*got 0 calls"):
         seam.close()
@@ -134,9 +135,9 @@ def test_a_loss_that_was_differentiated_twice() -> None:
 @pytest.mark.parametrize(("divisor", "refused"), [(4.0, True), (1.0, False), (1.0 / 512, False)])
 def test_a_loop_that_divides_by_the_accumulation_again(divisor: float, refused: bool) -> None:
     controller = Controller(runs.mixture(), policy="static")
-    for _, draw in controller.loader(3, accumulation=4, steps=1):
+    for _, draw in controller.loader(3, accumulation=4, steps=1).with_draws():
         losses = torch.ones(len(draw), requires_grad=True)
-        (controller.loss(losses, draw) / divisor).backward()
+        (controller.loss(losses, draw=draw) / divisor).backward()
     if refused:
         with pytest.raises(SeamError, match=r"accumulation of 4.*already; got 0.25 times"):
             controller.step()

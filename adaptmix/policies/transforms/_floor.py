@@ -8,6 +8,7 @@ from typing import Any
 from adaptmix._checks import lower_share
 from adaptmix._simplex import mix_floor
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies._quiet import LEAST_SHARE
 
 
@@ -28,10 +29,12 @@ class Floor:
         Ours: importance sampling with a defensive mixture, Hesterberg (1995).
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> domains = Domains(("a", "b"), sizes=[100, 100])
         >>> floor = Floor(lower=0.2)
         >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
-        >>> weights, _ = floor.refine(proposal, DomainStats(count=[9, 9]), floor.init(domains))
+        >>> state, stats = floor.init(domains, Run()), DomainStats(count=[9, 9])
+        >>> weights, _ = floor.refine(proposal, stats, state)
         >>> weights.sampling.round(3).tolist()
         [0.8, 0.2]
     """
@@ -40,7 +43,7 @@ class Floor:
 
     requires = frozenset[str]()
 
-    def init(self, domains: Domains) -> dict[str, Any]:
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
         """Return the state, in which nothing is remembered."""
         self._least(len(domains))
         return {}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray, number
 from adaptmix._types import Domains, DomainStats
+from adaptmix.policies._base import Run
 from adaptmix.policies._moments import row_scatter, within
 
 # Variances, and the count of the samples each is made of.
@@ -52,8 +53,8 @@ class Shrink:
         samples: samples after which the estimate of a variance is as uncertain as it is large, its
             relative variance being samples / n. It is E[y²] / E[y]² − 1 for the squared norm y of
             one sample: 2 for Gaussian gradients in one direction, less in many, more with heavy
-            tails. For gradients it is only where one starts from: once ``grad_sq_var`` is known,
-            the run's own takes its place. 0 takes every estimate at its word.
+            tails. For gradients it is only where one starts from: once ``grad_sq_scatter`` is
+            known, the run's own takes its place. 0 takes every estimate at its word.
 
     Raises:
         ValueError: negative samples.
@@ -64,8 +65,9 @@ class Shrink:
         tests/benchmarks/bench_policies.py.
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> shrink = Shrink()
-        >>> state = shrink.init(Domains(("a", "b", "c"), sizes=[9, 9, 9]))
+        >>> state = shrink.init(Domains(("a", "b", "c"), sizes=[9, 9, 9]), Run())
         >>> noisy = DomainStats(count=[10, 10, 10], grad_var=[1.0, 1.4, 0.6])
         >>> shrink.prepare(noisy, state)[0].grad_var.round(2).tolist()
         [0.97, 0.97, 0.97]
@@ -81,7 +83,7 @@ class Shrink:
     def __post_init__(self) -> None:
         number("samples", self.samples, minimum=0.0)
 
-    def init(self, domains: Domains) -> dict[str, Any]:
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
         """Return the state, in which nothing is remembered."""
         return {}
 

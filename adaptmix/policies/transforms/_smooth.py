@@ -7,6 +7,7 @@ from typing import Any
 
 from adaptmix._checks import number
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies.transforms._steps import start, step
 
 
@@ -15,7 +16,7 @@ class Smooth:
     """A convex step from the weights last returned towards the proposed ones.
 
     p ← p + rate · (p̂ − p), and the same for w, which keeps Σ p = 1 and Σ π w = 1. Before the first
-    update the weights are those of a run without adaptmix. After t updates with the same proposal,
+    update they are those that the run starts with. After t updates with the same proposal,
     (1 − rate)ᵗ of the distance is left.
 
     Args:
@@ -28,10 +29,12 @@ class Smooth:
         Ours; the default is measured in tests/benchmarks/bench_policies.py.
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> domains = Domains(("a", "b"), sizes=[100, 100])
         >>> smooth = Smooth(rate=0.5)
         >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
-        >>> weights, _ = smooth.refine(proposal, DomainStats(count=[9, 9]), smooth.init(domains))
+        >>> state, stats = smooth.init(domains, Run()), DomainStats(count=[9, 9])
+        >>> weights, _ = smooth.refine(proposal, stats, state)
         >>> weights.sampling.tolist()
         [0.7, 0.3]
     """
@@ -44,9 +47,9 @@ class Smooth:
         # The least positive float stands for "> 0" beside a closed upper end.
         number("rate", self.rate, minimum=5e-324, maximum=1.0)
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the state: the weights of a run without adaptmix."""
-        return start(domains.importance)
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
+        """Return the state: the weights that the run starts with."""
+        return start(run.starting(domains))
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]

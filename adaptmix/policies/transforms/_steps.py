@@ -10,9 +10,9 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import Weights
 
 
-def start(importance: FloatArray) -> dict[str, FloatArray]:
-    """Return what is remembered before the first update: the weights of a run without adaptmix."""
-    return {"sampling": importance, "loss": np.ones_like(importance)}
+def start(weights: Weights) -> dict[str, FloatArray]:
+    """Return what is remembered before the first update: the weights that the run starts with."""
+    return {"sampling": weights.sampling, "loss": weights.loss}
 
 
 def step(

@@ -10,6 +10,7 @@ import numpy as np
 
 from adaptmix._checks import FloatArray, number
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies.transforms._steps import start, step
 
 # A proposal that takes (nearly) all of a domain's share away is (nearly) infinitely far. Steps
@@ -45,10 +46,12 @@ class TrustRegion:
         divergence; the default is measured in tests/benchmarks/bench_policies.py.
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> domains = Domains(("a", "b"), sizes=[100, 100])
         >>> region = TrustRegion()
         >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
-        >>> weights, _ = region.refine(proposal, DomainStats(count=[9, 9]), region.init(domains))
+        >>> state, stats = region.init(domains, Run()), DomainStats(count=[9, 9])
+        >>> weights, _ = region.refine(proposal, stats, state)
         >>> weights.sampling.round(3).tolist()
         [0.57, 0.43]
     """
@@ -61,9 +64,9 @@ class TrustRegion:
         if self.limit != math.inf:
             number("limit", self.limit, minimum=5e-324)
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the state: the weights of a run without adaptmix."""
-        return start(domains.importance)
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
+        """Return the state: the weights that the run starts with."""
+        return start(run.starting(domains))
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]

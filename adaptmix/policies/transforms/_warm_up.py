@@ -7,12 +7,13 @@ from typing import Any
 
 from adaptmix._checks import integer
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix.policies._base import Run
 from adaptmix.policies.transforms._steps import start, step
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The weights of a run without adaptmix for the first updates, then the proposed ones.
+    """The weights that the run starts with for the first updates, then the proposed ones.
 
     With ``linear=True`` the weights go from the ones to the others in equal steps: update t (from
     0) is t / updates of the way.
@@ -29,9 +30,10 @@ class WarmUp:
         Ours.
 
     Example:
+        >>> from adaptmix.policies import Run
         >>> domains = Domains(("a", "b"), sizes=[100, 100])
         >>> warm_up = WarmUp(1)
-        >>> state, stats = warm_up.init(domains), DomainStats(count=[9, 9])
+        >>> state, stats = warm_up.init(domains, Run()), DomainStats(count=[9, 9])
         >>> proposal = Weights([0.9, 0.1], [1.0, 1.0], domains.importance)
         >>> first, state = warm_up.refine(proposal, stats, state)
         >>> second, state = warm_up.refine(proposal, stats, state)
@@ -47,9 +49,9 @@ class WarmUp:
     def __post_init__(self) -> None:
         integer("updates", self.updates, minimum=0)
 
-    def init(self, domains: Domains) -> dict[str, Any]:
-        """Return the state: no update made."""
-        return {"made": 0}
+    def init(self, domains: Domains, run: Run) -> dict[str, Any]:
+        """Return the state: no update made, and the weights that the run starts with."""
+        return {"made": 0, "start": start(run.starting(domains))}
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
@@ -59,5 +61,5 @@ class WarmUp:
         if made >= self.updates:
             return weights, state
         part = made / self.updates if self.linear else 0.0
-        held, _ = step(start(weights.importance), weights, part)
-        return held, {"made": made + 1}
+        held, _ = step(state["start"], weights, part)
+        return held, {**state, "made": made + 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import MicroBatch, align, products
-from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._registry import Factored
 
 # Elements of per-sample gradients held at once.
 _CHUNK_ELEMENTS = 2**24
@@ -65,7 +66,8 @@ class ExactBatch(MicroBatch):
     def _multiplies_vectors(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
         """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
         return (
-            type(layer.rule) is Matrix
+            isinstance(layer.rule, Factored)
+            and layer.rule.plain
             and x.ndim == 2
             and all(
                 self._few_products(index, samples) and not self._parameters.refused(index)
@@ -79,7 +81,7 @@ class ExactBatch(MicroBatch):
             self._square += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
             self._sums[layer.indices["bias"]] = members.T @ g
         if "weight" in layer.indices:
-            pair = (x, g) if cast(Matrix, layer.rule).inputs_dim == 0 else (g, x)
+            pair = (x, g) if cast(Factored, layer.rule).inputs_dim == 0 else (g, x)
             square, self._sums[layer.indices["weight"]] = products(*pair, members)
             self._square += square
 
@@ -113,18 +115,22 @@ class ExactBatch(MicroBatch):
         self._sums.clear()
         self._stash.clear()
 
-    def _vectors(self) -> list[Tensor] | None:
+    def image(self, index: int, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient
+
+    def _parts(self) -> dict[int, Tensor]:
         for index, stash in self._stash.items():
             if not self._parameters.refused(index):
                 self._reduce(index, slice(None), stash)
         self._stash.clear()
-        if not self._sums:
-            return None
-        self._parameters.see(self._sums)
+        return dict(self._sums)
+
+    def _joined(self, parts: Mapping[int, Tensor]) -> list[Tensor]:
         shapes, dtypes = self._parameters.shapes, self._parameters.dtypes
         return [
-            self._sums[i]
-            if i in self._sums
+            parts[i]
+            if i in parts
             else self._square.new_zeros(self._num_domains, *shapes[i], dtype=dtypes[i])
             for i in self._parameters.candidates
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,11 @@ from adaptmix.probe.rules._registry import Factored
 _GRAM_COLUMNS = 2**20  # of a gradient matrix, held in float64 at once
 # Up to so many domains, sums of products of vectors cost less than the products themselves.
 _FEW_DOMAINS = 32
+
+
+Kind = tuple[tuple[int, ...], int, bool, bool]
+"""What a call is taken for: its parameters, rows of each sample, whether they are in an order of
+their own, and whether another dim is theirs."""
 
 
 @dataclass(eq=False)
@@ -78,11 +85,14 @@ class MicroBatch(ABC):
         self.first: list[tuple[GradientEdge, torch.Size]] = []  # outputs of the first calls
         self.sizes: Counter[int] = Counter()  # first dims of the calls' inputs
         self.rows = 0  # that the model's outermost call is of
+        self.kinds: set[Kind] = set()  # of its calls
+        self.precision = torch.float64  # the coarsest that a call computes in
         self._parameters = parameters
         self._num_domains = num_domains
         self._scale: Tensor | None = None
         self._accumulates: Node | None = None
         self._active = False
+        self._arrived = False  # whether a gradient did
         self.twice = False  # whether its gradients may be differentiated again
         self._segments: Segments | None = None
 
@@ -110,6 +120,35 @@ class MicroBatch(ABC):
         self._factors = factors.detach().double()
         self._kept = self._factors != 0.0
         self._square = torch.zeros_like(self._factors)
+
+    def note(self, kind: Kind, dtype: torch.dtype) -> None:
+        """Note what a call is taken for, and what it computes in."""
+        self.kinds.add(kind)
+        if dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(self.precision).eps:
+            self.precision = dtype
+
+    @contextmanager
+    def rehearsal(
+        self, domains: Tensor, factors: Tensor, samples: Tensor | None
+    ) -> Iterator[dict[int, Tensor]]:
+        """Read a backward pass that is not the step's, of rows' gradients times factors.
+
+        Yields what gets, afterwards, the (K, …) sums by domain of each parameter that was read.
+        """
+        self.expect(domains, factors, samples=samples)
+        self._scale, self._active = 1.0 / self._factors, True
+        sums: dict[int, Tensor] = {}
+        try:
+            yield sums
+            sums.update(self._parts())
+        finally:
+            self._active = False
+            self._restart()
+            self._scale = None
+
+    @abstractmethod
+    def image(self, index: int, gradient: Tensor) -> Tensor:
+        """Return the (…) image of a parameter's gradient, as sums hold it."""
 
     def begin(self, upstream: Tensor) -> None:
         """Start a backward pass, given the gradient () that arrives at the loss.
@@ -150,6 +189,7 @@ class MicroBatch(ABC):
         """
         if self._scale is None or not self._active:  # the gradient is that of another loss
             return
+        self._arrived = True
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
             return
@@ -167,7 +207,10 @@ class MicroBatch(ABC):
             gradients: (rows, *shape).
             ids: as for ``add``.
         """
-        if self._scale is None or not self._active or self._parameters.refused(index):
+        if self._scale is None or not self._active:
+            return
+        self._arrived = True
+        if self._parameters.refused(index):
             return
         size = len(gradients)
         if self._segments is not None or (ids is None and size not in self.row_numbers):
@@ -227,11 +270,16 @@ class MicroBatch(ABC):
 
     def _restart(self) -> None:
         """Forget the gradients of an earlier backward pass."""
+        self._arrived = False
         self._square.zero_()
 
     @abstractmethod
-    def _vectors(self) -> list[Tensor] | None:
-        """Return the sums by domain, having filled ``_square``; None when no gradient arrived."""
+    def _parts(self) -> dict[int, Tensor]:
+        """Return the (K, …) sums by domain of parameters, having filled ``_square``."""
+
+    @abstractmethod
+    def _joined(self, parts: Mapping[int, Tensor]) -> list[Tensor]:
+        """Return ``GradientSums.vectors``, with zeros for parameters that are not among parts."""
 
     def finish(self) -> GradientSums | None:
         """Return the sums, or None when no gradient arrived.
@@ -240,9 +288,11 @@ class MicroBatch(ABC):
         them are finite, so a micro-batch in which any gradient is not finite counts nothing. The
         optimizer step it belongs to is spoilt by the same gradient.
         """
-        vectors = self._vectors()
-        if vectors is None:
+        if not self._arrived:
             return None
+        parts = self._parts()
+        self._parameters.see(parts)
+        vectors = self._joined(parts)
         broken = ~self._square.isfinite().all()
         if self.twice:
             self._square, self._kept = self._square * 0.0, self._kept & False

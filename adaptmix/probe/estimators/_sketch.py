@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isqrt
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn import functional
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import MicroBatch, products
 from adaptmix.probe.estimators._signs import CountSketch, Signs, joined, rows_at_once
-from adaptmix.probe.rules._layers import Matrix
 from adaptmix.probe.rules._registry import Factored
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
@@ -213,7 +212,7 @@ class SketchBatch(MicroBatch):
     ) -> None:
         index = layer.indices["weight"]
         few = self._few_products(index, samples)
-        if isinstance(rule, Matrix) and inputs.shape[1] == 1 and few:
+        if rule.outer and inputs.shape[1] == 1 and few:
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
@@ -232,11 +231,15 @@ class SketchBatch(MicroBatch):
         self._rows.clear()
         self._pairs.clear()
 
-    def _vectors(self) -> list[Tensor] | None:
+    def image(self, index: int, gradient: Tensor) -> Tensor:
+        """Return the gradient's sketch."""
+        gradient = gradient.to(self._parameters.dtypes[index])
+        return self._projections.sketch(index, gradient.unsqueeze(0)).squeeze(0)
+
+    def _parts(self) -> dict[int, Tensor]:
         if not self._rows and not self._pairs:
-            return None
+            return {}
         assert self._scale is not None
-        self._parameters.see([*self._rows, *self._pairs])
         candidates = self._parameters.candidates
         seen = [index for index in candidates if not self._parameters.refused(index)]
         parts: dict[int, Tensor] = {}
@@ -254,12 +257,17 @@ class SketchBatch(MicroBatch):
                 self._square += square
                 parts[index] = sums.flatten(1)
         self._square *= self._scale.square()
+        return parts
+
+    def _joined(self, parts: Mapping[int, Tensor]) -> list[Tensor]:
         empty = self._square.new_zeros
         return [
             torch.cat(
                 [
                     parts[index] if index in parts else empty(self._num_domains, width)
-                    for index, width in zip(candidates, self._projections.widths, strict=True)
+                    for index, width in zip(
+                        self._parameters.candidates, self._projections.widths, strict=True
+                    )
                 ],
                 dim=1,
             )

@@ -53,6 +53,12 @@ class Factored(ABC):
     gradient is Σ_t o_t.
     """
 
+    outer = False
+    """Whether a weight's gradient at one position is the product of both its features' vectors."""
+
+    plain = False
+    """Whether features are what the last dims of input and output gradient hold, as they are."""
+
     inputs_dim = 1
     """Along which dim of the weight, 0 or 1, input features run; output features: the other."""
 
@@ -164,6 +170,23 @@ def find_rule(module: nn.Module) -> Rule | None:
             rule, supports = found
             return rule if supports(module) else None
     return None
+
+
+Recogniser = Callable[[nn.Module], Rule | None]
+_RECOGNISERS: list[Recogniser] = []
+
+
+def register_recogniser(recogniser: Recogniser) -> Recogniser:
+    """Register what finds a rule for modules of types that have none, by what they compute."""
+    _RECOGNISERS.append(recogniser)
+    return recogniser
+
+
+def recognise(module: nn.Module) -> Rule | None:
+    """Return the rule for a module by its type, or by what it computes."""
+    rule = find_rule(module)
+    found = (recogniser(module) for recogniser in _RECOGNISERS)
+    return rule or next((other for other in found if other is not None), None)
 
 
 def _name(kind: type | str) -> str:

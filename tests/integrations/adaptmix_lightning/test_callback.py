@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptmix import FreshStartWarning, LoggingWarning, StateError
-from adaptmix.errors import SeamError
+from adaptmix.errors import FreshStartWarning, LoggingWarning, SeamError, StateError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
@@ -228,11 +227,11 @@ class Validated(pl.Classifier):
         return DataLoader(pl.dataset(), batch_size=12, drop_last=True)
 
 
-@pytest.mark.parametrize("observe_every", [1, 2])
-def test_validation_and_sanity_checking_change_nothing(observe_every: int) -> None:
+@pytest.mark.parametrize("measure_every", [1, 2])
+def test_validation_and_sanity_checking_change_nothing(measure_every: int) -> None:
     parameters = []
     for kind in (Validated, pl.Classifier):
-        mixer = AdaptMixCallback(update_every=2, observe_every=observe_every)
+        mixer = AdaptMixCallback(update_every=2, measure_every=measure_every)
         checks = {"num_sanity_val_steps": 2, "val_check_interval": 0.25}
         module = fit(mixer, kind(), max_epochs=2, **checks)[1]
         parameters.append(runs.parameters(module.net))
@@ -241,7 +240,7 @@ def test_validation_and_sanity_checking_change_nothing(observe_every: int) -> No
 
 
 def test_observing_trains_on_a_mean_as_it_is() -> None:
-    mixer = AdaptMixCallback(mode="observe", update_every=2, observe_every=1)
+    mixer = AdaptMixCallback(mode="observe", update_every=2, measure_every=1)
     module = fit(mixer, pl.Classifier(per_sample=False), max_epochs=6)[1]
     # The same rows through a trainer that knows nothing of adaptmix.
     plain = pl.Classifier(per_sample=False)
@@ -271,7 +270,7 @@ def test_a_penalty_does_not_hide_what_rows_do(mode: str) -> None:
 
     measured = []
     for kind in (pl.Classifier, Penalised):
-        mixer = AdaptMixCallback(mode=mode, head="net.2", update_every=2, observe_every=1)
+        mixer = AdaptMixCallback(mode=mode, head="net.2", update_every=2, measure_every=1)
         fit(mixer, kind(per_sample=False))
         measured.append(torch.from_numpy(mixer.controller.statistics.grad_var))
     assert measured[0].min() > 0.0
@@ -447,7 +446,7 @@ def test_the_module_is_saved_after_the_weights_were_updated(tmp_path: Path) -> N
 # Policies.
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")  # scales as below
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")  # of nine rows
 def test_joint_adapts_loss_weights_from_noise() -> None:

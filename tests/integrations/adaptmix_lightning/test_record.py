@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import LoggingWarning
+from adaptmix.errors import LoggingWarning
 from adaptmix.monitoring import page, read_runs
 from adaptmix_lightning import AdaptMixCallback
 from tests.integrations.adaptmix_lightning import pl

@@ -124,12 +124,28 @@ class Stream(IterableDataset[Any]):
             DataLoader(pl.dataset(), batch_sampler=BatchSampler(RandomSampler(range(73)), 4, True)),
             "drawn by BatchSampler",
         ),
-        (DataLoader(pl.dataset(), batch_size=None), "drawn by NoneType"),
+        (
+            DataLoader(
+                pl.dataset(), batch_size=12, sampler=RandomSampler(pl.dataset(), replacement=True)
+            ),
+            r"drawn by RandomSampler\(replacement=True\), which",
+        ),
+        (
+            DataLoader(pl.dataset(), sampler=RandomSampler(pl.dataset(), num_samples=20)),
+            r"drawn by RandomSampler \(20 of 73 rows\), which",
+        ),
+        (DataLoader(pl.dataset(), batch_size=None), r"drawn one at a time \(batch_size=None\)"),
         (DataLoader(Stream()), "must be map-style.*the iterable Stream. Load it without streaming"),
     ],
 )
 def test_loaders(data: Any, match: str) -> None:
     refused(match, data=CombinedLoader([pl.loader(), pl.loader()]) if data is None else data)
+
+
+def test_rows_in_order_are_shuffled_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    data = DataLoader(pl.dataset(), batch_size=12)
+    pl.trainer(AdaptMixCallback(), max_steps=1).fit(pl.Classifier(), data)
+    assert "in the order of the dataset (shuffle=False)" in caplog.text
 
 
 # Losses.

@@ -37,7 +37,7 @@ class Moving:
     power: float = 0.5
     requires: ClassVar[frozenset[str]] = frozenset({"grad_sq"})
 
-    def init(self, domains: Domains) -> dict[str, Any]:
+    def init(self, domains: Domains, run: Any) -> dict[str, Any]:
         """Return the state: only the importance."""
         return {"importance": domains.importance}
 

@@ -73,21 +73,18 @@ class Compare(TrainerCallback):
         self.trainer, self.callback, self.expected = trainer, callback, expected
         self.batches: list[MicroBatch] = []
         self.errors: list[float] = []
-        own = trainer.compute_loss
+        own = trainer.training_step
 
-        def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             sampler: Any = callback._sampler
-            draw = (
-                sampler._draws[inputs["adaptmix_number"]] if "adaptmix_number" in inputs else None
-            )
-            if draw is not None:
-                weights = callback.controller.weights
-                each = torch.from_numpy(weights.importance * weights.loss / draw.domain_shares)
-                kept = {name: value for name, value in inputs.items() if name != "adaptmix_number"}
-                self.batches.append(MicroBatch(kept, draw, each[draw.domains]))
+            draw = sampler._draws[inputs["adaptmix_number"]]
+            weights = callback.controller.weights
+            each = torch.from_numpy(weights.importance * weights.loss / draw.domain_shares)
+            kept = {name: value for name, value in inputs.items() if name != "adaptmix_number"}
+            self.batches.append(MicroBatch(kept, draw, each[draw.domains]))
             return own(model, inputs, *args, **kwargs)
 
-        trainer.compute_loss = compute_loss
+        trainer.training_step = training_step
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare before the optimizer changes the model."""

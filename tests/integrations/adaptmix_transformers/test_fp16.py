@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from adaptmix import NonFiniteWarning
+from adaptmix.errors import NonFiniteWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import (
@@ -102,7 +102,7 @@ def test_the_scale_changes_nothing(tmp_path: Path) -> None:
     assert np.abs(after.weights.sampling - after.mixture.importance).max() > 0.01
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.RepetitionWarning")  # tiny data
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")  # tiny data
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler:UserWarning")
 def test_a_skipped_step_is_only_skipped(tmp_path: Path) -> None:
     """The first scale overflows float32 and the next does not."""
@@ -120,7 +120,7 @@ def test_a_skipped_step_is_only_skipped(tmp_path: Path) -> None:
 
 
 # The first observed steps overflow, and torch takes a skipped step for a forgotten one.
-@pytest.mark.filterwarnings("ignore::adaptmix.TooFewRowsWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.TooFewRowsWarning")
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler:UserWarning")
 def test_half_precision_trains_through_its_overflows(tmp_path: Path) -> None:
     callback = adapting()

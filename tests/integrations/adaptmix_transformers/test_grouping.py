@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptmix import LengthGroupingWarning
+from adaptmix.errors import LengthGroupingWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf, runs
 from tests.integrations.adaptmix_transformers.test_parity import gradient_errors, token_losses

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from datasets import Dataset
-from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -21,13 +19,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from adaptmix import Mixture, SeamError
+from adaptmix import Mixture
 from adaptmix.probe._compiled import is_compiled
-from adaptmix.probe.rules._layers import Matrix
+from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import find_rule
-from adaptmix_transformers import AdaptMixCallback
+from adaptmix.trainers import count_labels
 from adaptmix_transformers import _internals as internals
-from adaptmix_transformers._lengths import count_labels
 from tests.integrations.adaptmix_transformers import hf
 
 
@@ -127,87 +124,6 @@ def test_tokens_are_counted_without_touching_the_runs_randomness() -> None:
     )
     assert labelless.tokens is None
     assert labelless.supervised is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"accelerator_config": {"dispatch_batches": True}}, r"dispatch_batches\. Leave it out"),
-        ({"accelerator_config": {"split_batches": True}}, r"split_batches\. Leave it out"),
-    ],
-)
-def test_settings_that_change_who_reads_which_rows_are_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(SeamError, match=f"does not work with .*{message}"):
-        hf.train(tmp_path, AdaptMixCallback("source"), **changes)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("is_deepspeed_enabled", "does not work with deepspeed"),
-        ("is_fsdp_enabled", "does not work with fsdp"),
-    ],
-)
-def test_sharded_training_is_refused(flag: str, message: str, tmp_path: Path) -> None:
-    trainer = hf.make(tmp_path, AdaptMixCallback("source"))
-    setattr(trainer, flag, True)
-    with pytest.raises(SeamError, match=message):
-        trainer.get_train_dataloader()
-
-
-def test_fused_losses_are_refused(tmp_path: Path) -> None:
-    trainer = hf.make(tmp_path, AdaptMixCallback("source"))
-    trainer.args.use_liger_kernel = True
-    with pytest.raises(SeamError, match=r"use_liger_kernel\. Liger's loss never builds the logits"):
-        trainer.get_train_dataloader()
-
-
-def test_samplers_of_ones_own_are_refused(tmp_path: Path) -> None:
-    class Sorted(Trainer):
-        """Takes rows in an order of its own."""
-
-        def _get_train_sampler(self, *args: Any) -> Any:
-            return list(range(80))
-
-    assert not internals.groups_by_length(hf.make(tmp_path, None).get_train_dataloader())
-    with pytest.raises(SeamError, match="are drawn by list, which the sampling plan would"):
-        hf.train(tmp_path, AdaptMixCallback("source"), kind=Sorted)
-
-
-class OwnLoader(Trainer):
-    """Makes its own loader, of smaller batches than the arguments say."""
-
-    def get_train_dataloader(self) -> Any:
-        """Return it."""
-        rows: Any = self.train_dataset
-        rows = rows.remove_columns("source")
-        return DataLoader(rows, batch_size=4, shuffle=True, collate_fn=hf.pad)
-
-
-def test_loaders_of_ones_own_have_the_plans_batches(tmp_path: Path) -> None:
-    with pytest.raises(SeamError, match=r"per_device_train_batch_size=8 rows.*got 4"):
-        hf.train(tmp_path, AdaptMixCallback("source"), kind=OwnLoader)
-    # The domains come apart from rows, whose column the loader left out.
-    callback = AdaptMixCallback(hf.rows()["source"])
-    trainer = hf.train(tmp_path, callback, kind=OwnLoader, per_device_train_batch_size=4)
-    assert trainer.state.global_step == callback.controller.completed == 8
-
-
-def test_streams_are_refused(tmp_path: Path) -> None:
-    stream = hf.rows().to_iterable_dataset()
-    with pytest.raises((SeamError, TypeError), match=r"must be map-style.*without streaming"):
-        hf.train(tmp_path, AdaptMixCallback("source"), data=stream)
-
-
-def test_a_column_that_was_lost_is_named(tmp_path: Path) -> None:
-    data = hf.rows().remove_columns("source")
-    assert isinstance(data, Dataset)
-    with pytest.raises(ValueError, match=r"got 'source', and it has input_ids, labels\. Keep"):
-        hf.train(tmp_path, AdaptMixCallback("source"), data=data)
-    with pytest.raises(ValueError, match="controller must be read after Trainer"):
-        print(AdaptMixCallback("source").controller)
 
 
 def test_lengths_of_rows_are_found(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from adaptmix import LoggingWarning
+from adaptmix.errors import LoggingWarning
 from adaptmix.monitoring import page, read_runs
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
 
 
 @pytest.mark.parametrize("mode", ["adapt", "observe"])

@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from adaptmix import SeamError
+from adaptmix.errors import SeamError
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import WEIGHTS, relative_error
@@ -325,8 +325,8 @@ def test_a_named_head(tmp_path: Path) -> None:
 def test_heads_that_cannot_be_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    callback = AdaptMixCallback("source", **settings)
     with pytest.raises((SeamError, ValueError), match=message):
+        callback = AdaptMixCallback("source", **settings)
         hf.train(tmp_path, callback, model=Network(), collator=only)
 
 

@@ -34,7 +34,8 @@ from trl import (
     pack_dataset,
 )
 
-from adaptmix import MissingStatisticError, SeamError, policies
+from adaptmix import policies
+from adaptmix.errors import MissingStatisticError, SeamError
 from adaptmix_transformers import AdaptMixCallback
 from adaptmix_transformers import _known as known
 from tests.integrations.adaptmix_transformers import hf
@@ -148,7 +149,7 @@ def preferences() -> Dataset:
 
 
 # TRL's fused head uses its weight by function.
-@pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
 @pytest.mark.parametrize("policy", ["static", "default"])
 def test_dpo_is_the_objective(policy: str, tmp_path: Path, tokenizer: Any) -> None:
     weights = policies.Static(sampling={"a": 0.25, "b": 0.75}, loss={"a": 1.5, "b": 0.5})

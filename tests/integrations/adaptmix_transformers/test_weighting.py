@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-from adaptmix import SeamError
-from adaptmix.errors import MissingStatisticError, MissingStatisticWarning
+from adaptmix.errors import MissingStatisticError, MissingStatisticWarning, SeamError
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.losses import (
@@ -335,7 +334,7 @@ def test_a_head_is_weighted_by_its_name(tmp_path: Path) -> None:
 
 
 # Embeddings of positions are not seen.
-@pytest.mark.filterwarnings("ignore::adaptmix.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
 @pytest.mark.parametrize(
     "loss",
     [contrastive, pairwise_hinge, hardest, self_normalised, lambda z, y, _: focal(z, y).mean()],
@@ -385,7 +384,7 @@ def test_reported_losses_are_those_of_the_domains(tmp_path: Path) -> None:
     _, callback = compare(
         tmp_path,
         mean_of(cross_entropy),
-        settings={"observe_every": 1, "update_every": 1},
+        settings={"measure_every": 1, "update_every": 1},
         max_steps=2,
         learning_rate=0.0,
         per_device_train_batch_size=100,

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, SequentialSampler
 from transformers import Trainer
 
-from adaptmix import FreshStartWarning, Mixture, policies
+from adaptmix import Mixture, policies
+from adaptmix.errors import FreshStartWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import lengths_of, token_losses
@@ -163,7 +164,7 @@ def test_observing_changes_nothing_but_the_order_of_rows(
     assert "Observed only" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.NoiseWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
     callback = adapting(policy=policies.Joint())
     hf.train(tmp_path, callback, max_steps=12)
@@ -211,7 +212,7 @@ def test_logs_go_where_the_trainers_go(tmp_path: Path, capsys: pytest.CaptureFix
     assert {"train/adaptmix/sampling_weight/code", "eval/loss_code"} <= charted <= tags
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.RegressionWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RegressionWarning")
 def test_held_out_losses_choose_the_best_model(tmp_path: Path) -> None:
     held_out = hf.rows({"code": 9, "news": 6, "math": 5}, seed=4)
     callback = adapting()

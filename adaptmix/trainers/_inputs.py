@@ -33,7 +33,7 @@ Place = tuple[Node, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Frontier:
+class LossInputs:
     """Where a loss meets the model: the candidates nearest to it, and what it has beside them.
 
     Attributes:
@@ -138,9 +138,9 @@ class Frontier:
         return False
 
 
-def find_frontier(
+def find_loss_inputs(
     loss: Tensor, candidates: Iterable[Tensor], *, kept: Iterable[Tensor] = ()
-) -> Frontier:
+) -> LossInputs:
     """Return the candidates that a loss is computed from, and what it depends on beside them.
 
     Args:
@@ -170,7 +170,7 @@ def find_frontier(
             else:
                 pending.append(place)
             seen.add(place)
-    return Frontier(
+    return LossInputs(
         tensors=tuple(wanted[place] for place in numbers),
         edges=tuple(GradientEdge(*place) for place in numbers),
         uses=tuple(dict.fromkeys(uses)),

@@ -1,0 +1,292 @@
+"""What trainers call on a run, where they make loaders, losses and logs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptmix._checks import choice, number
+from adaptmix._run import Run
+from adaptmix._simplex import normalise
+from adaptmix.data import Draw, PlanSampler, sample_lengths
+from adaptmix.errors import StateError
+from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
+from adaptmix.monitoring._quantities import scalars
+from adaptmix.noise import NoiseTerms
+from adaptmix.state import _schema as schema
+from adaptmix.state._parts import Part, load_parts, open_parts, save_parts
+
+
+class TrainedRun(Run):
+    """What trainers call on a run, and read of it; users call ``Controller``."""
+
+    def sampler(
+        self,
+        batch_size: int,
+        *,
+        accumulation: int = 1,
+        steps: int | None = None,
+        epoch_steps: int | None = None,
+    ) -> PlanSampler:
+        """Return the batch sampler of this run, for trainers that make the loader themselves.
+
+        Args:
+            batch_size: rows of a micro-batch on this process.
+            accumulation: micro-batches per optimizer step.
+            steps: optimizer steps of the whole run; one pass over the rows when None.
+            epoch_steps: optimizer steps of one iteration; all that are left when None.
+
+        Raises:
+            ValueError: an option out of its range.
+            StateError: another global batch than the restored run's.
+        """
+        layout = self._layout(batch_size, accumulation)
+        steps = layout.epoch_steps(len(self.mixture)) if steps is None else steps
+        return self._make_sampler(layout, steps, epoch_steps)
+
+    def count_tokens(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        """Count the tokens of some rows of each domain, if ``tokens_per_row`` is a function.
+
+        ``loader`` does so by itself. Call it where a trainer makes the loader.
+
+        Args:
+            collate_fn: makes a batch of rows.
+
+        Raises:
+            ValueError: ``tokens_per_row`` does not return one number per row.
+        """
+        if self._count is None or self.completed:
+            return
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        if sample is not None:
+            self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
+            self._plan.schedule.begin_with(self._adaptation.row_shares)
+
+    def multipliers(self, draw: Draw | None = None) -> Tensor:
+        """Return what each row's share of a mean loss is to be multiplied by, (B,).
+
+        A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
+        expectation, once its rows' gradients are multiplied so; ``adaptmix.trainers`` does that
+        where losses cannot be had row by row. Call ``observe`` for the same batch afterwards.
+
+        Args:
+            draw: as for ``Controller.loss``.
+
+        Raises:
+            BatchOrderError: as ``Controller.loss`` does.
+            ValueError: a draw of another controller.
+        """
+        draw = self._next_draw(draw)
+        if not self._settings.adapting:
+            return torch.ones(len(draw))
+        return self._scaler.multipliers(draw, self.weights, lengths=self._measurements.lengths)
+
+    def expected_tokens(self, draw: Draw) -> float:
+        """Return the mean tokens of the rows of a step that a draw is of; losses with "sample".
+
+        With unit "sample" a row has one loss, or none where all of its labels are masked.
+        """
+        return self._scaler.mean_length(draw, self._measurements.lengths)
+
+    def observe(
+        self,
+        loss: Tensor,
+        *,
+        factors: Tensor,
+        losses: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: NoiseTerms | Tensor | None = None,
+        samples: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
+        draw: Draw | None = None,
+    ) -> None:
+        """Record the statistics of a micro-batch whose weighted loss was computed elsewhere.
+
+        Args:
+            loss: () the scalar that ``backward()`` is called on.
+            factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
+                with unit "token" their sum.
+            losses: as for ``Controller.loss``; unknown when None.
+            mask: as for ``Controller.loss``; without ``losses`` it tells tokens alone.
+            noise: as for ``Controller.loss``.
+            samples: as for ``Controller.loss``.
+            outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
+                these, such as a penalty on parameters.
+            draw: as for ``Controller.loss``.
+
+        Raises:
+            BatchOrderError: as ``Controller.loss`` does.
+            SeamError: as ``Controller.loss`` does.
+            TypeError: as ``Controller.loss`` does.
+            ValueError: as ``Controller.loss`` does.
+        """
+        self._agreement.device = loss.device
+        draw = self._next_draw(draw)
+        values, tokens = None, torch.ones(len(draw), device=loss.device)
+        if losses is not None:
+            rows = self._scaler.rows(losses, draw, mask)
+            values, tokens = rows.values, rows.tokens
+        elif mask is not None:
+            tokens = mask.reshape(len(draw), -1).sum(1)
+        domains = draw.domains.to(tokens.device, non_blocking=True)
+        told = losses is not None or mask is not None
+        adapting = self._settings.adapting
+        self._measurements.start_lengths(domains, tokens, known=told, adapting=adapting)
+        factors = factors.to(loss.device, non_blocking=True)
+        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
+
+    def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
+        """Add noise terms of held-out rows, once training has been through all of a domain.
+
+        Args:
+            noise: terms of ``adaptmix.noise``, or (B,) squared residuals, of rows that are never
+                trained on.
+            domain: the name of the domain that all of them are of.
+
+        Raises:
+            TypeError: noise that is no tensor.
+            ValueError: an unknown domain.
+        """
+        index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
+        self._measurements.record_noise(index, NoiseTerms.of(noise))
+
+    def record_evaluation(
+        self, losses: Mapping[str, float], *, errors: Mapping[str, float] | None = None
+    ) -> None:
+        """Log held-out losses, and be warned when a domain gets worse.
+
+        Args:
+            losses: mean held-out loss by domain name.
+            errors: their standard errors, for instance the rows' standard deviation over the
+                square root of their number; they tell how sure a comparison of two runs is.
+
+        Raises:
+            TypeError: a loss or an error that is no number.
+            ValueError: an unknown domain, a loss that is not finite, or a negative error.
+        """
+        for name in losses:
+            choice("domain", name, self.mixture.domains)
+        for name, error in (errors or {}).items():
+            choice("domain", name, self.mixture.domains)
+            number(f"errors[{name!r}]", error, minimum=0.0)
+        self._guards.check_losses(losses)
+        self._log.write_evaluation(self.completed, losses, errors)
+
+    def abandon_step(self) -> None:
+        """Forget what was recorded of a step that was not finished; it is trained anew.
+
+        For a step that an exception cut short, such as a lack of memory. Iterating a loader and
+        loading a state do it by themselves. Set gradients to zero, too. Between steps it does
+        nothing.
+        """
+        self._order.abandon_step()
+        self._forget_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as plain tensors, numbers and strings.
+
+        Every process must call it, for sums that are not yet added up are gathered. What it
+        returns is the same on all, and any number of processes may load it.
+
+        Raises:
+            ValueError: called between the micro-batches of a step.
+            ProcessMismatchError: processes that do not agree.
+        """
+        if self._order.micro:
+            raise ValueError(
+                f"state_dict() must be called between optimizer steps; got {self._order.micro} "
+                "micro-batches of an unfinished one. Call step() first, or abandon_step() to leave "
+                "it out."
+            )
+        self._agree_on_run()
+        warned = sorted(self._warn.given)
+        return save_parts(self._identity(), self._parts, step_rows=self._step_rows, warned=warned)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved controller stopped.
+
+        Raises:
+            StateError: the state is damaged, or of another mixture, seed or configuration. The
+                controller is then as it was.
+        """
+        saved = open_parts(
+            state,
+            self._identity(),
+            self._parts,
+            names=self.mixture.domains,
+            step_rows=schema.integer(),
+            warned=schema.several(schema.text),
+        )
+        if self._step_rows and saved["step_rows"] != self._step_rows:
+            raise StateError(
+                f"batch_size × processes × accumulation must stay {saved['step_rows']}, as in the "
+                f"saved run; got {self._step_rows}. Make the loader with that product."
+            )
+        load_parts(saved, self._parts)
+        self._warn.given = set(saved["warned"])
+        self._step_rows = saved["step_rows"]
+        self._adaptation.resume()
+        self._order.start_anew()
+        self._forget_step()
+
+    @property
+    def _parts(self) -> dict[str, Part]:
+        return {
+            "plan": self._plan,
+            "measurements": self._measurements,
+            "steering": self._steering,
+            "guards": self._guards,
+        }
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A Controller must not be copied or pickled: it is part of a run, with its model, its "
+            "loader and its logs. Build another one with the same arguments, and call its "
+            "load_state_dict(controller.state_dict())."
+        )
+
+    @property
+    def unit(self) -> str:
+        """What the objective averages over: "sample" or "token"."""
+        return self._settings.unit
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The statistics that the policy reads."""
+        return self._steering.requires
+
+    @property
+    def predicted_gain(self) -> float:
+        """How many times quieter the gradient is with the best shares than by importance."""
+        return predicted_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def sampling_gain(self) -> float:
+        """How many times quieter the gradient is with the proposed shares than by importance."""
+        return sampling_gain(self.proposed, self.statistics, **self._drawing)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """What the variance of a step depends on beside weights and statistics."""
+        return {"rows": self._step_rows or None, "sampler": self._plan.counts}
+
+    def scalars(self) -> dict[str, float]:
+        """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
+        measurements = self._measurements
+        in_force = self._plan.schedule.shares_at(self.completed) * measurements.lengths
+        return scalars(
+            self.mixture.domains,
+            weights=self.proposed,
+            stats=self.statistics,
+            in_force=normalise(in_force),
+            sizes=self.mixture.info.sizes,
+            lengths=measurements.lengths,
+            drawing=self._drawing,
+            per_token=self._settings.per_token,
+            observing=not self._settings.adapting,
+            coverage=measurements.coverage,
+            overhead=self._stopwatch.overhead,
+        )

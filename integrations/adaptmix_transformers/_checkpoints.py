@@ -1,0 +1,37 @@
+"""What a Trainer's checkpoint folder holds of adaptmix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptmix import Controller
+from adaptmix.errors import FreshStartWarning
+from adaptmix.trainers import load_state, save_state
+
+_FILE = "adaptmix.pt"
+
+
+def write(state: Mapping[str, Any], folder: str) -> None:
+    """Write a controller's state."""
+    save_state(dict(state), Path(folder) / _FILE)
+
+
+def load(controller: Controller, folder: str) -> None:
+    """Let a controller go on from a folder, or warn that it begins anew where there is no state.
+
+    Raises:
+        StateError: the state does not fit.
+    """
+    path = Path(folder) / _FILE
+    if path.is_file():
+        controller.load_state_dict(load_state(path))
+        return
+    warnings.warn(
+        f"The checkpoint {folder} was written without adaptmix, so weights and statistics start "
+        "from the beginning.",
+        FreshStartWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,107 @@
+"""Settings and samplers that are refused, by the names that a user gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import SequentialSampler, WeightedRandomSampler
+from transformers import Trainer
+
+from adaptmix.errors import SeamError
+from adaptmix.trainers import loader_options
+from adaptmix_transformers import _internals as internals
+
+_PLAIN = "Leave it out: one device or plain DistributedDataParallel (torchrun) is supported"
+_ADVICE = {
+    "packing=True": (
+        "Packed rows mix domains, and lose their column. Pack each domain by itself before "
+        "training, and set packing=False"
+    ),
+    "padding_free=True": "It puts all rows of a batch into one. Set padding_free=False",
+    "DataParallel (args.n_gpu > 1)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU",
+    "use_liger_kernel=True": (
+        "Liger's fused loss never computes the logits, at which rows are weighted. Set "
+        "use_liger_kernel=False; to keep Liger's other kernels, apply them to the model before "
+        "training with fused_linear_cross_entropy=False and cross_entropy=False, as in "
+        "apply_liger_kernel_to_llama(...)"
+    ),
+    "deepspeed": "Its engine scales and reduces gradients itself. " + _PLAIN,
+    "fsdp": "It shards the parameters, so that rows' gradients are not seen. " + _PLAIN,
+}
+
+
+def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> None:
+    """Refuse settings under which rows or gradients would not be what is stated.
+
+    Args:
+        trainer: of the run.
+        loader: that the trainer would train from.
+        own: its own ``get_train_dataloader``.
+
+    Raises:
+        SeamError: such a setting, by its name.
+        TypeError: rows that cannot be drawn by index.
+    """
+    loader_options(loader)
+    args, accelerator = trainer.args, trainer.accelerator
+    settings = {
+        "DataParallel (args.n_gpu > 1)": args.n_gpu > 1,
+        "deepspeed": trainer.is_deepspeed_enabled,
+        "fsdp": trainer.is_fsdp_enabled,
+        "accelerator_config dispatch_batches=True": bool(accelerator.dispatch_batches),
+        "accelerator_config split_batches=True": bool(accelerator.split_batches),
+        "use_liger_kernel=True": args.use_liger_kernel,
+        "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
+        "packing=True": bool(getattr(args, "packing", False)),
+        "padding_free=True": bool(getattr(trainer, "padding_free", False)),
+    }
+    for name, is_set in settings.items():
+        if is_set:
+            advice = _ADVICE.get(name, _PLAIN)
+            raise SeamError(f"AdaptMixCallback does not work with {name}. {advice}.")
+    if not internals.groups_by_length(loader) and not internals.shuffles(loader):
+        _refuse_sampler(trainer, loader, own)
+    size = getattr(internals.batch_sampler(loader), "batch_size", None)
+    if size != internals.rows_per_process(trainer):
+        raise SeamError(
+            "The training loader's batches must have per_device_train_batch_size="
+            f"{internals.rows_per_process(trainer)} rows; got {size} from "
+            f"{internals.overriding((own,))}. Set per_device_train_batch_size to that size."
+        )
+
+
+def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> None:
+    """Refuse an order of rows that drawing by domain would replace.
+
+    Raises:
+        SeamError: always.
+    """
+    rows = internals.row_sampler(loader)
+    name, advice = type(rows).__name__, "Leave the sampler out"
+    if getattr(rows, "replacement", False) and not isinstance(rows, WeightedRandomSampler):
+        name += "(replacement=True)"
+    elif isinstance(rows, WeightedRandomSampler):
+        advice = (
+            "Say how much each domain matters with AdaptMixCallback(importance={domain: weight}), "
+            "and leave the sampler out"
+        )
+    elif _length(rows) not in (None, len(loader.dataset)):
+        name += f" ({len(rows)} of {len(loader.dataset)} rows)"
+        advice = "Pass the rows to train on as train_dataset, and leave the sampler out"
+    elif isinstance(rows, SequentialSampler):
+        name += " (rows in the order of the dataset)"
+    strategy = getattr(trainer.args, "train_sampling_strategy", "random")
+    origin = internals.overriding((own, trainer._get_train_sampler))
+    if origin is None:
+        origin = f"train_sampling_strategy={strategy!r}"
+        advice = 'Use train_sampling_strategy="random" or "group_by_length"'
+    raise SeamError(
+        f"The training rows are drawn by {name} of {origin}, which AdaptMixCallback would replace: "
+        "it draws every domain's rows in random order, each once before any is drawn again. "
+        f"{advice}."
+    )
+
+
+def _length(rows: Any) -> int | None:
+    return len(rows) if hasattr(rows, "__len__") else None

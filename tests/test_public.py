@@ -1,0 +1,82 @@
+"""What users see of the package: its names, its version and how its objects print."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import ConcatDataset
+
+import adaptmix
+from adaptmix import Controller, DomainStats, Mixture, Weights
+from tests import runs
+
+CLASSES = {"Controller", "DomainStats", "Domains", "Draw", "Mixture", "Segments", "Weights"}
+PACKAGES = {"errors", "noise", "policies", "solvers"}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(adaptmix.__all__) == CLASSES | PACKAGES | {"register_rule", "__version__"}
+    assert {name for name in CLASSES if inspect.isclass(getattr(adaptmix, name))} == CLASSES
+    assert {name for name in PACKAGES if inspect.ismodule(getattr(adaptmix, name))} == PACKAGES
+    assert not {name for name in vars(adaptmix) if name.endswith(("Error", "Warning"))}
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert adaptmix.__version__ == importlib.metadata.version("adaptmix")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            Mixture({"a": [1, 2, 3], "b": [4]}),
+            "Mixture({'a': 3 rows, importance 0.75, 'b': 1 rows, importance 0.25})",
+        ),
+        (
+            Weights([0.25, 0.75], [1.0, 1.0], [0.5, 0.5]),
+            "Weights(sampling=[0.25, 0.75], loss=[1, 1], importance=[0.5, 0.5])",
+        ),
+        (
+            DomainStats(seen=[3, 4], grad_var=[1.23456, np.nan]),
+            "DomainStats(count=[inf, inf], seen=[3, 4], age=[inf, inf], loss_count=[3, 4], "
+            "noise_count=[3, 4], grad_var=[1.23, nan], grad_freedom=[inf, inf], "
+            "grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], tokens_per_row=[1, 1])",
+        ),
+    ],
+)
+def test_objects_say_what_they_hold(value: object, text: str) -> None:
+    assert repr(value) == text
+
+
+def test_a_controller_says_where_it_is() -> None:
+    controller = Controller(runs.mixture())
+    shares = "shares: a 0.548, b 0.329, c 0.123)"
+    begun = "Controller(policy='variance_aware', mode='adapt', completed=0"
+    assert repr(controller) == f"{begun}, {shares}"
+    controller.loader(12, steps=40)
+    assert repr(controller) == f"{begun} of 40, {shares}"
+    many = Mixture({f"d{i}": range(2) for i in range(1000)})
+    assert len(repr(many)) < 400
+    assert "… 992 more" in repr(Controller(many))
+
+
+def test_a_mixture_of_the_parts_of_a_dataset() -> None:
+    parts: list[Any] = [[1, 2, 3], [4]]
+    whole = Mixture(ConcatDataset(parts), importance={"0": 1.0, "1": 1.0})
+    assert whole.domains == ("0", "1")
+    assert whole.sizes.tolist() == [3, 1]
+    assert whole.importance.tolist() == [0.5, 0.5]
+    assert whole.__getitems__([3, 0]) == [4, 1]
+
+
+def test_a_model_that_is_given_is_watched_at_once() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), net)
+    with pytest.raises(ValueError, match="model must be watched once"):
+        controller.watch(net)
+    run = runs.Run(controller, net, steps=12).train()
+    assert "grad_var" in run.controller.statistics.supplied()
