@@ -12,7 +12,7 @@ COVERAGE := --cov --cov-report=term --cov-fail-under=95
 
 .PHONY: demo test test-all test-newest test-wheel test-transformers-oldest lint check docs bench clean
 
-demo: $(VENV)/.examples ## Train the example twice, print its table and write its picture
+demo: $(VENV)/.examples ## Train the example without and with adaptmix, and write the verdict page
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.dev ## Run the test suite without its slow tests

@@ -141,6 +141,7 @@ class Run:
             **self._identity(),
             "version": installed_version(),
             "policy": self._steering.given.strip("'"),
+            "policy_settings": self._steering.description,
             "requires": sorted(self._steering.requires),
             "rows_per_step": self._step_rows,
             "steps": self._horizon,

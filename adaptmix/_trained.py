@@ -229,6 +229,7 @@ class TrainedRun(Run):
         self._warn.given = set(saved["warned"])
         self._step_rows = saved["step_rows"]
         self._adaptation.resume()
+        self._log.restart(self.completed)
         self._order.start_anew()
         self._forget_step()
 

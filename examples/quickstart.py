@@ -1,163 +1,156 @@
-"""Train a small language model on five domains twice: sampled in proportion, and with adaptmix.
+"""Does adaptmix help? Train a small language model without it and with it, and read the verdict.
 
-``python examples/quickstart.py`` uses domains cut from this Python installation; ``--data
-name=path ...`` your own text files; ``--observe`` only measures what would be gained.
+    pip install "adaptmix[examples]"
+    python quickstart.py                                  # on text that every Python carries
+    python quickstart.py --data mine=a.txt yours=b.txt    # on your own files
+
+Two of Python's domains are long text. Two are questions with a short answer: the gradient of such a
+row varies more, so adaptmix draws more of them. What is trained stays the mean over domains.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
-import statistics
-import time
+import sysconfig
+import unicodedata
 from pathlib import Path
 
 import torch
-from quickstart_data import IGNORED, Domain, builtin_domains, text_domains
-from quickstart_model import ByteLM
-from quickstart_report import Run, draw, table
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from adaptmix import Controller, Mixture, noise
+from adaptmix import Controller, Mixture
 from adaptmix.monitoring import page, read_runs
 
-LENGTH = 64
-Domains = dict[str, Domain]
+LENGTH, HELD_OUT, IGNORED = 48, 200, -100
+Parts = tuple[TensorDataset, TensorDataset]  # rows to train on, held-out rows
+Domains = dict[str, Parts]
 
 
-def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the unreduced (B, T) losses; 0 where nothing is supervised."""
-    return functional.cross_entropy(
-        logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
+def cut(texts: list[bytes], answers: list[int]) -> Parts:
+    """Return a row for each text, of which the last ``answers[i]`` bytes are predicted."""
+    padded = b"".join(text[-LENGTH - 1 :].rjust(LENGTH + 1, b"\0") for text in texts)
+    data = torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(-1, LENGTH + 1).long()
+    question = torch.arange(LENGTH) < LENGTH - torch.tensor(answers)[:, None]
+    inputs, labels = data[:, :-1], data[:, 1:].masked_fill(question, IGNORED)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:10_000]
+    train, held = order[HELD_OUT:], order[:HELD_OUT]
+    return TensorDataset(inputs[train], labels[train]), TensorDataset(inputs[held], labels[held])
 
 
-@torch.no_grad()
-def evaluate(
-    model: ByteLM, domains: Domains, device: torch.device
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return each domain's mean held-out loss per row, and its standard error.
-
-    A row's loss is the mean over its answer.
-    """
-    model.eval()
-    means, errors = {}, {}
-    for name, domain in domains.items():
-        rows = [domain.heldout[i] for i in range(len(domain.heldout))]
-        inputs, labels = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
-        losses = row_losses(model(inputs), labels).sum(1) / (labels != IGNORED).sum(1)
-        means[name] = float(losses.mean())
-        errors[name] = float(losses.std() / math.sqrt(len(losses)))
-    model.train()
-    return means, errors
+def long_text(text: bytes) -> Parts:
+    rows = [text[i : i + LENGTH + 1] for i in range(0, len(text) - LENGTH, LENGTH)]
+    return cut(rows, [LENGTH] * len(rows))
 
 
-def train(domains: Domains, args: argparse.Namespace, *, label: str, mode: str) -> Run:
-    """Train from scratch and return the trajectories of weights and held-out losses."""
-    torch.manual_seed(args.seed)
-    device = torch.device(args.device)
-    model = ByteLM(LENGTH).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min((step + 1) / 50, 1.0) * (0.55 + 0.45 * math.cos(math.pi * step / args.steps))
-        ),
-    )
+def questions(pairs: list[tuple[str, str]]) -> Parts:
+    return cut([(q + answer).encode() for q, answer in pairs], [len(a) for _, a in pairs])
 
-    parts = {name: domain.train for name, domain in domains.items()}
-    mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))
-    controller = Controller(mixture, policy="joint", mode=mode, seed=args.seed)
-    controller.watch(model)
-    controller.log_to(args.out / label)
 
-    names = mixture.domains
-    importance = dict(zip(names, mixture.importance.tolist(), strict=True))
-    run = Run(label, importance, dict(zip(names, mixture.sizes.tolist(), strict=True)))
-    every = max(1, args.steps // 10)
-    gains: list[float] = []
-    loader = controller.loader(args.batch_size, steps=args.steps)
-    for inputs, labels in tqdm(loader, desc=label, unit="step"):
-        inputs, labels = inputs.to(device), labels.to(device)
-        logits = model(inputs)
-        loss = controller.loss(
-            row_losses(logits, labels),
-            mask=labels != IGNORED,
-            noise=noise.softmax(logits, labels),
-        )
-        loss.backward()
+def python_text() -> Domains:
+    """Return four domains of every complete Python: code, prose, and two kinds of questions."""
+    code = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
+    manual = importlib.import_module("pydoc_data.topics").topics
+    named = [(c, name) for c in map(chr, range(0x3000)) if (name := unicodedata.name(c, ""))]
+    return {
+        "code": long_text(b"\n".join(path.read_bytes() for path in code)),
+        "manual": long_text("\n".join(manual.values()).encode()),
+        "category": questions([(f"{name}: ", unicodedata.category(c)) for c, name in named]),
+        "code point": questions([(f"{name} = ", f"{ord(c):04X}") for c, name in named]),
+    }
+
+
+class ByteLM(nn.Module):
+    """Predicts the next byte: (B, T) integers to (B, T, 256) logits."""
+
+    def __init__(self, dim: int = 48) -> None:
+        super().__init__()
+        self.bytes, self.places = nn.Embedding(256, dim), nn.Embedding(LENGTH, dim)
+        layer = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 256))
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(LENGTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(LENGTH, device=tokens.device).expand_as(tokens)
+        x = self.blocks(self.bytes(tokens) + self.places(places), mask=self.mask, is_causal=True)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def row_losses(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return (B,) losses, each the mean over the bytes that are predicted."""
+    logits = model(inputs).flatten(0, 1)
+    losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(labels).sum(1) / (labels != IGNORED).sum(1)
+
+
+def train(domains: Domains, folder: Path, mode: str, seed: int, args: argparse.Namespace) -> None:
+    """Train from scratch. This is the loop that you have, with adaptmix in it."""
+    torch.manual_seed(seed)
+    model = ByteLM().to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps)
+
+    parts = {name: rows for name, (rows, _) in domains.items()}
+    mixture = Mixture(parts, importance=dict.fromkeys(parts, 1.0))  # each domain counts the same
+    controller = Controller(mixture, model, mode=mode, seed=seed + args.reshuffle)
+    controller.log_to(folder)
+    loader = controller.loader(args.batch_size, steps=args.steps)  # instead of a DataLoader
+    for batch in tqdm(loader, desc=folder.name, unit="step"):
+        inputs, labels = (part.to(args.device) for part in batch)
+        losses = row_losses(model, inputs, labels)
+        controller.loss(losses).backward()  # instead of losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         controller.step()
-
-        done = controller.completed
-        if done == 1 or done % 10 == 0:
-            weights = controller.weights.as_dict(names)
-            run.update_steps.append(done)
-            for name in names:
-                run.sampling.setdefault(name, []).append(weights[name]["sampling"])
-                run.loss_weights.setdefault(name, []).append(weights[name]["loss"])
-            gains.append(controller.sampling_gain)
-        if done % every == 0 or done == args.steps:
-            run.eval_steps.append(done)
-            evaluated, errors = evaluate(model, domains, device)
-            controller.record_evaluation(evaluated, errors=errors)
-            for name, value in evaluated.items():
-                run.heldout.setdefault(name, []).append(value)
-
-    run.variance_ratio = statistics.median(gains)
-    deviation = controller.statistics.grad_var**0.5
-    run.grad_std = dict(zip(names, deviation.tolist(), strict=True))
-    if mode == "observe":
-        print(controller.report())
-    return run
+        if controller.completed % max(1, args.steps // 5) == 0:
+            evaluate(model, domains, controller, args.device)
 
 
-def write_page(folder: Path) -> None:
-    """Write the page that tells whether it helped, of all runs logged below a folder."""
-    verdict = page(read_runs([folder]))
-    verdict.save(folder / "report.html")
-    print(f"\n{verdict.text}\npage: {folder / 'report.html'}")
+@torch.no_grad()
+def evaluate(model: nn.Module, domains: Domains, controller: Controller, device: str) -> None:
+    """Tell the controller every domain's held-out loss and its standard error."""
+    means, errors = {}, {}
+    for name, (_, heldout) in domains.items():
+        losses = row_losses(model, *(part.to(device) for part in heldout.tensors))
+        means[name] = float(losses.mean())
+        errors[name] = float(losses.std()) / math.sqrt(len(losses))
+    controller.record_evaluation(means, errors=errors)
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter)
+    parser.description = __doc__
+    parser.add_argument("--data", nargs="+", metavar="NAME=PATH", help="your own text files")
+    parser.add_argument("--seeds", type=int, default=3, help="runs without and runs with it")
+    parser.add_argument("--reshuffle", type=int, default=0, help="another order of the rows")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", nargs="+", metavar="NAME=PATH", help="your own text files")
-    parser.add_argument("--observe", action="store_true", help="only measure and print")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
-    args = parser.parse_args()
-
-    started = time.perf_counter()
+    args = options().parse_args()
     torch.set_num_threads(1)  # a model this small only waits for a second thread
-    try:
-        if args.data:
-            paths = {name: path for name, _, path in (pair.partition("=") for pair in args.data)}
-            domains = text_domains(paths, length=LENGTH)
-        else:
-            domains = builtin_domains(length=LENGTH, heldout=300)
-    except (ValueError, RuntimeError) as error:
-        parser.error(str(error))
-    baseline = train(domains, args, label="proportional", mode="observe")
-    if args.observe:
-        write_page(args.out)
-        return
-    adapted = train(domains, args, label="adaptmix", mode="adapt")
-    print(table(baseline, adapted))
-    draw(baseline, adapted, args.out / "trajectories.png")
-    print(f"\n{time.perf_counter() - started:.0f} s on {args.device}.")
-    print(f"picture: {args.out / 'trajectories.png'}")
-    write_page(args.out)
-    print(f"TensorBoard: tensorboard --logdir {args.out}")
+    files = dict(pair.split("=", 1) for pair in args.data or [])
+    own = {name: long_text(Path(path).read_bytes()) for name, path in files.items()}
+    domains = own or python_text()
+
+    for seed in range(args.seeds):
+        train(domains, args.out / f"without-{seed}", "observe", seed, args)
+        train(domains, args.out / f"with-{seed}", "adapt", seed, args)
+    verdict = page(read_runs([args.out]))
+    verdict.save(args.out / "report.html")
+    print(f"\n{verdict.text}\npage: {args.out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Fabric: the plain controller, on digits with wrong labels.
+"""Fabric: the plain controller, on handwritten digits from three sources with wrong labels.
 
-``fabric run --devices 2 examples/train_fabric.py`` uses two processes; ``--accumulate``,
-``--precision`` and ``--resume`` show the rest.
+    pip install "adaptmix[lightning,examples]"
+    python train_fabric.py
+    fabric run --devices 2 train_fabric.py    # two processes
+
+``--accumulate``, ``--precision`` and ``--resume`` show the rest.
 """
 
 from __future__ import annotations
@@ -10,13 +13,33 @@ import argparse
 from pathlib import Path
 
 import torch
-from digits_data import digits
 from lightning.fabric import Fabric
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from adaptmix import Controller, Mixture, noise
+
+WRONG = {"experts": 0.0, "crowd": 0.3, "bots": 0.8}  # share of labels that are random
+Parts = dict[str, TensorDataset]
+
+
+def digits() -> tuple[Parts, Parts, TensorDataset]:
+    """Return training and held-out rows by domain, and test rows, whose labels are all right."""
+    pixels, answers = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(pixels).float() / 16.0, torch.from_numpy(answers)
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(y), generator=rng)
+    train, heldout = Parts(), Parts()
+    for name, share in WRONG.items():
+        mine, order = order[:480], order[480:]
+        wrong = torch.rand(480, generator=rng) < share
+        labels = torch.where(wrong, torch.randint(10, (480,), generator=rng), y[mine])
+        train[name] = TensorDataset(x[mine[:400]], labels[:400])
+        heldout[name] = TensorDataset(x[mine[400:]], labels[400:])
+    return train, heldout, TensorDataset(x[order], y[order])
 
 
 def main() -> None:
@@ -67,8 +90,8 @@ def main() -> None:
 
     fabric.save(args.out / "last.ckpt", state)
     x, y = fabric.to_device(test.tensors)
-    fabric.print(controller.report())
     fabric.print(f"accuracy on right labels: {(net(x).argmax(-1) == y).float().mean():.3f}")
+    fabric.print(controller.report())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Lightning: one callback on a module and a loader as they are.
 
-``--task digits`` has domains with right, partly wrong and mostly wrong labels; ``--task text`` five
-domains of bytes. ``--mode observe`` trains without weights and only measures.
+    pip install "adaptmix[lightning,examples]"
+    python train_lightning.py                 # --mode observe measures only
 
-Digits, mean test accuracy of five seeds: 0.914 observing and 0.945 adapting after 1500 steps, when
-the wrong labels are being learnt; 0.924 and 0.926 after 600, when they are not yet.
+Handwritten digits from three sources: one has right labels, one 30 % and one 80 % random ones.
+Mean test accuracy of five seeds after 1500 steps: 0.914 observing, 0.945 adapting.
 """
 
 from __future__ import annotations
@@ -13,47 +13,57 @@ import argparse
 from typing import Any
 
 import torch
-from digits_data import Parts, digits
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from quickstart_data import IGNORED, builtin_domains
-from quickstart_model import ByteLM
-from torch import nn
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from adaptmix import Mixture, noise
 from adaptmix_lightning import AdaptMixCallback
 
-LENGTH = 64
+WRONG = {"experts": 0.0, "crowd": 0.3, "bots": 0.8}  # share of labels that are random
+Parts = dict[str, TensorDataset]
 
 
-class Task(LightningModule):
-    """Classifies rows, or every next byte of rows: (B, 64) to logits (B, 10) or (B, 64, 256)."""
+def digits() -> tuple[Parts, Parts, TensorDataset]:
+    """Return training and held-out rows by domain, and test rows, whose labels are all right."""
+    pixels, answers = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(pixels).float() / 16.0, torch.from_numpy(answers)
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(y), generator=rng)
+    train, heldout = Parts(), Parts()
+    for name, share in WRONG.items():
+        mine, order = order[:480], order[480:]
+        wrong = torch.rand(480, generator=rng) < share
+        labels = torch.where(wrong, torch.randint(10, (480,), generator=rng), y[mine])
+        train[name] = TensorDataset(x[mine[:400]], labels[:400])
+        heldout[name] = TensorDataset(x[mine[400:]], labels[400:])
+    return train, heldout, TensorDataset(x[order], y[order])
 
-    def __init__(self, net: nn.Module) -> None:
+
+class Classifier(LightningModule):
+    """Rows of (B, 64) pixels to (B, 10) logits."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.net = net
+        self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Any]:
         inputs, labels = batch
         logits = self.net(inputs)
-        losses = F.cross_entropy(
-            logits.movedim(-1, 1), labels, ignore_index=IGNORED, reduction="none"
-        )
+        losses = F.cross_entropy(logits, labels, reduction="none")
         self.log("train_loss", losses.mean(), prog_bar=True)
-        terms = noise.softmax(logits, labels)
         # Without adaptmix this would end in: return losses.mean()
-        return {"loss": losses, "loss_mask": labels != IGNORED, "noise": terms}
+        return {"loss": losses, "noise": noise.softmax(logits, labels)}
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         inputs, labels = batch
-        kept = labels != IGNORED
-        right = self.net(inputs).argmax(-1)[kept] == labels[kept]
-        self.log("accuracy", right.float().mean(), on_epoch=True)
+        self.log("accuracy", (self.net(inputs).argmax(-1) == labels).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.net.parameters(), lr=2e-3)
+        return torch.optim.AdamW(self.parameters(), lr=2e-3)
 
 
 class HeldOutNoise(Callback):
@@ -69,20 +79,8 @@ class HeldOutNoise(Callback):
             self.mixer.controller.record_noise(noise.softmax(pl_module.net(inputs), labels), name)
 
 
-def load(task: str) -> tuple[nn.Module, dict[str, Dataset[Any]], Parts, list[Dataset[Any]]]:
-    """Return the network, and the rows to train on, to measure noise on, and to test on."""
-    if task == "digits":
-        train, heldout, test = digits()
-        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        return net, {**train}, heldout, [test]
-    domains = builtin_domains(length=LENGTH, heldout=200).items()
-    parts: dict[str, Dataset[Any]] = {name: domain.train for name, domain in domains}
-    return ByteLM(LENGTH), parts, {}, [domain.heldout for _, domain in domains]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=("digits", "text"), default="digits")
     parser.add_argument("--mode", choices=("adapt", "observe"), default="adapt")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--devices", type=int, default=1)
@@ -91,9 +89,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     seed_everything(0)
-    net, parts, heldout, tests = load(args.task)
+    train, heldout, test = digits()
     # A mixture is a dataset; with a dataset of your own, pass a label per row or a column's name.
-    data = Mixture(parts, importance=dict.fromkeys(parts, 1.0))
+    data = Mixture(train, importance=dict.fromkeys(train, 1.0))
     mixer = AdaptMixCallback(policy="joint", mode=args.mode)
     trainer = Trainer(
         max_steps=args.steps,
@@ -103,10 +101,10 @@ def main() -> None:
         accumulate_grad_batches=args.accumulate,
         logger=TensorBoardLogger(args.out),
     )
-    task = Task(net)
-    trainer.fit(task, DataLoader(data, batch_size=32, shuffle=True))
+    module = Classifier()
+    trainer.fit(module, DataLoader(data, batch_size=32, shuffle=True))
+    trainer.test(module, DataLoader(test, batch_size=400))
     print(mixer.controller.report())
-    trainer.test(task, [DataLoader(test, batch_size=200) for test in tests])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Supervised fine-tuning with TRL on several domains, with adaptmix as a callback.
 
-``python examples/train_trl.py`` answers questions of three kinds, made on the spot; ``--data
-name=path ...`` takes .jsonl files with "prompt" and "completion".
+pip install "adaptmix[transformers]" trl
+python train_trl.py                          # questions of three kinds, made on the spot
+python train_trl.py --data mine=a.jsonl      # your own, with "prompt" and "completion"
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from trl import SFTConfig, SFTTrainer
 from adaptmix_transformers import AdaptMixCallback
 
 
-def questions(rows: int = 1500) -> Dataset:
-    """Return sums, sums in reverse, and sums with wrong answers."""
+def questions(rows: int = 3000) -> Dataset:
+    """Return sums, sums in reverse, and counting, whose answers are long and easy."""
     rng = random.Random(0)
     made = []
     for _ in range(rows):
-        a, b, source = rng.randrange(50), rng.randrange(50), rng.choice(["sum", "mirror", "wrong"])
-        answer = str(a + b if source != "wrong" else rng.randrange(100))
+        a, b, source = rng.randrange(50), rng.randrange(50), rng.choice(["sum", "mirror", "count"])
+        answer = " ".join(map(str, range(a, a + 8))) if source == "count" else str(a + b)
         answer = answer[::-1] if source == "mirror" else answer
-        made.append({"prompt": f"{source[0]}{a}+{b}=", "completion": answer, "source": source})
+        made.append({"prompt": f"{source} {a} {b} = ", "completion": answer, "source": source})
     return Dataset.from_list(made)
 
 
@@ -42,9 +43,8 @@ def characters() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter)
+    parser.description = __doc__
     parser.add_argument("--data", nargs="+", metavar="NAME=PATH")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", default="runs/trl")

@@ -105,7 +105,7 @@ def loader_options(loader: Any) -> dict[str, Any]:
     if not isinstance(loader, DataLoader):
         raise TypeError(
             f"The training loader must be a DataLoader; got {type(loader).__name__}, whose rows "
-            "cannot be drawn by plan."
+            "cannot be drawn by index."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from adaptmix._checks import FloatArray
-from adaptmix.monitoring._groups import Estimate, Group, level, over_seeds
+from adaptmix.monitoring._groups import (
+    Estimate,
+    Group,
+    normal_quantile,
+    over_seeds,
+    student_quantile,
+)
 from adaptmix.monitoring._record import RunRecord, Series, values_at
 
 # Another order of the rows alone moves a held-out loss by up to this share.
@@ -132,7 +137,7 @@ def _outcome(
     )
     if len(old) == len(new) == 1:
         errors = error(baseline.first, last), error(judged.first, last)
-        margin = float(special.ndtri(level(together)) * np.hypot(*errors))
+        margin = float(normal_quantile(together) * np.hypot(*errors))
         source = "rows" if np.isfinite(margin) else ""
         change = Estimate(float(new[0, -1] - old[0, -1]), margin, source)
     else:
@@ -163,7 +168,7 @@ def _level(
 ) -> Estimate:
     if len(values) > 1:
         return over_seeds([float(value) for value in values[:, -1]])
-    margin = float(special.ndtri(level(1))) * error(group.first, step)
+    margin = normal_quantile(1) * error(group.first, step)
     return Estimate(float(values[0, -1]), margin, "rows" if np.isfinite(margin) else "")
 
 
@@ -193,13 +198,13 @@ def _change(old: FloatArray, new: FloatArray, *, paired: bool, together: int) ->
         # One of the groups has no spread of its own: it is taken to have the other's.
         more = new if len(new) > 1 else old
         error = more.std(ddof=1) * np.sqrt(1.0 / len(old) + 1.0 / len(new))
-        quantile = float(special.stdtrit(len(more) - 1, level(together)))
+        quantile = student_quantile(len(more) - 1, together)
         return Estimate(value, quantile * float(error), "seeds")
     parts = np.array([old.var(ddof=1) / len(old), new.var(ddof=1) / len(new)])
     if not parts.any():
         return Estimate(value, 0.0, "seeds")
     freedom = parts.sum() ** 2 / (parts**2 / (np.array([len(old), len(new)]) - 1)).sum()
-    quantile = float(special.stdtrit(freedom, level(together)))
+    quantile = student_quantile(freedom, together)
     return Estimate(value, quantile * float(np.sqrt(parts.sum())), "seeds")
 
 

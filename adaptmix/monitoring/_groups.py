@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from scipy import special
 
 from adaptmix.monitoring._record import RunRecord
 
@@ -62,13 +61,22 @@ def over_seeds(values: Sequence[float], *, together: int = 1) -> Estimate:
     if known.size == 1:
         return Estimate(float(known[0]))
     error = known.std(ddof=1) / np.sqrt(known.size)
-    margin = float(special.stdtrit(known.size - 1, level(together)) * error)
+    margin = float(student_quantile(known.size - 1, together) * error)
     return Estimate(float(known.mean()), margin, "seeds")
 
 
-def level(together: int) -> float:
-    """Return the quantile that ends a two-sided interval, one of several that hold together."""
-    return 1.0 - 0.025 / together
+def normal_quantile(together: int) -> float:
+    """Return the quantile that ends a 95 % interval, one of several that hold together."""
+    from scipy.special import ndtri  # imported when it is used
+
+    return float(ndtri(1.0 - 0.025 / together))
+
+
+def student_quantile(freedom: float, together: int) -> float:
+    """Return the same of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1.0 - 0.025 / together))
 
 
 @dataclass(frozen=True)

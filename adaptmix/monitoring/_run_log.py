@@ -40,6 +40,11 @@ class RunLog:
 
         self._board = TensorBoardLog(target, self._names, step=step)
 
+    def restart(self, step: int) -> None:
+        """Go on at ``step``: what was logged of later steps is void."""
+        if self._board is not None:
+            self._board.restart(step)
+
     def write_texts(self, step: int) -> None:
         """Write the configuration and the warnings that are new."""
         if self._board is not None:

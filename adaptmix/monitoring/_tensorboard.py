@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
-
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from adaptmix.errors import LoggingWarning, WarnOnce
+from adaptmix.monitoring._eventfile import EventFile
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._quantities import CHARTED, CHARTED_OVERALL, weight_tags
 from adaptmix.monitoring._texts import (
@@ -22,6 +20,9 @@ from adaptmix.monitoring._texts import (
     warning_text,
 )
 from adaptmix.probe._coverage import Coverage
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PREFIX = "adaptmix/"
 _HELDOUT = "heldout_loss"
@@ -150,17 +151,14 @@ class TensorBoardLog:
     that measuring adds, as a share of that without it). The page Text holds the configuration,
     all warnings, and the modules that the probe does not see.
 
-    A directory that already holds events of later steps (of a run that was stopped after its last
-    checkpoint) is cut off at ``step``, so that nothing appears twice. After something could not be
-    written, nothing more is: a writer's thread ends with its first error.
+    Files are opened at the first write. What a directory holds from ``step`` on (of a run that was
+    stopped after its last checkpoint, or of an earlier run) is void then, so that nothing appears
+    twice. After something could not be written, nothing more is.
 
     Args:
         target: a directory, or a SummaryWriter of the caller's.
         names: K domain names.
         step: optimizer steps completed so far.
-
-    Attributes:
-        folder: where the record is; "" when it could not be opened.
     """
 
     def __init__(
@@ -170,26 +168,23 @@ class TensorBoardLog:
         *,
         step: int,
     ) -> None:
+        self._target = target
         self._warn = WarnOnce()
-        self._unseen: Mapping[str, str] = {}
         self._labels = dict(zip(names, safe_names(names), strict=True))
-        self._domains: dict[str, SummaryWriter] = {}
-        self._open = False
-        self.folder = ""
-        with tolerant(self._warn):
-            self._writer: SummaryWriter = (
-                target
-                if isinstance(target, SummaryWriter)
-                else SummaryWriter(str(target), purge_step=step or None)
-            )
-            folder = str(self._writer.log_dir)
-            if len(names) <= _MOST_RUNS:
-                self._domains = {
-                    label: SummaryWriter(f"{folder}/{label}", purge_step=step or None)
-                    for label in self._labels.values()
-                }
-            self._texts = RecordTexts(self._writer)
-            self.folder, self._open = folder, True
+        self._failed = False
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Begin anew at ``step``: later events that are there are void."""
+        self._step = step
+        self._files: _Files | None = None
+        self._unseen: Mapping[str, str] = {}
+
+    @property
+    def folder(self) -> str:
+        """Where the record is; "" when it could not be opened."""
+        self._write(lambda _: None)
+        return "" if self._files is None else self._files.folder
 
     def write(
         self, step: int, values: Mapping[str, float], *, coverage: Coverage | None = None
@@ -200,9 +195,9 @@ class TensorBoardLog:
         """
         if coverage is not None and coverage.unseen != self._unseen:
             self._unseen = dict(coverage.unseen)
-            table = _unseen_table(coverage)
-            self._write(lambda: self._writer.add_text(f"{PREFIX}{NOT_MEASURED}", table, step))
-        self._write(lambda: self._add_scalars(values, step))
+            tag, table = f"{PREFIX}{NOT_MEASURED}", _unseen_table(coverage)
+            self._write(lambda files: files.overall.add_text(tag, table, step))
+        self._write(lambda files: files.add_scalars(values, step))
 
     def write_evaluation(
         self,
@@ -217,41 +212,67 @@ class TensorBoardLog:
             for quantity, table in tables
             for name, value in table.items()
         }
-        self._write(lambda: self._add_scalars(values, step))
+        self._write(lambda files: files.add_scalars(values, step))
 
     def write_texts(
         self, step: int, configuration: Mapping[str, Any], warnings: Sequence[Caution]
     ) -> None:
         """Write configuration and warnings, as far as they are new; flushed with what follows."""
-        self._write(lambda: self._texts.write(step, configuration, warnings), flush=False)
+        self._write(
+            lambda files: files.texts.write(step, configuration, warnings),
+            flush=False,
+        )
 
     def flush(self) -> None:
         """Bring all that was written to the files."""
-        self._write(lambda: None)
+        self._write(lambda _: None)
 
-    def _flush(self) -> None:
-        for writer in (self._writer, *self._domains.values()):
-            writer.flush()
-
-    def _write(self, write: Callable[[], None], *, flush: bool = True) -> None:
+    def _write(self, write: Callable[[_Files], None], *, flush: bool = True) -> None:
         """Write and flush: all that is written goes through here, and nothing after a failure."""
-        if not self._open:
+        if self._failed:
             return
-        self._open = False
+        self._failed = True
         with tolerant(self._warn):
-            write()
+            if self._files is None:
+                self._files = _Files(self._target, tuple(self._labels.values()), self._step)
+            write(self._files)
             if flush:
-                self._flush()
-            self._open = True
+                self._files.overall.flush()
+            self._failed = False
 
-    def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write values by tag: one event for each run, for that is many times faster."""
-        entries: dict[SummaryWriter, list[Any]] = {}
+
+class _Files:
+    """The event files of a record: one for the run, and one for each domain.
+
+    Args:
+        target: a directory, or a SummaryWriter.
+        labels: K names of the domains' directories.
+        step: what is there from this step on is void.
+    """
+
+    def __init__(self, target: Any, labels: Sequence[str], step: int) -> None:
+        given = isinstance(target, (str, PathLike))
+        self.overall = EventFile(str(target), step=step) if given else target
+        self.folder = str(self.overall.log_dir)
+        self.texts = RecordTexts(self.overall)
+        few = labels if len(labels) <= _MOST_RUNS else ()
+        self._domains = {label: EventFile(f"{self.folder}/{label}", step=step) for label in few}
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write values by tag: one event for each run, which is many times faster."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        entries: dict[str, list[Any]] = {}
         for tag, value in values.items():
             quantity, _, label = tag.partition("/")
-            writer = self._domains.get(label, self._writer)
-            shown = tag if writer is self._writer else quantity
+            owner, shown = (label, quantity) if label in self._domains else ("", tag)
             entry = Summary.Value(tag=f"{PREFIX}{shown}", simple_value=float(value))
-            entries.setdefault(writer, []).append(entry)
-        for writer, own in entries.items():
-            writer._get_file_writer().add_summary(Summary(value=own), step)
+            entries.setdefault(owner, []).append(entry)
+        for owner, own in entries.items():
+            file = self._domains.get(owner) or _event_writer(self.overall)
+            file.add_summary(Summary(value=own), step)
+
+
+def _event_writer(writer: Any) -> Any:
+    """Return what takes the summaries of an EventFile or a SummaryWriter."""
+    return writer if isinstance(writer, EventFile) else writer._get_file_writer()

@@ -1,4 +1,4 @@
-"""What both callbacks are told, checked where it is written."""
+"""The arguments that all callbacks have, checked where they are written."""
 
 from __future__ import annotations
 

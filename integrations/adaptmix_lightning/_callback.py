@@ -27,9 +27,9 @@ _log = logging.getLogger("adaptmix")
 class AdaptMixCallback(Callback):
     """Adapts how a Trainer samples its domains, and how much each counts, while it trains.
 
-    The training loader is replaced by one that draws the same dataset's rows by plan; batches keep
-    their structure. Rows are weighted in one of three ways: ``training_step`` returns unreduced
-    losses (B,) or (B, T), as a tensor or as ``"loss"`` of a dict (which may also have
+    The training loader is replaced by one that draws the same dataset's rows by domain; batches
+    keep their structure. Rows are weighted in one of three ways: ``training_step`` returns
+    unreduced losses (B,) or (B, T), as a tensor or as ``"loss"`` of a dict (which may also have
     ``"loss_mask"`` and ``"noise"``); or it returns a mean loss and ``head`` names the module that
     makes the logits; or it calls ``callback.loss(losses)`` itself.
 

@@ -113,7 +113,7 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
         ),
         "reload_dataloaders_every_n_epochs": (
             running.reload_dataloaders_every_n_epochs > 0,
-            "Leave it 0: the plan draws rows of one dataset for the whole run",
+            "Leave it 0: the rows of one dataset are drawn for the whole run",
         ),
         "GradientAccumulationScheduler": (
             any(type(callback) is GradientAccumulationScheduler for callback in callbacks),
@@ -132,9 +132,9 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
             "Hooks are ignored in compiled code: pass the uncompiled module",
         ),
     }
-    for name, (found, way_out) in refused.items():
+    for name, (found, advice) in refused.items():
         if found:
-            raise SeamError(f"AdaptMixCallback does not work with {name}. {way_out}.")
+            raise SeamError(f"AdaptMixCallback does not work with {name}. {advice}.")
 
 
 def refuse_optimizers(trainer: Trainer) -> None:

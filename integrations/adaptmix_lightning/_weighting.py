@@ -184,6 +184,8 @@ class Weighting:
         self._draw = self._factors = None
         scale = internals.backward_scale(self._trainer) / (len(draw) * self._accumulation)
         self._controller.observe(loss, draw=draw, factors=factors * scale, outputs=outputs)
+        if self._head is not None:
+            self._head.forget_backward()  # of the probe's proof
         self.recorded += 1
 
     def _proved_output(self, loss: Tensor, rows: int) -> Tensor:

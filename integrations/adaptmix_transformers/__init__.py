@@ -5,8 +5,11 @@
     trainer = Trainer(model, args, train_dataset=ds, callbacks=[AdaptMixCallback("source")])
     trainer.train()
 
-``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn by
-plan. The trainer's own loss stays the loss, whatever it is: the gradient of each row is multiplied
+Those who subclass write ``class MyTrainer(AdaptMixMixin, Trainer)`` and pass
+``adaptmix=AdaptMixCallback("source")``.
+
+``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn
+by domain. The trainer's own loss stays the loss, whatever it is: each row's gradient is multiplied
 where the loss meets the model's outputs, so that it stays that of the stated objective, and class
 weights, smoothing and penalties are kept as they are. Weights and statistics go into the Trainer's
 logs and checkpoints. The default policy adapts sampling alone and leaves the objective as it is:
@@ -47,16 +50,17 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
                                       TensorBoard's page Custom Scalars
 ====================================  ============================================================
 
-Refused, by name and with the way out: streaming datasets, DeepSpeed and FSDP, DataParallel,
+Refused by name, with what to do instead: streaming datasets, DeepSpeed and FSDP, DataParallel,
 tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their fused
 loss never builds the logits), samplers of one's own, TRL's packing and ``padding_free`` (they mix
 domains in a row; rows packed within one domain are fine), GRPO, RLOO, KTO, distillation and
 Sentence Transformers, and any loss that is no sum of one term per row: contrastive and ranking
 losses, hard-example mining, a second head that is not among the outputs, a learnt temperature.
 
-That a loss is such a sum is proved, not assumed. In the first and in every observed step its mixed
-second derivatives between rows are computed and must vanish. Before the first step a loss of one's
-own is computed on other rows and labels, which shows couplings that are linear in pieces.
+That a loss is such a sum is proved, not assumed. In the first and in every measured step its mixed
+second derivatives between rows must vanish, and a hinge or maximum must be of one row. Before the
+first step, a loss of one's own is also computed on other rows and labels. This shows couplings that
+leave no trace in the graph, such as a mask made of losses.
 ``mode="observe"`` refuses no loss, and reports as unknown what it cannot tell.
 """
 

@@ -98,7 +98,7 @@ class DomainLosses:
         if self._sums is None and not self._unreadable:
             self._unreadable = True
             _log.warning(
-                "Held-out losses are not told by domain: the trainer evaluated rows without its "
+                "There is no eval_loss_<domain>: the trainer evaluated rows without its "
                 "compute_loss. Seq2SeqTrainer with predict_with_generate=True does so, and so does "
                 "a prediction_step of one's own, and rows without labels. Evaluate the loss apart, "
                 "with predict_with_generate=False."
@@ -123,7 +123,7 @@ class DomainLosses:
         if losses is None or len(losses.values) != len(rows):
             self._unreadable, self._sums = True, None
             _log.warning(
-                "Held-out losses are not told by domain: no rule that the package has gives the "
+                "There is no eval_loss_<domain>: no rule that the package has gives the "
                 "loss of every batch. Pass AdaptMixCallback(loss=f) with f(outputs, inputs) "
                 "returning rows' unreduced losses, (B,) or (B, T)."
             )
@@ -157,9 +157,9 @@ class DomainLosses:
         Nothing where the losses of any process could not be read, or none has had a row.
         """
         device = None if self._sums is None else self._sums.device.type
-        told = gather((device, self._unreadable))
-        devices = [device for device, _ in told if device is not None]
-        if not devices or any(unreadable for _, unreadable in told):
+        known = gather((device, self._unreadable))
+        devices = [device for device, _ in known if device is not None]
+        if not devices or any(unreadable for _, unreadable in known):
             return {}
         if self._sums is None:  # this process had no row
             shape = (3, len(self.mixture))

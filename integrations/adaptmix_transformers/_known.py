@@ -100,14 +100,14 @@ def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: 
     return trainer.label_smoother is not None or type(model).__name__.endswith(_HEADS)
 
 
-def losses_told(trainer: Trainer) -> str:
-    """Return a sentence on where a trainer's rows tell losses and noise."""
+def losses_known(trainer: Trainer) -> str:
+    """Return a sentence on where rows' losses and noise are known."""
     if internals.is_a(trainer, "SFTTrainer"):
         return "SFTTrainer's fused head keeps log-probabilities and no logits, so noise is unknown."
     if rows_per_sample(trainer) > 1:
         return f"{type(trainer).__name__} has one loss per pair, which no rule of ours gives."
     return (
-        "They are told where its gradient is that of a cross-entropy or a squared error of logits "
+        "They are known where its gradient is that of a cross-entropy or a squared error of logits "
         "and labels, and losses (without noise) by AdaptMixCallback(loss=f)."
     )
 

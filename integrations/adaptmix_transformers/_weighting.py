@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,13 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import MissingStatisticError, SeamError
-from adaptmix.trainers import BackwardProof, LossInputs, Watch, find_loss_inputs
+from adaptmix.trainers import (
+    BackwardProof,
+    LossInputs,
+    Watch,
+    find_loss_inputs,
+    loss_gradients,
+)
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
@@ -157,16 +163,17 @@ class Weighting:
     def _looked_at(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
-        """Tell what can be told of a loss that is left alone, and watch no gradients of others."""
+        """Read what can be read of a loss that is left alone."""
         size, reader = len(draw), self._reader
         try:
             loss_inputs, gradients = None, []
             if self._controller.observing or not self._proved:
                 loss_inputs = self._loss_inputs(loss, seen, size)
-                gradients = self._prove(loss, loss_inputs, size, shown=False)
+                with self._aside():
+                    gradients = loss_gradients(loss, loss_inputs)
             reading = reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
         except SeamError as error:
-            self._leave_unknown(error)
+            reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
         return reading, torch.ones(size, device=loss.device), ()
@@ -179,15 +186,20 @@ class Weighting:
         Raises:
             SeamError: it is no such sum.
         """
-        watch, seed = self._watch(), self._controller.completed
-        with nullcontext() if watch is None else watch.aside():
+        seed = self._controller.completed
+        with self._aside():
             return proofs.prove(loss, loss_inputs, size, known=self._known, shown=shown, seed=seed)
 
+    def _aside(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing is measured of what is differentiated."""
+        watch = self._watch()
+        return nullcontext() if watch is None else watch.aside()
+
     def _leave_unknown(self, error: SeamError) -> None:
-        """Say once why nothing is measured, and take the gradient probe off."""
+        """Say once why gradients are not measured, and take the gradient probe off."""
         if not self._unknown:
             self._unknown = True
-            _log.warning("Nothing is measured of this loss, which is trained as it is: %s", error)
+            _log.warning("Gradients are not measured in this run: %s", error)
         watch = self._watch()
         if watch is not None:
             watch.remove()
@@ -250,7 +262,7 @@ class Weighting:
         if missing:
             raise MissingStatisticError(
                 f"policy={self._policy!r} needs {' and '.join(missing)} of rows, and this "
-                f"trainer's loss does not tell them. {known.losses_told(self._trainer)} Use "
+                f"trainer's loss does not show them. {known.losses_known(self._trainer)} Use "
                 'AdaptMixCallback(policy="variance_aware"), which goes by gradients.'
             )
 

@@ -21,21 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from quickstart_data import IGNORED, builtin_domains
-from quickstart_model import ByteLM
+from quickstart import IGNORED, LENGTH, ByteLM, python_text
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from adaptmix import noise
 from adaptmix_lightning import AdaptMixCallback
 
-BLOCK, LENGTH = 10, 64
+BLOCK = 10
 
 
 class Text(LightningModule):
     def __init__(self, *, adapted: bool, policy: str) -> None:
         super().__init__()
-        self.net, self.adapted, self.joint = ByteLM(LENGTH), adapted, policy == "joint"
+        self.net, self.adapted, self.joint = ByteLM(96), adapted, policy == "joint"
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, labels = batch
@@ -106,7 +105,7 @@ def main() -> None:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    parts: list[Dataset[Any]] = [domain.train for domain in builtin_domains().values()]
+    parts: list[Dataset[Any]] = [rows for rows, _ in python_text().values()]
     data: ConcatDataset[Any] = ConcatDataset(parts)
     arms = {
         name: start(

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from quickstart_model import ByteLM
+from quickstart import LENGTH, ByteLM
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptmix import Controller, Mixture, noise
 
 BLOCK = 10
-LENGTH, ROWS, DOMAINS = 64, 4000, 5
+ROWS, DOMAINS = 4000, 5
 
 
 def parts() -> dict[str, TensorDataset]:
@@ -46,7 +46,7 @@ def endless(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def plain(batch_size: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = ByteLM(LENGTH)
+    model = ByteLM(96)
     optimizer = torch.optim.AdamW(model.parameters())
     batches = endless(DataLoader(Mixture(parts()), batch_size=batch_size, shuffle=True))
 
@@ -62,7 +62,7 @@ def plain(batch_size: int) -> Callable[[], None]:
 
 def adapted(batch_size: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = ByteLM(LENGTH)
+    model = ByteLM(96)
     optimizer = torch.optim.AdamW(model.parameters())
     controller = Controller(Mixture(parts()), policy="joint")
     controller.watch(model)

@@ -8,17 +8,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from adaptmix.policies import Policy
 from adaptmix_lightning import AdaptMixCallback
-from tests.conformance import data
+from tests.conformance import data, kit
 from tests.conformance.harness import STEPS, Case
-
-ROWS = data.vectors()
-TAGGED = data.tagged()
+from tests.conformance.kit import (
+    ROWS,
+    TAGGED,
+    dropping,
+    each,
+    mean,
+    own,
+    own_tags,
+    penalty,
+    sorting,
+    tags,
+)
 
 
 class Module(LightningModule):
@@ -26,11 +35,7 @@ class Module(LightningModule):
 
     def __init__(self, step: Callable[[Any, Any], Any], *, tokens: bool = False) -> None:
         super().__init__()
-        first: nn.Module = (
-            nn.Embedding(data.VOCABULARY, 12) if tokens else nn.Linear(data.FEATURES, 12)
-        )
-        self.body = nn.Sequential(first, nn.Tanh())
-        self.head = nn.Linear(12, data.CLASSES)
+        self.body, self.head = kit.network(tokens)
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,57 +112,21 @@ def lightning(
             **changed,
         ).fit(live, loader)
 
-    return Case(
-        name=f"Lightning: {name}",
-        model=data.built(module or (lambda: Module(step, tokens=tokens))),
-        rows=rows,
-        domains=data.DOMAINS,
-        train=train,
-        collate=collate,
-        accumulation=changed.get("accumulate_grad_batches", 1),
-        **case,
+    model = data.built(module or (lambda: Module(step, tokens=tokens)))
+    return kit.case(
+        f"Lightning: {name}", model, train, rows=rows, collate=collate, changes=changed, **case
     )
 
 
-def own(model: Any, batch: Any) -> Tensor:
-    """The stated loss of one row."""
-    return F.cross_entropy(model(batch["x"]), batch["labels"])
-
-
-def each(module: Any, batch: Any) -> Tensor:
-    """Unreduced losses, as the callback asks for them."""
-    return F.cross_entropy(module(batch["x"]), batch["labels"], reduction="none")
-
-
-def mean(module: Any, batch: Any) -> Tensor:
-    """A mean, as Lightning's users return it."""
-    return F.cross_entropy(module(batch["x"]), batch["labels"])
-
-
-def tags(module: Any, batch: Any) -> dict[str, Tensor]:
-    """Losses of tokens and which of them count."""
-    logits, labels = module(batch["input_ids"]), batch["labels"]
-    losses = F.cross_entropy(logits.mT, labels, reduction="none")
-    return {"loss": losses, "loss_mask": labels != -100}
-
-
-def own_tags(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """Sum and number of one row's token losses."""
-    labels = batch["labels"][0]
-    kept = labels != -100
-    logits = model(batch["input_ids"])[0]
-    return F.cross_entropy(logits[kept], labels[kept], reduction="sum"), kept.sum()
+def masked(module: Any, batch: Any) -> dict[str, Tensor]:
+    """Losses of tokens and which of them count, as the callback takes them."""
+    losses, mask = tags(module, batch)
+    return {"loss": losses, "loss_mask": mask}
 
 
 def mean_of_tags(module: Any, batch: Any) -> Tensor:
     """A mean over the tokens that count."""
     return F.cross_entropy(module(batch["input_ids"]).mT, batch["labels"])
-
-
-def penalty(model: Any) -> Tensor:
-    """An L2 penalty."""
-    total: Tensor = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
-    return 0.1 * total
 
 
 def pairs(rows: Any) -> tuple[Tensor, Tensor]:
@@ -169,14 +138,6 @@ def pairs(rows: Any) -> tuple[Tensor, Tensor]:
 def _bad_rows(rows: Any) -> Any:
     """Leave out a whole batch now and then, as for unreadable files."""
     return None if rows[0]["x"][0] > 0.9 else data.stack(rows)
-
-
-def _some_rows(rows: Any) -> Any:
-    return data.stack([row for row in rows if row["x"][0] < 0.9])
-
-
-def _sorted_rows(rows: Any) -> Any:
-    return data.stack(sorted(rows, key=lambda row: row["x"][0]))
 
 
 def _shuffled(module: Any, batch: Any) -> Tensor:
@@ -251,7 +212,7 @@ CASES = [
     ),
     lightning(
         "tokens and their mask",
-        tags,
+        masked,
         rows=TAGGED,
         collate=data.pad,
         tokens=True,
@@ -260,7 +221,7 @@ CASES = [
     ),
     lightning(
         "tokens, unit token",
-        tags,
+        masked,
         rows=TAGGED,
         collate=data.pad,
         tokens=True,
@@ -270,9 +231,16 @@ CASES = [
     lightning(
         "manual optimization", each, module=lambda: Manual(each), row_loss=own, expect="right"
     ),
+    lightning(
+        "a hinge between rows from step 16 on",
+        lambda m, b: mean(m, b) + F.relu(m(b["x"]).mean() + 9.0) * (m.global_step >= 16),
+        row_loss=own,
+        callback={"head": "head"},
+        expect="once|row",
+    ),
     lightning("unreadable batches", each, collator=_bad_rows, row_loss=own),
-    lightning("unreadable rows", each, collator=_some_rows, row_loss=own, expect="row"),
-    lightning("a collator that sorts", each, collator=_sorted_rows, row_loss=own),
+    lightning("unreadable rows", each, collator=dropping, row_loss=own, expect="row"),
+    lightning("a collator that sorts", each, collator=sorting, row_loss=own),
     lightning("rows reordered in the module", _shuffled, row_loss=own),
     lightning("batches left out", lambda *_: None, row_loss=own, expect="loss"),
 ]

@@ -12,11 +12,9 @@ from torch.nn import functional as F
 
 from adaptmix import Controller, Mixture
 from adaptmix.policies import Policy
-from tests.conformance import data
+from tests.conformance import data, kit
 from tests.conformance.harness import STEPS, Case
-
-ROWS = data.vectors()
-TAGGED = data.tagged()
+from tests.conformance.kit import ROWS, TAGGED, each, own, own_tags, penalty, sorting, tags
 
 Loop = Callable[[Any, Controller, Any, torch.optim.Optimizer], None]
 """(model, controller, loader, optimizer): trains for all steps."""
@@ -27,14 +25,11 @@ class Net(nn.Module):
 
     def __init__(self, *, tokens: bool = False) -> None:
         super().__init__()
-        self.first: nn.Module = (
-            nn.Embedding(data.VOCABULARY, 12) if tokens else nn.Linear(data.FEATURES, 12)
-        )
-        self.head = nn.Linear(12, data.CLASSES)
+        self.body, self.head = kit.network(tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.head(torch.tanh(self.first(x)))
+        logits: Tensor = self.head(self.body(x))
         return logits
 
 
@@ -61,26 +56,10 @@ def loop(
         batches = steering.loader(8, steps=STEPS, collate_fn=collator or collate, **changed)
         body(live, steering, batches, torch.optim.SGD(live.parameters(), lr=0.05))
 
-    return Case(
-        name=f"loop: {name}",
-        model=data.built(lambda: Net(tokens=tokens)),
-        rows=rows,
-        domains=data.DOMAINS,
-        train=train,
-        collate=collate,
-        accumulation=changed.get("accumulation", 1),
-        **case,
+    model = data.built(lambda: Net(tokens=tokens))
+    return kit.case(
+        f"loop: {name}", model, train, rows=rows, collate=collate, changes=changed, **case
     )
-
-
-def own(model: Any, batch: Any) -> Tensor:
-    """The stated loss of one row."""
-    return F.cross_entropy(model(batch["x"]), batch["labels"])
-
-
-def each(model: Any, batch: Any) -> Tensor:
-    """Unreduced losses."""
-    return F.cross_entropy(model(batch["x"]), batch["labels"], reduction="none")
 
 
 def simple(losses: Callable[[Any, Any], Tensor] = each, *, accumulation: int = 1) -> Loop:
@@ -100,20 +79,11 @@ def simple(losses: Callable[[Any, Any], Tensor] = each, *, accumulation: int = 1
 def masked(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
     """Losses of tokens, and which of them count."""
     for batch, draw in loader.with_draws():
-        labels = batch["labels"]
-        losses = F.cross_entropy(model(batch["input_ids"]).mT, labels, reduction="none")
-        controller.loss(losses, draw=draw, mask=labels != -100).backward()
+        losses, mask = tags(model, batch)
+        controller.loss(losses, draw=draw, mask=mask).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
-
-
-def own_tags(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """Sum and number of one row's token losses."""
-    labels = batch["labels"][0]
-    kept = labels != -100
-    logits = model(batch["input_ids"])[0]
-    return F.cross_entropy(logits[kept], labels[kept], reduction="sum"), kept.sum()
 
 
 def reduced(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
@@ -142,12 +112,6 @@ def penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
-
-
-def penalty(model: Any) -> Tensor:
-    """An L2 penalty."""
-    total: Tensor = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
-    return 0.1 * total
 
 
 def gradient_penalised(model: Any, controller: Controller, loader: Any, optimizer: Any) -> None:
@@ -254,14 +218,6 @@ def mixed_precision(model: Any, controller: Controller, loader: Any, optimizer: 
         controller.step()
 
 
-def _sorted(rows: Any) -> Any:
-    return data.stack(sorted(rows, key=lambda row: row["x"][0]))
-
-
-def _dropping(rows: Any) -> Any:
-    return data.stack([row for row in rows if row["x"][0] < 0.9])
-
-
 CASES = [
     loop("README", simple(), row_loss=own, expect="right"),
     loop(
@@ -337,6 +293,6 @@ CASES = [
     loop("a second loader", second_loader, row_loss=own),
     loop("two backward passes", clipped, row_loss=own),
     loop("a loss scale", mixed_precision, row_loss=own, expect="right"),
-    loop("a collator that sorts", simple(), collator=_sorted, row_loss=own),
-    loop("a collator that drops", simple(), collator=_dropping, row_loss=own, expect="row"),
+    loop("a collator that sorts", simple(), collator=sorting, row_loss=own),
+    loop("a collator that drops", simple(), collator=kit.dropping, row_loss=own, expect="row"),
 ]

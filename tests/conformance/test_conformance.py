@@ -14,6 +14,7 @@ from tests.conformance import (
     trainer_losses,
     trainer_models,
     trainer_modules,
+    trainer_targets,
     trls,
 )
 from tests.integrations.adaptmix_lightning import pl
@@ -23,6 +24,7 @@ CASES = harness.by_name(
         *trainer_losses.CASES,
         *trainer_models.CASES,
         *trainer_modules.CASES,
+        *trainer_targets.CASES,
         *trls.CASES,
         *lightnings.CASES,
         *loops.CASES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 
 from adaptmix.policies import Policy
 from adaptmix_transformers import AdaptMixCallback
-from tests.conformance import data
+from tests.conformance import data, kit
 from tests.conformance.harness import STEPS, Case
 
 QUIET: dict[str, Any] = {
@@ -43,37 +44,51 @@ def trainer(
     model: Any,
     rows: data.Rows,
     *,
-    kind: type[Trainer] = Trainer,
+    kind: Any = Trainer,
+    config: Any = TrainingArguments,
+    library: str = "Trainer",
+    given: data.Rows | None = None,
     arguments: dict[str, Any] | None = None,
     callback: dict[str, Any] | None = None,
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
     collate: Any = data.pad,
     collator: Any = None,
     **case: Any,
 ) -> Case:
-    """A case of a Trainer; ``collator`` is the Trainer's where it is not ``collate``."""
+    """A case of a Trainer, or of TRL's.
+
+    Args:
+        name: of the case.
+        model: makes the model.
+        rows: as ``collate`` takes them.
+        kind: the trainer.
+        config: its arguments' class.
+        library: stands before the name.
+        given: the rows as the trainer takes them, where it tokenises them itself.
+        arguments: changes of the arguments.
+        callback: changes of the callback's settings.
+        options: further arguments of the trainer, or what makes them for a run.
+        collate: makes a batch of rows for the stated loss, and for the Trainer.
+        collator: the Trainer's where it is not ``collate``.
+        case: of the stated loss.
+    """
     changed = arguments or {}
 
     def train(live: Any, policy: Policy | str, folder: Path) -> None:
-        listed = [row | {"domain": name} for row, name in zip(rows, data.DOMAINS, strict=True)]
+        pairs = zip(given or rows, data.DOMAINS, strict=True)
+        more = options() if callable(options) else dict(options or {})
+        if library == "Trainer":
+            more["data_collator"] = collator or collate
         kind(
             model=live,
-            args=TrainingArguments(output_dir=str(folder), **(QUIET | changed)),
-            train_dataset=Dataset.from_list(listed),
-            data_collator=collator or collate,
+            args=config(output_dir=str(folder), **(QUIET | changed)),
+            train_dataset=Dataset.from_list([row | {"domain": name} for row, name in pairs]),
             callbacks=[AdaptMixCallback("domain", policy=policy, **(OFTEN | (callback or {})))],
-            **(options or {}),
+            **more,
         ).train()
 
-    return Case(
-        name=f"Trainer: {name}",
-        model=model,
-        rows=rows,
-        domains=data.DOMAINS,
-        train=train,
-        collate=collate,
-        accumulation=changed.get("gradient_accumulation_steps", 1),
-        **case,
+    return kit.case(
+        f"{library}: {name}", model, train, rows=rows, collate=collate, changes=changed, **case
     )
 
 

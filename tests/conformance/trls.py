@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,13 +19,10 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from adaptmix.policies import Policy
-from adaptmix_transformers import AdaptMixCallback
 from tests.conformance import data
 from tests.conformance.harness import Case
-from tests.conformance.trainer_kit import LLAMA, OFTEN, QUIET, token_sum
+from tests.conformance.trainer_kit import LLAMA, token_sum, trainer
 
-QUIETER: dict[str, Any] = QUIET | {"bf16": False, "gradient_checkpointing": False}
 BETA = 0.1
 
 
@@ -49,34 +44,21 @@ def trl(
     rows: data.Rows,
     collate: Any,
     *,
-    given: data.Rows | None = None,
     arguments: dict[str, Any] | None = None,
-    callback: dict[str, Any] | None = None,
     options: Any = dict,
     **case: Any,
 ) -> Case:
-    """A case of TRL; ``given`` are the rows as its trainer takes them."""
-    changed = arguments or {}
-
-    def train(live: Any, policy: Policy | str, folder: Path) -> None:
-        pairs = zip(given or rows, data.DOMAINS, strict=True)
-        kind(
-            model=live,
-            args=config(output_dir=str(folder), **(QUIETER | changed)),
-            train_dataset=Dataset.from_list([row | {"domain": name} for row, name in pairs]),
-            processing_class=tokenizer(),
-            callbacks=[AdaptMixCallback("domain", policy=policy, **(OFTEN | (callback or {})))],
-            **options(),
-        ).train()
-
-    return Case(
-        name=f"TRL: {name}",
-        model=model,
-        rows=rows,
-        domains=data.DOMAINS,
-        train=train,
+    """A case of TRL, whose trainers tokenise and collate by themselves."""
+    return trainer(
+        name,
+        model,
+        rows,
+        kind=kind,
+        config=config,
+        library="TRL",
         collate=collate,
-        accumulation=changed.get("gradient_accumulation_steps", 1),
+        arguments={"bf16": False, "gradient_checkpointing": False} | (arguments or {}),
+        options=lambda: {"processing_class": tokenizer(), **options()},
         tolerance=1e-4,
         **case,
     )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from adaptmix import Controller, policies
 from adaptmix.monitoring._comparison import compare, steps_to_reach
 from adaptmix.monitoring._groups import grouped, over_seeds
+from adaptmix.monitoring._reading import read_runs
 from adaptmix.monitoring._record import RunRecord, Series
+from tests import runs
 from tests.monitoring import made
 
 
@@ -28,6 +34,35 @@ def test_runs_that_differ_in_their_seed_only_are_a_group_and_observed_ones_come_
 def test_runs_of_one_configuration_and_one_seed_differ_in_what_is_not_known() -> None:
     groups = grouped([made.record("slow"), made.record("fast")])
     assert [group.label for group in groups] == ["slow", "fast"]
+
+
+class Tilted:
+    """A user's policy: of no name, and no dataclass."""
+
+    requires: frozenset[str] = frozenset()
+
+    def __init__(self, tilt: float) -> None:
+        self.tilt = tilt
+
+    def init(self, *given: Any) -> Any:
+        return policies.Static().init(*given)
+
+    def update(self, stats: Any, state: Any) -> Any:
+        return policies.Static().update(stats, state)
+
+
+def test_policies_of_one_class_with_other_settings_are_no_seeds_of_each_other(
+    tmp_path: Path,
+) -> None:
+    def log(name: str, tilt: float, seed: int) -> None:
+        controller = Controller(runs.mixture(), policy=Tilted(tilt), lag=2, seed=seed)
+        controller.log_to(tmp_path / name)
+        runs.Run(controller, runs.model(), steps=12).train()
+
+    for name, tilt, seed in (("a", 0.1, 0), ("b", 0.9, 1), ("c", 0.1, 1)):
+        log(name, tilt, seed)
+    groups = grouped(read_runs([tmp_path]))
+    assert sorted([run.label for run in group.runs] for group in groups) == [["a", "c"], ["b"]]
 
 
 def test_a_label_given_by_hand_makes_a_group() -> None:

@@ -136,6 +136,27 @@ def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
     assert steps[-1] == 29
 
 
+def test_a_run_that_logs_before_it_is_restored_repeats_no_step(tmp_path: Path) -> None:
+    first = logged_run(tmp_path).train(14)
+    state = first.state_dict()
+    first.train(22)  # goes on, and is lost
+    second = logged_run(tmp_path)
+    second.load_state_dict(state)
+    second.train(18)
+    steps = [event.step for event in read(tmp_path / "a").Scalars("adaptmix/loss")]
+    assert steps == [5, 9, 13, 17]
+
+
+def test_a_new_run_in_a_used_directory_replaces_the_old_one(tmp_path: Path) -> None:
+    logged_run(tmp_path).train()
+    logged_run(tmp_path).train(10)
+    for folder in (tmp_path, tmp_path / "a"):
+        events = read(folder)
+        assert {
+            event.step for tag in events.Tags()["scalars"] for event in events.Scalars(tag)
+        } == {5, 9}
+
+
 def test_observing_logs_what_it_would_do_to_a_writer_of_the_users(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         net = runs.model()

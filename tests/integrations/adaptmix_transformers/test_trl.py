@@ -310,7 +310,7 @@ def test_sft_through_another_loss_and_with_packed_rows(tmp_path: Path, tokenizer
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"packing": True, "max_length": 8}, "does not work with packing. It mixes domains"),
+        ({"packing": True, "max_length": 8}, "does not work with packing=True. Packed rows mix"),
         ({"padding_free": True, "max_length": None}, "does not work with padding_free"),
     ],
 )

@@ -70,7 +70,11 @@ def test_trains(changes: dict[str, Any], tmp_path: Path) -> None:
 def test_workers_may_be_spawned(tmp_path: Path) -> None:
     """What a worker is handed, in training and evaluation, can be pickled."""
     trainer = hf.make(tmp_path, adapting(), trainer_options={"eval_dataset": hf.rows(seed=1)})
-    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+    callback = next(cb for cb in trainer.callback_handler.callbacks if hasattr(cb, "running"))
+    with callback.running():
+        loaders = trainer.get_train_dataloader(), trainer.get_eval_dataloader()
+    for loader in loaders:
+        assert "Number" in type(loader.dataset).__name__
         collate, dataset = pickle.loads(pickle.dumps((loader.collate_fn, loader.dataset)))
         assert type(collate) is type(loader.collate_fn)
         assert len(dataset) == len(loader.dataset)
