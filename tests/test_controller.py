@@ -37,7 +37,11 @@ def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
 def test_adapts_both_weights() -> None:
     net = runs.model()
     controller = Controller(
-        runs.mixture(), policy=policies.Joint(), update_every=5, measure_every=1, lag=2
+        runs.mixture(),
+        policy=policies.chain(policies.Joint()),
+        update_every=5,
+        measure_every=1,
+        lag=2,
     )
     with controller.watch(net) as handle:
         assert handle.coverage is not None

@@ -28,8 +28,11 @@ def short(experiment: Any) -> Any:
     return dataclasses.replace(experiment, settings=settings)
 
 
-# Domains' noise is far apart on purpose, as in the paper.
-@pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")
+# Domains' noise is far apart on purpose, as in the paper. In so few steps misfit passes for noise,
+# so that Joint turns to one domain for a while.
+@pytest.mark.filterwarnings(
+    "ignore::adaptmix.errors.LossWeightWarning", "ignore::adaptmix.errors.CollapseWarning"
+)
 @pytest.mark.parametrize("module", ["linear", "logistic", "digits"])
 def test_every_policy_trains(paper: Any, module: str) -> None:
     common = paper("common")

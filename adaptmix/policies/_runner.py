@@ -20,7 +20,8 @@ from adaptmix.state._identity import describe
 
 _log = logging.getLogger("adaptmix")
 _SUPPLIERS = {
-    "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise",
+    "noise": "controller.loss(..., noise=...) with terms of adaptmix.noise, or "
+    "controller.record_noise before the first loss",
     "grad_var": "controller.watch(model)",
     "grad_sq": "controller.watch(model)",
     "grad_gram": "controller.watch(model)",

@@ -79,18 +79,24 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller.watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     errors = []
+
+    def record_noise() -> None:
+        with torch.no_grad():
+            for name, part in held_out.items():
+                inputs, labels = part.tensors
+                controller.record_noise(noise.softmax(model(inputs), labels), name)
+
+    record_noise()
     loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
     for (x, y), draw in loader.with_draws():
         losses = cross_entropy(model(x), y, reduction="none")
         controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
-        with torch.no_grad():
-            if draw.step % 10 == 0:
-                for name, part in held_out.items():
-                    inputs, labels = part.tensors
-                    controller.record_noise(noise.softmax(model(inputs), labels), name)
-            if draw.step % EVERY == EVERY - 1:
+        if draw.step % 10 == 0:
+            record_noise()
+        if draw.step % EVERY == EVERY - 1:
+            with torch.no_grad():
                 inputs, labels = test["test"].tensors
                 errors.append(float((model(inputs).argmax(1) != labels).float().mean()))
         controller.step()

@@ -88,6 +88,14 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     risks = []
+
+    def record_noise() -> None:
+        with torch.no_grad():
+            for name, rows in held_out.items():
+                predictions = model(rows.tensors[0]).squeeze(1)
+                controller.record_noise(noise.squared(predictions, rows.tensors[1]), name)
+
+    record_noise()
     loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
     for (x, y), draw in loader.with_draws():
         weights = controller.weights
@@ -98,10 +106,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         if draw.step % 10 == 0:
-            with torch.no_grad():
-                for name, rows in held_out.items():
-                    predictions = model(rows.tensors[0]).squeeze(1)
-                    controller.record_noise(noise.squared(predictions, rows.tensors[1]), name)
+            record_noise()
         controller.step()
         error = float((model.weight.detach()[0] - theta).square().sum())
         risks.append(float(mixture.importance @ curvature) * error)

@@ -76,6 +76,14 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     risks = []
+
+    def record_noise() -> None:
+        with torch.no_grad():
+            for name, rows in held_out.items():
+                logits = model(rows.tensors[0]).squeeze(1)
+                controller.record_noise(dispersion(logits, rows.tensors[1]), name)
+
+    record_noise()
     loader = controller.loader(BATCH, steps=setting.steps, collate_fn=collate)
     for (x, y), draw in loader.with_draws():
         optimizer.param_groups[0]["lr"] = RATE / (1.0 + draw.step / DECAY)
@@ -83,12 +91,10 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         controller.loss(losses, draw=draw).backward()
         optimizer.step()
         optimizer.zero_grad()
-        with torch.no_grad():
-            if draw.step % EVERY == 0:
-                for name, rows in held_out.items():
-                    logits = model(rows.tensors[0]).squeeze(1)
-                    controller.record_noise(dispersion(logits, rows.tensors[1]), name)
-            if draw.step % EVERY == EVERY - 1:
+        if draw.step % EVERY == 0:
+            record_noise()
+        if draw.step % EVERY == EVERY - 1:
+            with torch.no_grad():
                 logits = model(test).squeeze(1)
                 risks.append(float(binary_cross_entropy_with_logits(logits, chance) - best))
         controller.step()

@@ -31,7 +31,9 @@ class Ramp:
         return Weights.proportional(np.ones(3) / 3), state
 
 
-@pytest.mark.parametrize("policy", [EXPECTED, chain(EXPECTED), Ramp()], ids=["static", "chain", "own"])
+@pytest.mark.parametrize(
+    "policy", [EXPECTED, chain(EXPECTED), Ramp()], ids=["static", "chain", "own"]
+)
 def test_weights_to_start_with_hold_from_the_first_batch_on(policy: Policy) -> None:
     controller = Controller(runs.mixture(), policy=policy)
     controller.sampler(20, steps=4)
