@@ -70,6 +70,7 @@ class Functions(TorchFunctionMode):
         self.tracker = RowTracker()
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
+        self.paused = False  # while something else than the model runs
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
@@ -96,6 +97,8 @@ class Functions(TorchFunctionMode):
         return output
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        if self.paused:
+            return
         tensors = list(tensors_of((*args, *kwargs.values())))
         if not tensors:
             self.tracker.made(getattr(func, "__name__", ""), outputs)

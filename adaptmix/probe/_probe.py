@@ -252,11 +252,14 @@ class GradientProbe:
         samples: Tensor | None,
         roots: Roots | None,
     ) -> None:
-        self._current, self._mass.paused = batch, True
+        self._current = batch
+        # Losses may be weighted inside the model's forward, whose operations are followed.
+        self._mass.paused = self._functions.paused = True
         try:
             self._verifier(batch, domains, samples, roots)
         finally:
-            self._current, self._mass.paused = None, False
+            self._current = None
+            self._mass.paused = self._functions.paused = False
 
     def collect(self) -> GradientSums | None:
         """Return the sums over the micro-batches since the last call, or None without any."""
@@ -373,11 +376,11 @@ class GradientProbe:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Differentiate something else for a while, of which nothing is measured."""
-        self._set_aside = self._mass.paused = True
+        self._set_aside = self._mass.paused = self._functions.paused = True
         try:
             yield
         finally:
-            self._set_aside = self._mass.paused = False
+            self._set_aside = self._mass.paused = self._functions.paused = False
 
     def _recomputing(self) -> bool:
         """Return whether a backward pass is running: a forward is then a checkpoint's second one.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptmix.errors import CoverageWarning, RowOrderWarning
-from tests.probe.cases import B, Stack, attached, losses, observe, reference
+from adaptmix.probe import GradientProbe
+from tests.probe.cases import DOMAINS, FACTORS, B, Stack, attached, losses, observe, reference
 
 V, D = 11, 7  # as wide as there are samples
 assert D == B
@@ -218,3 +219,36 @@ def test_a_proof_changes_neither_gradients_nor_randomness() -> None:
         found.append([*gradients, torch.rand(1)])
     for plain, proved in zip(*found, strict=True):
         assert torch.equal(plain, proved)
+
+
+class Weighing(nn.Module):
+    """Losses are weighted in the forward, as Lightning's are under DistributedDataParallel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = stack(nn.Linear(D, D))
+        self.probe: list[GradientProbe] = []
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        each = losses(self.model(x), y)
+        loss = (FACTORS * each).sum()
+        with self.probe[0].aside():
+            torch.autograd.grad(loss, list(self.parameters()), retain_graph=True)
+        self.probe[0].expect(DOMAINS, FACTORS, loss, values=each)
+        return loss
+
+
+def test_losses_may_be_weighted_inside_the_forward(estimator: str) -> None:
+    inputs, targets = tokens()
+    net = Weighing()
+    probe = attached(net, estimator)
+    net.probe = [probe]
+    probe.arm(True, step=0)
+    net(inputs, targets).backward()
+    got = probe.collect()
+    assert got is not None
+    assert float(got.mass[1]) == 0.0
+    assert float(got.mass[0]) > 0.0
+    want = observe(probe, net.model, inputs, targets)
+    assert want is not None
+    torch.testing.assert_close(got.square, want.square)

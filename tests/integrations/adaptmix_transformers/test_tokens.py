@@ -91,6 +91,7 @@ def by_domain(batch: MicroBatch, values: Tensor, lengths: dict[str, float]) -> T
     return values / per_row[batch.draw.domains]
 
 
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("unit", ["token", "sample"])
 @pytest.mark.parametrize("accumulation", [1, 3])
