@@ -131,8 +131,9 @@ class GradientProbe:
         modules = [*unwrapped(self._model).modules()]
         if self._attached or any(module in _watched for module in modules):
             raise ValueError(
-                "model must have one probe at most; got one that is attached already. "
-                "Call its detach() first."
+                "model must be watched by one controller at most; it, or a part of it, is watched "
+                "already. Build the model anew for another run, or call remove() on what "
+                "controller.watch(model) returned."
             )
         self._attached = True
         _watched.update(modules)

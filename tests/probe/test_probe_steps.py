@@ -215,7 +215,7 @@ def test_one_probe_at_a_time(estimator: str) -> None:
         GradientProbe(model, K, estimator="exact"),
         GradientProbe(model.blocks, K),
     ):
-        with pytest.raises(ValueError, match=r"one probe at most.*detach"):
+        with pytest.raises(ValueError, match=r"watched by one controller at most.*remove"):
             other.attach()
     probe.detach()
     attached(model, estimator).detach()
