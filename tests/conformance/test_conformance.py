@@ -14,6 +14,7 @@ from tests.conformance import (
     trainer_losses,
     trainer_models,
     trainer_modules,
+    trainer_ratios,
     trainer_targets,
     trls,
 )
@@ -24,6 +25,7 @@ CASES = harness.by_name(
         *trainer_losses.CASES,
         *trainer_models.CASES,
         *trainer_modules.CASES,
+        *trainer_ratios.CASES,
         *trainer_targets.CASES,
         *trls.CASES,
         *lightnings.CASES,
