@@ -176,15 +176,16 @@ def _passed(
     factors: Tensor,
 ) -> tuple[dict[int, Tensor], tuple[Tensor | None, ...]]:
     """Return sums by domain, by parameter, and the whole gradients of ``inputs``."""
-    gradients = [
-        _direction(root) * factors[rows].to(root.dtype).reshape(-1, *[1] * (root.ndim - 1))
+    # Scalars with these gradients: passing gradients themselves makes torch import SymPy, which
+    # takes longer than all else that a run begins with.
+    weighted = [
+        root * (_direction(root) * factors[rows].to(root.dtype).reshape(-1, *[1] * (root.ndim - 1)))
         for root, rows in roots
     ]
     with batch.rehearsal(domains, factors, samples) as sums:
         whole = torch.autograd.grad(
-            [root for root, _ in roots],
+            [product.sum() for product in weighted],
             inputs,
-            gradients,
             retain_graph=True,
             allow_unused=True,
         )
