@@ -214,7 +214,8 @@ class GradientProbe:
             PackingWarning: once, when they do, or when that cannot be checked.
 
         Raises:
-            SeamError: the model ran another number of rows, and ``samples`` does not tell of which.
+            ObjectiveError: the model ran another number of rows, and ``samples`` does not
+                say which.
             ValueError: different lengths, or a loss that is not a scalar with a gradient.
         """
         if domains.ndim != 1 or domains.shape != factors.shape:

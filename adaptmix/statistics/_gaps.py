@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from adaptmix._types import Domains, DomainStats
-from adaptmix.errors import CoverageWarning, NoiseWarning, UnseenDomainWarning, WarnOnce
+from adaptmix._warn_once import WarnOnce
+from adaptmix.errors import CoverageWarning, NoiseWarning, UnseenDomainWarning
 from adaptmix.probe._coverage import Coverage
 
 _COVERAGE_EXPECTED = 0.9

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats
+from adaptmix._warn_once import WarnOnce
 from adaptmix.errors import (
     CoverageWarning,
     NonFiniteWarning,
-    WarnOnce,
 )
 from adaptmix.noise import NoiseTerms
 from adaptmix.probe._coverage import Coverage

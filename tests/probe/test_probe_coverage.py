@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture
-from adaptmix.errors import CoverageWarning, SeamError
+from adaptmix.errors import CoverageWarning, ObjectiveError
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators._gradients import GradientSums
 from adaptmix.probe.rules import _registry as rules
@@ -407,5 +407,5 @@ def test_rows_inside_the_model_are_looked_at_in_the_first_step() -> None:
     controller.watch(model)
     (inputs, targets), draw = next(iter(controller.loader(8, steps=40).with_draws()))
     each = losses(model(torch.cat([inputs, inputs])), targets.repeat(2)).view(2, -1).mean(0)
-    with pytest.raises(SeamError, match=r"layers ran 16.*samples=torch.arange\(8\)"):
+    with pytest.raises(ObjectiveError, match=r"layers ran 16.*samples=torch.arange\(8\)"):
         controller.loss(each, draw=draw)
