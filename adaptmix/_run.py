@@ -49,6 +49,8 @@ class Run:
         lag: as for ``Controller``.
         seed: as for ``Controller``.
         tokens_per_row: as for ``Controller``.
+        when_exhausted: as for ``Controller``.
+        max_epochs: as for ``Controller``.
         group: the data-parallel processes; all of them when None.
     """
 
@@ -62,6 +64,8 @@ class Run:
         lag: int,
         seed: int,
         tokens_per_row: Mapping[str, float] | Count | None,
+        when_exhausted: str,
+        max_epochs: Mapping[str, float] | float | None,
         group: ProcessGroup | None,
     ) -> None:
         self.mixture = mixture
@@ -93,7 +97,20 @@ class Run:
             warn=self._warn,
         )
         shares = self._adaptation.row_shares
-        self._plan = Plan(mixture, shares=shares, lag=lag, seed=seed, counts=counts)
+        self._plan = Plan(
+            mixture,
+            shares=shares,
+            lag=lag,
+            seed=seed,
+            counts=counts,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
+        )
+        if self._plan.budget and not settings.adapting:
+            raise ValueError(
+                'when_exhausted and max_epochs must be left out with mode="observe", which draws '
+                f"by importance alone; got {when_exhausted!r} and {max_epochs!r}."
+            )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
@@ -277,6 +294,7 @@ class Run:
             "seed": self._plan.seed,
             "lag": self._plan.lag,
             "counts": self._plan.counts,
+            **self._plan.budget.settings,
             **asdict(self._settings),
         }
 

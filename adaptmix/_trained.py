@@ -250,6 +250,11 @@ class TrainedRun(Run):
         )
 
     @property
+    def ended(self) -> bool:
+        """Whether rows are used up, so that no step is left to train, however long the run was."""
+        return self._plan.end is not None and self.completed >= self._plan.end
+
+    @property
     def unit(self) -> str:
         """What the objective averages over: "sample" or "token"."""
         return self._settings.unit
@@ -277,7 +282,10 @@ class TrainedRun(Run):
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
         measurements = self._measurements
-        in_force = self._plan.schedule.shares_at(self.completed) * measurements.lengths
+        shares = self._plan.shares_at(self.completed)
+        in_force = (
+            self._adaptation.row_shares if shares is None else shares
+        ) * measurements.lengths
         return scalars(
             self.mixture.domains,
             weights=self.proposed,

@@ -60,6 +60,13 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
+        when_exhausted: what happens when a domain has been drawn ``max_epochs`` times over.
+            "repeat": the limit is spread over the run, so that this is not before its end;
+            "drop": the domain no longer counts, and the objective is that of the others, their
+            importance scaled up; "stop_first": the run ends there, before any domain passes its
+            limit; "stop_all": the run ends once every domain has been drawn through.
+        max_epochs: how often each row may be drawn, for all domains or by name. None: 1 with "drop"
+            and "stop_first", without limit otherwise.
         process_group: the data-parallel processes, which train on different rows; all processes
             when None. Ranks that share a model's layers (tensor parallelism) have to see the same
             rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
@@ -89,6 +96,8 @@ class Controller(TrainedRun):
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(mixture, Mixture):
@@ -113,6 +122,8 @@ class Controller(TrainedRun):
             lag=lag,
             seed=seed,
             tokens_per_row=tokens_per_row,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
             group=group_of(process_group),
         )
         if model is not None:

@@ -32,6 +32,8 @@ class Draw:
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
         tokens: (B,) supervised tokens of each row, where they are counted in the batch.
+        spent: (K,) bool, domains whose rows are used up, and which no longer count in the
+            objective; None where none is.
     """
 
     domains: Tensor
@@ -45,6 +47,7 @@ class Draw:
     row_shares: FloatArray
     plan: object
     tokens: Tensor | None = None
+    spent: NDArray[np.bool_] | None = None
 
     @classmethod
     def build(
@@ -59,6 +62,7 @@ class Draw:
         step: int,
         layout: Layout,
         plan: object,
+        spent: NDArray[np.bool_] | None = None,
     ) -> Draw:
         """Build the tensors of a draw from the plan's arrays."""
         return cls(
@@ -72,6 +76,7 @@ class Draw:
             domain_shares=domain_shares,
             row_shares=row_shares,
             plan=plan,
+            spent=spent,
         )
 
     def __len__(self) -> int:

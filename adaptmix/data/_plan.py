@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix.data._budget import Budget
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
 from adaptmix.state import _schema as schema
 
+_log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
 _STEPS = 8
 _ROWS = 16384
@@ -32,6 +35,7 @@ class StepRows:
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
         row_shares: (K,) every domain's realised share of the rows.
+        spent: (K,) bool, the domains whose rows are used up; None where none is.
     """
 
     step: int
@@ -40,6 +44,7 @@ class StepRows:
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
     row_shares: FloatArray
+    spent: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -64,6 +69,15 @@ class Plan:
         lag: as for ``Schedule``.
         seed: as for ``Schedule``, and of each domain's order of rows.
         counts: as for ``Schedule``.
+        when_exhausted: as for ``Budget``.
+        max_epochs: as for ``Budget``.
+
+    Raises:
+        ValueError: rows that are counted independently, and a limit that they might pass.
+
+    Attributes:
+        budget: how often rows may be drawn.
+        end: the step before which the run ends, for its rows are used up; None while not known.
     """
 
     def __init__(
@@ -74,10 +88,23 @@ class Plan:
         lag: int,
         seed: int,
         counts: str = "stratified",
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
     ) -> None:
         self.mixture = mixture
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
         self._source: RowSource = PermutedRows(mixture, seed=seed)
+        self.budget = Budget(
+            mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
+        )
+        if counts == "multinomial" and self.budget.bounds:
+            raise ValueError(
+                'counts must be "stratified" where max_epochs bounds shares; got "multinomial", '
+                "which may draw more rows than are left."
+            )
+        self.end: int | None = None
+        self._horizon = self._size = 1
+        self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -126,25 +153,72 @@ class Plan:
         """Whether nothing was drawn yet, so that shares may hold from the first batch on."""
         return not (self.starts or self.completed)
 
-    def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
+    def check(self, *, size: int, horizon: int) -> None:
+        """Check that there are rows for what is left of a run.
+
+        Args:
+            size: rows of a step.
+            horizon: optimizer steps of the whole run.
+
+        Raises:
+            ValueError: there are too few.
+        """
+        self.budget.check(self._drawn[self.completed], size * (horizon - self.completed))
+
+    def steps(
+        self, start: int, stop: int, *, size: int, horizon: int | None = None
+    ) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.
 
         A few are drawn together, as far as the shares in force are known: what they cost is mostly
-        the same however many rows there are.
+        the same however many rows there are. There are fewer steps where rows are used up.
+
+        Args:
+            start: the first step.
+            stop: the step before which to stop.
+            size: rows of a step.
+            horizon: optimizer steps of the whole run, over which limits are spread; ``stop`` when
+                None.
         """
         self.starts += 1
+        self.end, self._size = None, size
+        self._horizon = stop if horizon is None else horizon
         step = start
         while step < stop:
             known = self.completed + self.lag + 1 - step
             together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
-            yield from self._draw(range(step, step + together), size)
-            step += together
+            drawn = self._draw(range(step, step + together), size)
+            yield from drawn
+            step += len(drawn)
+            if len(drawn) < together:
+                self.end = step
+                return
+
+    def shares_at(self, step: int) -> FloatArray | None:
+        """Return the (K,) expected shares of a step whose predecessors are drawn; None at the end.
+
+        Raises:
+            LagError: as ``Schedule.shares_at`` does.
+        """
+        shares = self.schedule.shares_at(step)
+        if not self.budget:
+            return shares
+        left = self._horizon - step
+        return self.budget.shares(shares, self._drawn[step], size=self._size, steps=left)
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        counted = [self.schedule.step(step, size=size) for step in steps]
+        counted, spent = [], []
         drawn, places = self._drawn[steps.start], np.arange(size)
         domains, numbers = [], []
-        for step, found in zip(steps, counted, strict=True):
+        for step in steps:
+            shares = self.shares_at(step)
+            if shares is None:
+                break
+            found = self.schedule.step(step, shares, size=size)
+            if not self.budget.allows(drawn + found.counts):
+                break
+            counted.append(found)
+            spent.append(self._spent(drawn))
             present = np.flatnonzero(found.counts)
             counts = found.counts[present]
             # The k-th row of a domain in the step is number k of those after the ones drawn before.
@@ -152,6 +226,8 @@ class Plan:
             numbers.append((np.repeat(firsts, counts) + places)[found.order])
             domains.append(np.repeat(present, counts)[found.order])
             self._drawn[step + 1] = drawn = drawn + found.counts
+        if not counted:
+            return []
         taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
         return [
             StepRows(
@@ -161,9 +237,23 @@ class Plan:
                 fresh=taken.fresh[i * size : (i + 1) * size],
                 domain_shares=found.domain_shares,
                 row_shares=found.counts / size,
+                spent=spent[i],
             )
-            for i, (step, found) in enumerate(zip(steps, counted, strict=True))
+            for i, (step, found) in enumerate(zip(steps, counted, strict=False))
         ]
+
+    def _spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which domains are used up, and say so once of each."""
+        spent = self.budget.spent(drawn)
+        if spent is not None and (self._told is None or (spent & ~self._told).any()):
+            new = spent if self._told is None else spent & ~self._told
+            self._told = spent
+            _log.warning(
+                "Used up, after max_epochs: %s. From here on the objective is that of the other "
+                "domains, their importance scaled up to sum to one.",
+                self.budget.listed(new),
+            )
+        return spent
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
@@ -184,3 +274,4 @@ class Plan:
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
+        self.end = self._told = None

@@ -91,14 +91,16 @@ class Schedule:
             )
         return self._history[max(start for start in self._history if start <= step)]
 
-    def step(self, step: int, *, size: int) -> StepCounts:
+    def step(self, step: int, shares: FloatArray, *, size: int) -> StepCounts:
         """Return how many of a step's ``size`` rows each domain has.
 
-        Raises:
-            LagError: as ``shares_at`` does.
+        Args:
+            step: the optimizer step.
+            shares: (K,) those in force at the step, or what is left of them.
+            size: rows of its global batch.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
-        counts, divisor = self._counts(self.shares_at(step), size, rng)
+        counts, divisor = self._counts(shares, size, rng)
         return StepCounts(counts, divisor, rng.permutation(size))
 
     def _counts(

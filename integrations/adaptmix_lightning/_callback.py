@@ -58,6 +58,7 @@ class AdaptMixCallback(Callback):
             automatic optimization the trainer's own counts.
         update_every, measure_every, estimator: as for ``Controller``.
         counts, half_life, min_coverage: as for ``Controller``.
+        when_exhausted, max_epochs: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -83,6 +84,8 @@ class AdaptMixCallback(Callback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
@@ -105,6 +108,8 @@ class AdaptMixCallback(Callback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
             },
         )
         self._head, self._accumulation = head, accumulation
@@ -298,6 +303,7 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
+            trainer.should_stop |= self.controller.ended
             logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -59,6 +59,7 @@ class AdaptMixCallback(TrainerCallback):
             evaluation dataset tell.
         update_every, measure_every, estimator: as for ``Controller``.
         counts, half_life, min_coverage: as for ``Controller``.
+        when_exhausted, max_epochs: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,6 +86,8 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -105,6 +108,8 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
             },
         )
         self._trainer: Trainer | None = None
@@ -305,6 +310,8 @@ class AdaptMixCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""
         self.controller.step()
+        if self.controller.ended:
+            control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""
