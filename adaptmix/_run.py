@@ -15,6 +15,7 @@ from adaptmix._loss import DomainLossScaler
 from adaptmix._settings import Settings
 from adaptmix._types import DomainStats, Weights
 from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
+from adaptmix.data._holdout import Holdout, holdout_sizes
 from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import sample_numbers
 from adaptmix.errors import StateError, WarnOnce
@@ -24,7 +25,7 @@ from adaptmix.monitoring._stopwatch import Stopwatch
 from adaptmix.monitoring._texts import Caution, installed_version
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.policies._runner import Steering
+from adaptmix.policies._runner import Steering, requirements
 from adaptmix.processes._agreement import Agreement
 from adaptmix.statistics import Measurements, known_lengths
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Up to so many, inner products between domains cost less than anything else in an update.
 _GRAM_DOMAINS = 256
+# What held-out rows are held out for, unless a user asks for them.
+_FROM_HELD_OUT = frozenset({"noise", "holdout_loss"})
 
 
 class Run:
@@ -48,6 +51,7 @@ class Run:
         lag: as for ``Controller``.
         seed: as for ``Controller``.
         tokens_per_row: as for ``Controller``.
+        holdout: as for ``Controller``.
         group: the data-parallel processes; all of them when None.
     """
 
@@ -61,9 +65,24 @@ class Run:
         lag: int,
         seed: int,
         tokens_per_row: Mapping[str, float] | Count | None,
+        holdout: str | float | None,
         group: ProcessGroup | None,
     ) -> None:
-        self.mixture = mixture
+        needed = settings.adapting and bool(requirements(policy) & _FROM_HELD_OUT)
+        if holdout not in (None, "auto") and not settings.adapting:
+            raise ValueError(
+                f'holdout must be None or "auto" with mode="observe", which trains on all rows; '
+                f"got {holdout!r}."
+            )
+        self._holdout = Holdout(
+            mixture,
+            holdout_sizes(holdout, mixture.sizes, needed=needed),
+            seed=seed,
+            every=settings.measure_every,
+            half_life=settings.half_life,
+        )
+        # From here on a domain's rows are those that are trained on.
+        self.mixture = mixture = self._holdout.training
         self._settings = settings
         self._warn = WarnOnce()
         self._scaler = DomainLossScaler(settings.unit)
@@ -80,6 +99,7 @@ class Run:
             per_token=settings.per_token,
             tokens_per_row=self._tokens_per_row,
             gram=few or "grad_gram" in self._steering.requires,
+            riding=self._holdout.sizes > 0,
             warn=self._warn,
             group=group,
         )
@@ -92,7 +112,9 @@ class Run:
             warn=self._warn,
         )
         shares = self._adaptation.row_shares
-        self._plan = Plan(mixture, shares=shares, lag=lag, seed=seed, counts=counts)
+        self._plan = Plan(
+            mixture, shares=shares, lag=lag, seed=seed, counts=counts, holdout=self._holdout
+        )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
@@ -156,6 +178,7 @@ class Run:
         self, layout: Layout, steps: int, epoch_steps: int | None, *, finish_epochs: bool = False
     ) -> PlanSampler:
         self._check_step_rows(layout)
+        self._holdout.check(layout.step_rows)
 
         def prepare() -> None:
             self._step_rows, self._horizon = layout.step_rows, steps
@@ -247,7 +270,9 @@ class Run:
                 values=values,
                 outputs=outputs,
             )
-        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
+        held = draw.held
+        held = None if held is None else held.to(tokens.device, non_blocking=True)
+        measurements.record(domains, values, tokens, noise=terms, fresh=fresh, held=held)
         self._order.record(draw)
 
     def _arm(self) -> None:
@@ -268,7 +293,8 @@ class Run:
         """Return what a run is, in plain values: the same in every process and when it goes on."""
         return {
             "domains": list(self.mixture.domains),
-            "sizes": self.mixture.sizes.tolist(),
+            "sizes": (self.mixture.sizes + self._holdout.sizes).tolist(),
+            "holdout": self._holdout.sizes.tolist(),
             "importance": self.mixture.importance.tolist(),
             "labels": self.mixture.labels_digest,
             "policy": self._steering.description,

@@ -60,6 +60,10 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
+        holdout: share or number of each domain's rows, a quarter at most, that are never trained
+            on. A few ride in the batch of each measured step, with multiplier 0, and tell losses
+            and noise out of sample. "auto" holds out 2 % (16 to 2 000 rows) where the policy reads
+            noise or held-out losses, except in mode "observe"; None nothing.
         process_group: the data-parallel processes, which train on different rows; all processes
             when None. Ranks that share a model's layers (tensor parallelism) have to see the same
             rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
@@ -89,6 +93,7 @@ class Controller(TrainedRun):
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(mixture, Mixture):
@@ -113,6 +118,7 @@ class Controller(TrainedRun):
             lag=lag,
             seed=seed,
             tokens_per_row=tokens_per_row,
+            holdout=holdout,
             group=group_of(process_group),
         )
         if model is not None:

@@ -42,6 +42,7 @@ def test_adapts_both_weights() -> None:
         update_every=5,
         measure_every=1,
         lag=2,
+        holdout=None,
     )
     with controller.watch(net) as handle:
         assert handle.coverage is not None
@@ -239,7 +240,7 @@ def test_a_users_own_policy_works_as_the_built_in_ones() -> None:
 @pytest.mark.filterwarnings("default::adaptmix.errors.NoiseWarning")
 def test_noise_is_out_of_sample_only() -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), policy="fgls", update_every=2)
+    controller = Controller(runs.mixture(), policy="fgls", update_every=2, holdout=None)
     with pytest.warns(NoiseWarning, match="'[abc]' repeats"):
         runs.Run(controller, net, steps=30).train()
     frozen = controller.statistics.noise
@@ -256,7 +257,7 @@ def test_noise_is_out_of_sample_only() -> None:
 
 def test_non_finite_losses_stay_out_of_the_statistics() -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), policy="joint", update_every=2)
+    controller = Controller(runs.mixture(), policy="joint", update_every=2, holdout=None)
     controller.watch(net)
     with pytest.warns(NonFiniteWarning, match="were left out of the statistics"):
         for (inputs, targets, _), draw in controller.loader(12, steps=12).with_draws():
@@ -437,7 +438,7 @@ def test_a_state_fits_only_its_own_run() -> None:
     with pytest.raises(StateError, match="seed must be what the saved run had: 0; got 1"):
         Controller(runs.mixture(), policy="static", seed=1).load_state_dict(state)
     with pytest.raises(StateError, match=r"^policy\.class must be what .*Static'; got"):
-        Controller(runs.mixture(), policy="fgls").load_state_dict(state)
+        Controller(runs.mixture(), policy="fgls", holdout=None).load_state_dict(state)
     with pytest.raises(StateError, match=r"^plan\.completed must be in the state"):
         Controller(runs.mixture(), policy="static").load_state_dict({**state, "plan": {}})
     resumed = Controller(runs.mixture(), policy="static")

@@ -137,6 +137,7 @@ class Mixture(Dataset[Any]):
         self._sizes = np.array(sizes, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
+        self._apart: dict[int, NDArray[np.int64]] = {}
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -150,6 +151,20 @@ class Mixture(Dataset[Any]):
         other = copy(self)
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        return other
+
+    def without(self, places: Mapping[int, NDArray[np.int64]]) -> Mixture:
+        """Return the same rows and importance, where some rows are of no domain's ``rows_of``.
+
+        Args:
+            places: which rows of each domain, by its number; each in [0, sizes[domain]).
+        """
+        other = copy(self)
+        other._apart = {domain: np.sort(apart) for domain, apart in places.items()}
+        other._sizes = self._sizes.copy()
+        for domain, apart in places.items():
+            other._sizes[domain] -= apart.size
+        other.info = Domains(self.info.names, other._sizes, self.info.importance)
         return other
 
     @property
@@ -190,7 +205,12 @@ class Mixture(Dataset[Any]):
 
     def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
         """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
-        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domain]
+        within = np.asarray(positions, dtype=np.int64)
+        if domain in self._apart:
+            # The n-th row that is left comes after as many others as lie before it.
+            apart = self._apart[domain]
+            within = within + np.searchsorted(apart - np.arange(apart.size), within, side="right")
+        places: NDArray[np.int64] = within + self._starts[domain]
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
@@ -32,7 +33,8 @@ class StepRows:
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows.
+        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
+        held: (N,) bool, which rows are held out; None where the step has none.
     """
 
     step: int
@@ -41,6 +43,7 @@ class StepRows:
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
     row_shares: FloatArray
+    held: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -49,6 +52,20 @@ class StepRows:
             rows=self.rows[order],
             domains=self.domains[order],
             fresh=self.fresh[order],
+            held=None if self.held is None else self.held[order],
+        )
+
+    def with_held(self, riding: HeldRows) -> StepRows:
+        """Return these rows, and held-out ones after them."""
+        number, size = riding.rows.size, self.rows.size + riding.rows.size
+        ridden = np.bincount(riding.domains, minlength=self.row_shares.size)
+        return replace(
+            self,
+            rows=np.concatenate([self.rows, riding.rows]),
+            domains=np.concatenate([self.domains, riding.domains]),
+            fresh=np.concatenate([self.fresh, np.zeros(number, dtype=np.bool_)]),
+            row_shares=self.row_shares + ridden / size,
+            held=np.arange(size) >= size - number,
         )
 
 
@@ -65,6 +82,7 @@ class Plan:
         lag: as for ``Schedule``.
         seed: as for ``Schedule``, and of each domain's order of rows.
         counts: as for ``Schedule``.
+        holdout: rows that ride in measured steps; none when None.
     """
 
     def __init__(
@@ -75,8 +93,10 @@ class Plan:
         lag: int,
         seed: int,
         counts: str = "stratified",
+        holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
+        self._holdout = holdout
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
@@ -146,7 +166,9 @@ class Plan:
         sources: dict[int, RowSource] = {}
         drawn = self._drawn[start]
         for step in range(start, stop):
-            counted = self.schedule.step(step, size=size)
+            riding = None if self._holdout is None else self._holdout.of_step(step, size)
+            number = 0 if riding is None else riding.rows.size
+            counted = self.schedule.step(step, size=size, held=number)
             counts, order = counted.counts, counted.order
             present = np.flatnonzero(counts)
             taken = []
@@ -158,14 +180,16 @@ class Plan:
                 taken.append(sources[domain].take(before, count))
             drawn = drawn + counts
             self._drawn[step + 1] = drawn
-            yield StepRows(
+            trained = StepRows(
                 step=step,
-                rows=np.concatenate([part.rows for part in taken])[order],
-                domains=np.repeat(present, counts[present])[order],
-                fresh=np.concatenate([part.fresh for part in taken])[order],
+                rows=np.concatenate([part.rows for part in taken]),
+                domains=np.repeat(present, counts[present]),
+                fresh=np.concatenate([part.fresh for part in taken]),
                 domain_shares=counted.domain_shares,
                 row_shares=counts / size,
             )
+            whole = trained if riding is None else trained.with_held(riding)
+            yield whole.in_order(order)
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""

@@ -216,6 +216,19 @@ class Steering:
         self._state, self._fresh = saved["state"], False
 
 
+def requirements(policy: Policy | str) -> frozenset[str]:
+    """Return the statistics that a policy, or one of that name, reads.
+
+    Raises:
+        TypeError: an object that is no policy.
+        ValueError: an unknown name.
+    """
+    if isinstance(policy, str):
+        return named(policy).requires
+    _check(policy)
+    return whole(policy).requires
+
+
 def _written(policy: object) -> str:
     is_short = isinstance(policy, str) or is_dataclass(policy)
     return repr(policy) if is_short else type(policy).__qualname__

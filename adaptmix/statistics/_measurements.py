@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from adaptmix._checks import FloatArray
@@ -64,6 +64,7 @@ class Measurements:
         tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
             rows that have it; estimated when None.
         gram: whether inner products between domains' mean gradients are kept.
+        riding: (K,) which domains have held-out rows that ride in batches; none when None.
         warn: of the run.
         group: the processes; all of them when None.
     """
@@ -78,10 +79,12 @@ class Measurements:
         per_token: bool,
         tokens_per_row: list[float] | None,
         gram: bool = False,
+        riding: NDArray[np.bool_] | None = None,
         warn: WarnOnce,
         group: ProcessGroup | None = None,
     ) -> None:
         K = len(domains)
+        self._riding = np.zeros(K, dtype=np.bool_) if riding is None else riding
         self.probe: GradientProbe | None = None
         self._domains = domains
         self._estimator = estimator
@@ -95,7 +98,7 @@ class Measurements:
         self._window: Window | None = None
         self._noise_given = False
         self._losses_given = False
-        self._held_out = False
+        self._recorded = False
         self._agreed = frozenset[str]()
         self._asked = False
         self._group = group
@@ -176,21 +179,22 @@ class Measurements:
         *,
         noise: NoiseTerms | None,
         fresh: Tensor,
+        held: Tensor | None = None,
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
         tokens = self._counted(tokens)
         self._noise_given |= noise is not None
         self._losses_given |= losses is not None
-        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh, held=held)
 
     def _counted(self, tokens: Tensor) -> Tensor:
         """Return (B,) tokens, or whether there is any where a row has one loss."""
         return tokens if self._per_token else tokens.clamp(max=1)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
-        """Add noise terms of one domain's held-out rows."""
-        self._on(noise.residual.device).add_held_out(domain, noise)
-        self._noise_given = self._held_out = True
+        """Add noise terms of rows of one domain that are evaluated apart from training."""
+        self._on(noise.residual.device).add_recorded(domain, noise)
+        self._noise_given = self._recorded = True
 
     def close_step(
         self, step: int, *, due: bool, observed: bool, adapting: bool = True, agree: Agree
@@ -313,8 +317,8 @@ class Measurements:
                 f"{unseen.size} of {len(names)} domains were not sampled yet (the first is "
                 f"{names[unseen[0]]!r}); they get the others' mean statistics.",
             )
-        repeating = np.flatnonzero(stats.seen > self._domains.sizes)
-        if repeating.size and not self._held_out and "noise" in required:
+        repeating = np.flatnonzero((stats.seen > self._domains.sizes) & ~self._riding)
+        if repeating.size and not self._recorded and "noise" in required:
             self._warn(
                 NoiseWarning,
                 f"Domain {names[repeating[0]]!r} repeats: its noise is kept as estimated in the "
@@ -340,7 +344,7 @@ class Measurements:
             "sums": None if sums is None else sums.numpy(),
             "noise_given": "noise" in self._agreed,
             "losses_given": "losses" in self._agreed,
-            "held_out": self._held_out,
+            "recorded": self._recorded,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "measurements") -> None:
@@ -355,7 +359,7 @@ class Measurements:
             "lengths": schema.mapping,
             "window": schema.maybe(schema.mapping),
             "sums": schema.maybe(schema.array(None, len(FIELDS), K)),
-            **dict.fromkeys(("noise_given", "losses_given", "held_out"), schema.flag),
+            **dict.fromkeys(("noise_given", "losses_given", "recorded"), schema.flag),
         }
         saved = schema.read(state, fields, name=name)
         gram = self._running.gram
@@ -371,5 +375,5 @@ class Measurements:
             sums.tensor += distributed.part_of_rank(torch.from_numpy(saved["sums"]), self._group)
         self._running, self._lengths, self._window, self._sums = running, lengths, window, sums
         self._noise_given, self._losses_given = saved["noise_given"], saved["losses_given"]
-        self._held_out, self._agreed = saved["held_out"], self.told
+        self._recorded, self._agreed = saved["recorded"], self.told
         self._asked = False

@@ -1,0 +1,140 @@
+"""Held-out rows: a slice of each domain that is never trained on, and the batches it rides in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptmix._checks import integer
+from adaptmix.data._mixture import Mixture
+from adaptmix.data._permutation import permutation
+
+# "auto" holds out this share of a domain, but so many rows at least and at most.
+_SHARE, _LEAST, _MOST = 0.02, 16, 2000
+_PART = 4  # never more than one row in so many of a domain, or of a batch
+_RIDERS = 16  # one row in so many of a measured step's batch is held out, unless domains need more
+_EACH = 2  # rows of each domain that ride within a half-life, if a quarter of the batch holds them
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRows:
+    """The held-out rows of one step's global batch.
+
+    Attributes:
+        rows: (h,) int64 rows of the mixture.
+        domains: (h,) int64 domain of each.
+    """
+
+    rows: NDArray[np.int64]
+    domains: NDArray[np.int64]
+
+
+def holdout_sizes(
+    holdout: str | float | None, sizes: NDArray[np.int64], *, needed: bool
+) -> NDArray[np.int64]:
+    """Return how many rows of each domain are held out, (K,).
+
+    Args:
+        holdout: as for ``Controller``.
+        sizes: (K,) rows of each domain.
+        needed: whether "auto" holds any out.
+
+    Raises:
+        TypeError: neither "auto", nor a number, nor None.
+        ValueError: a share beyond (0, 0.25], or fewer than one row.
+    """
+    if holdout is None or (holdout == "auto" and not needed):
+        return np.zeros_like(sizes)
+    most = sizes // _PART
+    if isinstance(holdout, str) and holdout == "auto":
+        wanted = np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST).astype(np.int64)
+        return np.minimum(wanted, most)
+    if isinstance(holdout, bool) or not isinstance(holdout, (int, float)):
+        raise TypeError(
+            'holdout must be "auto", a share of each domain\'s rows, a number of them, or None; '
+            f"got {holdout!r}."
+        )
+    if isinstance(holdout, int):
+        return np.minimum(integer("holdout", holdout, minimum=1), most)
+    if not 0.0 < holdout <= 1.0 / _PART:
+        raise ValueError(
+            f"holdout must be a share in (0, {1.0 / _PART}] or a whole number of rows; got "
+            f"{holdout!r}."
+        )
+    return np.clip(np.rint(holdout * sizes).astype(np.int64), 1, most)
+
+
+class Holdout:
+    """Which rows are held out, and which of them ride in the batch of a measured step.
+
+    In every measured step a sixteenth of the global batch is held-out rows; more, up to a quarter,
+    where otherwise not two rows of each domain would ride within a half-life. The domains take
+    turns, and so do the rows of each. All of it follows from the step's number.
+
+    Args:
+        mixture: all rows.
+        sizes: (K,) how many rows of each domain are held out.
+        seed: of the choice.
+        every: optimizer steps between measured ones.
+        half_life: of the statistics, in optimizer steps.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        sizes: NDArray[np.int64],
+        *,
+        seed: int,
+        every: int,
+        half_life: float,
+    ) -> None:
+        self.sizes = sizes
+        self._every = every
+        self._turns = np.flatnonzero(sizes)
+        places: dict[int, NDArray[np.int64]] = {}
+        for domain in self._turns.tolist():
+            size = int(mixture.sizes[domain])
+            draw = permutation(size, seed=np.random.SeedSequence(seed, spawn_key=(2, domain)))
+            places[domain] = draw(np.arange(sizes[domain]))
+        self._rows = [mixture.rows_of(domain, places[domain]) for domain in places]
+        self.training = mixture.without(places) if places else mixture
+        needed = _RIDERS * _EACH * self._turns.size * every / half_life
+        self._needed = int(np.ceil(needed)) if self._turns.size else 0
+
+    def __bool__(self) -> bool:
+        return bool(self._turns.size)
+
+    def check(self, size: int) -> None:
+        """Check that a global batch of ``size`` rows has room for one that is held out.
+
+        Raises:
+            ValueError: it has only one row.
+        """
+        if self and size < 2:
+            raise ValueError(
+                "batch_size × processes × accumulation must be at least 2 where held-out rows "
+                f"ride in the batch; got {size}. Use holdout=None, or a larger batch."
+            )
+
+    def of_step(self, step: int, size: int) -> HeldRows | None:
+        """Return the held-out rows among the ``size`` rows of a step; None where there are none."""
+        if not self or (step + 1) % self._every:
+            return None
+        before, after = (self._ridden(number, size) for number in self._numbers(step))
+        if before == after:
+            return None
+        turn, place = np.divmod(np.arange(before, after), self._turns.size)
+        rows = [self._rows[at][t % self._rows[at].size] for t, at in zip(turn, place, strict=True)]
+        return HeldRows(np.array(rows, dtype=np.int64), self._turns[place])
+
+    def _numbers(self, step: int) -> tuple[int, int]:
+        """Return how many steps were measured before this one, and with it."""
+        number = (step + 1) // self._every
+        return number - 1, number
+
+    def _ridden(self, measured: int, size: int) -> int:
+        """Return how many held-out rows rode in the first so many measured steps."""
+        sixteenths = min(max(size, self._needed), size * _RIDERS // _PART)
+        return measured * sixteenths // _RIDERS
