@@ -132,7 +132,7 @@ def test_auto_holds_out_where_noise_is_needed_and_observing_trains_on_all() -> N
         ({"policy": "joint", "holdout": None}, (0, 0, 0)),
         ({"policy": "static", "holdout": 3}, (3, 3, 2)),
     ):
-        controller = Controller(mix, **options)  # type: ignore[arg-type]
+        controller = Controller(mix, **options)
         np.testing.assert_array_equal(controller.mixture.sizes, mix.sizes - held)
         np.testing.assert_allclose(controller.mixture.importance, mix.importance, rtol=1e-15)
     with pytest.raises(ValueError, match='holdout must be None or "auto" with mode="observe"'):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from adaptmix._checks import integer
 from adaptmix.data._mixture import Mixture
@@ -49,21 +49,25 @@ def holdout_sizes(
         return np.zeros_like(sizes)
     most = sizes // _PART
     if isinstance(holdout, str) and holdout == "auto":
-        wanted = np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST).astype(np.int64)
-        return np.minimum(wanted, most)
+        return _at_most(most, np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST))
     if isinstance(holdout, bool) or not isinstance(holdout, (int, float)):
         raise TypeError(
             'holdout must be "auto", a share of each domain\'s rows, a number of them, or None; '
             f"got {holdout!r}."
         )
     if isinstance(holdout, int):
-        return np.minimum(integer("holdout", holdout, minimum=1), most)
+        return _at_most(most, integer("holdout", holdout, minimum=1))
     if not 0.0 < holdout <= 1.0 / _PART:
         raise ValueError(
             f"holdout must be a share in (0, {1.0 / _PART}] or a whole number of rows; got "
             f"{holdout!r}."
         )
-    return np.clip(np.rint(holdout * sizes).astype(np.int64), 1, most)
+    return _at_most(most, np.maximum(np.rint(holdout * sizes), 1.0))
+
+
+def _at_most(most: NDArray[np.int64], wanted: ArrayLike) -> NDArray[np.int64]:
+    least: NDArray[np.int64] = np.minimum(most, np.asarray(wanted, dtype=np.int64))
+    return least
 
 
 class Holdout:

@@ -11,9 +11,10 @@ import numpy as np
 
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
-from adaptmix.policies import Policy, Run, named, whole
+from adaptmix.policies import Policy, Run
 from adaptmix.policies._base import cautions, started
 from adaptmix.policies._bounds import Bound, Pins
+from adaptmix.policies._names import named, with_shrinkage
 from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
@@ -43,9 +44,7 @@ class Steering:
 
     def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
-        if not isinstance(policy, str):
-            _check(policy)
-        self._policy = named(policy) if isinstance(policy, str) else whole(policy)
+        self._policy = _chosen(policy)
         self._given = _written(policy)
         # As it is now: a policy that remembers something in itself is the same one later on.
         self.description = describe(self._policy)
@@ -217,16 +216,20 @@ class Steering:
 
 
 def requirements(policy: Policy | str) -> frozenset[str]:
-    """Return the statistics that a policy, or one of that name, reads.
+    """Return the statistics that a policy, or the one of that name, reads.
 
     Raises:
         TypeError: an object that is no policy.
         ValueError: an unknown name.
     """
+    return _chosen(policy).requires
+
+
+def _chosen(policy: Policy | str) -> Policy:
     if isinstance(policy, str):
-        return named(policy).requires
+        return named(policy)
     _check(policy)
-    return whole(policy).requires
+    return with_shrinkage(policy)
 
 
 def _written(policy: object) -> str:

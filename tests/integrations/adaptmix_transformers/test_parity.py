@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def objective(
     model: Any,
     batches: list[dict[str, Tensor]],
     lengths: dict[str, float],
-    held: set[tuple[int, int]],
+    held: Collection[tuple[int, int]] = (),
 ) -> Tensor:
     """Return Σ π w L over a step's rows, L being a domain's mean over its rows or tokens.
 
