@@ -16,7 +16,7 @@ from adaptmix._settings import Settings
 from adaptmix._types import DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
 from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
-from adaptmix.data._holdout import Holdout, holdout_sizes
+from adaptmix.data._holdout import FROM_HELD_OUT, Holdout, holdout_sizes
 from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import sample_numbers
 from adaptmix.errors import StateError
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 # Up to so many, inner products between domains cost less than anything else in an update.
 _GRAM_DOMAINS = 256
-# What held-out rows are held out for, unless a user asks for them.
-_FROM_HELD_OUT = frozenset({"noise", "holdout_loss"})
 
 
 class Run:
@@ -69,19 +67,15 @@ class Run:
         holdout: str | float | None,
         group: ProcessGroup | None,
     ) -> None:
-        needed = settings.adapting and bool(requirements(policy) & _FROM_HELD_OUT)
-        if holdout not in (None, "auto") and not settings.adapting:
-            raise ValueError(
-                f'holdout must be None or "auto" with mode="observe", which trains on all rows; '
-                f"got {holdout!r}."
+        if not isinstance(mixture, Mixture):
+            raise TypeError(
+                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
+                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
             )
-        self._holdout = Holdout(
-            mixture,
-            holdout_sizes(holdout, mixture.sizes, needed=needed),
-            seed=seed,
-            every=settings.measure_every,
-            half_life=settings.half_life,
-        )
+        needed = bool(requirements(policy) & FROM_HELD_OUT) and settings.adapting
+        sizes = holdout_sizes(holdout, mixture.sizes, needed=needed, adapting=settings.adapting)
+        every, half_life = settings.measure_every, settings.half_life
+        self._holdout = Holdout(mixture, sizes, seed=seed, every=every, half_life=half_life)
         # From here on a domain's rows are those that are trained on.
         self.mixture = mixture = self._holdout.training
         self._settings = settings

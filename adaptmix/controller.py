@@ -60,10 +60,9 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
-        holdout: share or number of each domain's rows, a quarter at most, that are never trained
-            on. A few ride in the batch of each measured step, with multiplier 0, and tell losses
-            and noise out of sample. "auto" holds out 2 % (16 to 2 000 rows) where the policy reads
-            noise or held-out losses, except in mode "observe"; None nothing.
+        holdout: share or number of each domain's rows that are never trained on, a quarter at most.
+            A few ride in each measured step, with multiplier 0, and tell losses and noise. "auto":
+            2 % (16 to 2 000 rows) where the policy reads these, and none in mode "observe".
         process_group: the data-parallel processes, which train on different rows; all processes
             when None. Ranks that share a model's layers (tensor parallelism) have to see the same
             rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
@@ -96,11 +95,6 @@ class Controller(TrainedRun):
         holdout: str | float | None = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if not isinstance(mixture, Mixture):
-            raise TypeError(
-                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
-                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
-            )
         settings = Settings(
             mode=mode,
             unit=unit,

@@ -11,6 +11,9 @@ from adaptmix._checks import integer
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._permutation import permutation
 
+FROM_HELD_OUT = frozenset({"noise", "holdout_loss"})
+"""Statistics that held-out rows tell; "auto" holds rows out where a policy reads one of them."""
+
 # "auto" holds out this share of a domain, but so many rows at least and at most.
 _SHARE, _LEAST, _MOST = 0.02, 16, 2000
 _PART = 4  # never more than one row in so many of a domain, or of a batch
@@ -32,7 +35,7 @@ class HeldRows:
 
 
 def holdout_sizes(
-    holdout: str | float | None, sizes: NDArray[np.int64], *, needed: bool
+    holdout: str | float | None, sizes: NDArray[np.int64], *, needed: bool, adapting: bool = True
 ) -> NDArray[np.int64]:
     """Return how many rows of each domain are held out, (K,).
 
@@ -40,13 +43,19 @@ def holdout_sizes(
         holdout: as for ``Controller``.
         sizes: (K,) rows of each domain.
         needed: whether "auto" holds any out.
+        adapting: whether the run adapts, and does not only observe.
 
     Raises:
         TypeError: neither "auto", nor a number, nor None.
-        ValueError: a share beyond (0, 0.25], or fewer than one row.
+        ValueError: a share beyond (0, 0.25], or fewer than one row; or any in a run that observes.
     """
     if holdout is None or (holdout == "auto" and not needed):
         return np.zeros_like(sizes)
+    if not adapting:
+        raise ValueError(
+            'holdout must be None or "auto" with mode="observe", which trains on all rows; got '
+            f"{holdout!r}."
+        )
     most = sizes // _PART
     if isinstance(holdout, str) and holdout == "auto":
         return _at_most(most, np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST))
