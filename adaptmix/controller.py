@@ -37,12 +37,11 @@ class Controller(TrainedRun):
             it is, whatever is measured. Policies by name shrink noisy statistics first
             (``policies.Shrink``); a policy object is used as it is.
         update_every: optimizer steps between updates of the weights.
-        measure_every: optimizer steps between measurements of per-sample gradients;
-            ``update_every`` when None.
+        measure_every: steps between measurements of gradients; ``update_every`` when None.
         estimator: of gradient statistics. "sketch": unbiased, from random projections of each
             sample's gradient, a few percent of a step per measurement; "exact": from whole
             per-sample gradients; "norm": from those of normalisation layers only, the cheapest,
-            whose variances are right relative to each other only, and roughly.
+            whose variances are roughly right, and relative to each other only.
         counts: "stratified": each domain's rows in a batch are its share, rounded up or down;
             "multinomial": each row's domain is drawn on its own.
         lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
@@ -51,7 +50,7 @@ class Controller(TrainedRun):
             supervised token).
         mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
             "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
-            drawn by importance: what an adapting run starts from, and is compared with.
+            drawn by importance: what adapting starts from.
         half_life: optimizer steps after which statistics count half.
         tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
             name, or a function of a batch that returns each row's, (B,), by which a sample of each

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from adaptmix._checks import integer
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._permutation import permutation
+from adaptmix.data._permutation import Permutations
 
 FROM_HELD_OUT = frozenset({"noise", "holdout_loss"})
 """Statistics that held-out rows tell; "auto" holds rows out where a policy reads one of them."""
@@ -32,6 +32,12 @@ class HeldRows:
 
     rows: NDArray[np.int64]
     domains: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.rows.size
+
+
+_NONE = HeldRows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 def holdout_sizes(
@@ -103,18 +109,23 @@ class Holdout:
         every: int,
         half_life: float,
     ) -> None:
+        seed = integer("seed", seed, minimum=0)
         self.sizes = sizes
         self._every = every
         self._turns = np.flatnonzero(sizes)
-        places: dict[int, NDArray[np.int64]] = {}
-        for domain in self._turns.tolist():
-            size = int(mixture.sizes[domain])
-            draw = permutation(size, seed=np.random.SeedSequence(seed, spawn_key=(2, domain)))
-            places[domain] = draw(np.arange(sizes[domain]))
-        self._rows = [mixture.rows_of(domain, places[domain]) for domain in places]
-        self.training = mixture.without(places) if places else mixture
-        needed = _RIDERS * _EACH * self._turns.size * every / half_life
-        self._needed = int(np.ceil(needed)) if self._turns.size else 0
+        domains = np.repeat(self._turns, sizes[self._turns])
+        self._firsts = np.concatenate([[0], np.cumsum(sizes[self._turns])])
+        places = np.arange(domains.size) - np.repeat(self._firsts[:-1], sizes[self._turns])
+        # An order of all rows that no epoch has.
+        order = Permutations(mixture.sizes, seed=seed)(domains, np.full_like(domains, -1), places)
+        self._rows = mixture.rows_of(domains, order)
+        self.training = mixture.without(self._rows) if domains.size else mixture
+        self._needed = int(np.ceil(_RIDERS * _EACH * self._turns.size * every / half_life))
+
+    @classmethod
+    def nothing(cls, mixture: Mixture) -> Holdout:
+        """Return a holdout without rows."""
+        return cls(mixture, np.zeros_like(mixture.sizes), seed=0, every=1, half_life=1.0)
 
     def __bool__(self) -> bool:
         return bool(self._turns.size)
@@ -131,21 +142,15 @@ class Holdout:
                 f"ride in the batch; got {size}. Use holdout=None, or a larger batch."
             )
 
-    def of_step(self, step: int, size: int) -> HeldRows | None:
-        """Return the held-out rows among the ``size`` rows of a step; None where there are none."""
+    def of_step(self, step: int, size: int) -> HeldRows:
+        """Return the held-out rows among the ``size`` rows of a step."""
         if not self or (step + 1) % self._every:
-            return None
-        before, after = (self._ridden(number, size) for number in self._numbers(step))
-        if before == after:
-            return None
-        turn, place = np.divmod(np.arange(before, after), self._turns.size)
-        rows = [self._rows[at][t % self._rows[at].size] for t, at in zip(turn, place, strict=True)]
-        return HeldRows(np.array(rows, dtype=np.int64), self._turns[place])
-
-    def _numbers(self, step: int) -> tuple[int, int]:
-        """Return how many steps were measured before this one, and with it."""
+            return _NONE
         number = (step + 1) // self._every
-        return number - 1, number
+        slots = np.arange(self._ridden(number - 1, size), self._ridden(number, size))
+        turns, places = np.divmod(slots, self._turns.size)
+        domains = self._turns[places]
+        return HeldRows(self._rows[self._firsts[places] + turns % self.sizes[domains]], domains)
 
     def _ridden(self, measured: int, size: int) -> int:
         """Return how many held-out rows rode in the first so many measured steps."""

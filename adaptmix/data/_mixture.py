@@ -137,7 +137,8 @@ class Mixture(Dataset[Any]):
         self._sizes = np.array(sizes, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
-        self._apart: dict[int, NDArray[np.int64]] = {}
+        self._firsts = self._starts
+        self._gaps: NDArray[np.int64] | None = None
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -153,17 +154,20 @@ class Mixture(Dataset[Any]):
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
         return other
 
-    def without(self, places: Mapping[int, NDArray[np.int64]]) -> Mixture:
-        """Return the same rows and importance, where some rows are of no domain's ``rows_of``.
+    def without(self, apart: NDArray[np.int64]) -> Mixture:
+        """Return the same rows and importance, where some are not among ``rows_of`` any domain.
 
         Args:
-            places: which rows of each domain, by its number; each in [0, sizes[domain]).
+            apart: (n,) which ones; not all of any domain.
         """
         other = copy(self)
-        other._apart = {domain: np.sort(apart) for domain, apart in places.items()}
-        other._sizes = self._sizes.copy()
-        for domain, apart in places.items():
-            other._sizes[domain] -= apart.size
+        lost = np.bincount(self.domain_of(apart), minlength=len(self.domains))
+        other._sizes = self._sizes - lost
+        other._firsts = np.concatenate([[0], np.cumsum(other._sizes)])
+        kept = np.ones(len(self), dtype=np.bool_)
+        kept[apart] = False
+        places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
+        other._gaps = places - np.arange(places.size)
         other.info = Domains(self.info.names, other._sizes, self.info.importance)
         return other
 
@@ -203,14 +207,17 @@ class Mixture(Dataset[Any]):
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
 
-    def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
-        """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
-        within = np.asarray(positions, dtype=np.int64)
-        if domain in self._apart:
+    def rows_of(self, domains: int | NDArray[np.int64], positions: ArrayLike) -> NDArray[np.int64]:
+        """Return the rows at ``positions`` within their domain, or each within its own.
+
+        Args:
+            domains: the number of the domain of all of them, or (n,) one of each.
+            positions: (n,) each in [0, its domain's size).
+        """
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
+        if self._gaps is not None:
             # The n-th row that is left comes after as many others as lie before it.
-            apart = self._apart[domain]
-            within = within + np.searchsorted(apart - np.arange(apart.size), within, side="right")
-        places: NDArray[np.int64] = within + self._starts[domain]
+            places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

@@ -27,13 +27,14 @@ class StepCounts:
         counts: (K,) int64 rows of each domain.
         domain_shares: (K,) what multipliers divide by: a domain's realised share of the rows where
             every step is sure of one, its expected share otherwise. They need not add up to 1.
-        order: (N,) the order in which the step's rows, sorted by domain, are trained; held-out
-            rows come after the others.
+        order: (M,) the order in which the step's rows, sorted by domain, are trained.
+        held: (N,) bool, where held-out rows are among them; N − M.
     """
 
     counts: NDArray[np.int64]
     domain_shares: FloatArray
     order: NDArray[np.int64]
+    held: NDArray[np.bool_]
 
 
 class Schedule:
@@ -109,7 +110,9 @@ class Schedule:
         trained = size - held
         counts, divisor = self._counts(self.shares_at(step), trained, rng)
         divisor = divisor * (trained / size) if held else divisor
-        return StepCounts(counts, divisor, rng.permutation(size))
+        order = rng.permutation(size)
+        apart = order >= trained
+        return StepCounts(counts, divisor, order[~apart] if held else order, apart)
 
     def _counts(
         self, shares: FloatArray, size: int, rng: np.random.Generator
