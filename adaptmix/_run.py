@@ -122,7 +122,7 @@ class Run:
 
     @property
     def weights(self) -> Weights:
-        """The weights last published; in mode "observe" those of a run without adaptmix."""
+        """The weights last published; in mode "observe" those of a run without AdaptMix."""
         return self._adaptation.weights
 
     @property

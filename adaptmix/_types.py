@@ -1,4 +1,4 @@
-"""What the rooms of adaptmix hand to each other: domains, their statistics and their weights."""
+"""What the rooms of AdaptMix hand to each other: domains, their statistics and their weights."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Weights:
 
     @classmethod
     def proportional(cls, importance: ArrayLike) -> Weights:
-        """Return the weights of a run without adaptmix: p = π and w = 1."""
+        """Return the weights of a run without AdaptMix: p = π and w = 1."""
         pi = vector("importance", importance, minimum=0.0)
         return cls(pi, np.ones_like(pi), pi)
 

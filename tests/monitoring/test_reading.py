@@ -95,7 +95,7 @@ def test_a_label_may_be_given(tmp_path: Path) -> None:
     trained(tmp_path / "one")
     assert read_runs([f"mine={tmp_path / 'one'}"])[0].label == "mine"
     (tmp_path / "a=b").mkdir()
-    with pytest.raises(ValueError, match="must hold events of adaptmix"):
+    with pytest.raises(ValueError, match="must hold events of AdaptMix"):
         read_runs([tmp_path / "a=b"])
 
 
