@@ -59,6 +59,9 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
+        holdout: share or number of each domain's rows that are never trained on, a quarter at most.
+            A few ride in each measured step, with multiplier 0, and tell losses and noise. "auto":
+            2 % (16 to 2 000 rows) where the policy reads these, and none in mode "observe".
         process_group: the data-parallel ranks, which train on different rows; all ranks when None.
             Tensor-parallel ranks must see the same rows: give them ``mesh["dp"].get_group()``.
 
@@ -87,13 +90,9 @@ class Controller(TrainedRun):
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if not isinstance(mixture, Mixture):
-            raise TypeError(
-                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
-                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
-            )
         settings = Settings(
             mode=mode,
             unit=unit,
@@ -111,6 +110,7 @@ class Controller(TrainedRun):
             lag=lag,
             seed=seed,
             tokens_per_row=tokens_per_row,
+            holdout=holdout,
             group=group_of(process_group),
         )
         if model is not None:

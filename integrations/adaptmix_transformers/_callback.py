@@ -58,7 +58,7 @@ class AdaptMixCallback(TrainerCallback):
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
         update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
+        counts, half_life, min_coverage, holdout: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,6 +85,7 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -105,6 +106,7 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "holdout": holdout,
             },
         )
         self._trainer: Trainer | None = None

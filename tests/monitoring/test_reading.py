@@ -27,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning
 def trained(folder: Path, *, mode: str = "adapt", policy: str = "joint") -> runs.Run:
     """A logged run of 30 steps with two evaluations."""
     net = runs.model()
-    controller = Controller(runs.mixture(), policy=policy, update_every=4, lag=2, mode=mode)
+    controller = Controller(
+        runs.mixture(), policy=policy, update_every=4, lag=2, mode=mode, holdout=None
+    )
     controller.watch(net)
     controller.log_to(folder)
     run = runs.Run(controller, net, steps=30)
