@@ -33,6 +33,11 @@ class Chain:
         return frozenset[str]().union(*(stage.requires for stage in self._stages))
 
     @property
+    def auxiliary(self) -> bool:
+        """Whether its policy can weight domains of importance 0."""
+        return bool(getattr(self.first, "auxiliary", False))
+
+    @property
     def _stages(self) -> tuple[Preparation | Policy | Refinement, ...]:
         return (*self.before, self.first, *self.then)
 

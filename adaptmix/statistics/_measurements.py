@@ -306,7 +306,8 @@ class Measurements:
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
         """Warn of domains that were not seen, or whose noise is no longer out of sample."""
         names = self._domains.names
-        unseen = np.flatnonzero(stats.seen == 0)
+        # Without adaptmix, a domain that does not count is not drawn.
+        unseen = np.flatnonzero((stats.seen == 0) & (self._domains.importance > 0.0))
         if unseen.size:
             self._warn(
                 UnseenDomainWarning,
