@@ -119,7 +119,7 @@ class TrainedRun(Run):
 
         Raises:
             BatchOrderError: as ``Controller.loss`` does.
-            SeamError: as ``Controller.loss`` does.
+            ObjectiveError: as ``Controller.loss`` does.
             TypeError: as ``Controller.loss`` does.
             ValueError: as ``Controller.loss`` does.
         """
@@ -261,18 +261,25 @@ class TrainedRun(Run):
 
     @property
     def predicted_gain(self) -> float:
-        """How many times quieter the gradient is with the best shares than by importance."""
+        """Gradient variance of sampling by importance over that of the best shares."""
         return predicted_gain(self.proposed, self.statistics, **self._drawing)
 
     @property
     def sampling_gain(self) -> float:
-        """How many times quieter the gradient is with the proposed shares than by importance."""
+        """Gradient variance of sampling by importance over that of the proposed shares."""
         return sampling_gain(self.proposed, self.statistics, **self._drawing)
 
     @property
     def _drawing(self) -> dict[str, Any]:
         """What the variance of a step depends on beside weights and statistics."""
         return {"rows": self._step_rows or None, "sampler": self._plan.counts}
+
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """What the report tells beside weights and statistics."""
+        observing = not self._settings.adapting
+        told = {"unit": self.unit, "observing": observing, "figures": self._steering.figures}
+        return {**told, **self._drawing}
 
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
@@ -290,4 +297,5 @@ class TrainedRun(Run):
             observing=not self._settings.adapting,
             coverage=measurements.coverage,
             overhead=self._stopwatch.overhead,
+            figures=self._steering.figures,
         )

@@ -113,7 +113,7 @@ class Weights:
         p = vector("sampling", sampling, size=pi.size, minimum=0.0)
         if (loss is None) == (objective is None):
             raise TypeError("Weights must be given either loss or objective, the other one None.")
-        if loss is not None:
+        if objective is None:
             w = np.array(loss, dtype=np.float64)
             if w.shape == pi.shape and not pi.all():
                 w[pi == 0.0] = 0.0  # not read

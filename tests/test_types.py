@@ -45,7 +45,13 @@ def test_sizes_may_be_infinite_when_importance_is_given() -> None:
         (["a", "b"], [1, 0], None, ValueError, "sizes must be > 0; got 0 at 1."),
         (["a", "b"], [1], None, ValueError, "sizes must have one value per domain (2); got 1."),
         (["a", "b"], [1, 1], [1, -2], ValueError, "importance must be >= 0; got -2 at 1."),
-        (["a", "b"], [1, 1], [0, 0], ValueError, "importance must be > 0 for at least one domain; got 0 for all."),
+        (
+            ["a", "b"],
+            [1, 1],
+            [0, 0],
+            ValueError,
+            "importance must be > 0 for at least one domain; got 0 for all.",
+        ),
         (["a"], [1], [math.nan], ValueError, "importance must be finite; got nan at 0."),
         (["a"], [1], [1, 1], ValueError, "importance must have one value per domain (1); got 2."),
     ],
@@ -114,9 +120,9 @@ def test_an_auxiliary_domain_counts_in_the_objective_and_has_no_loss_weight() ->
 
 def test_weights_take_loss_or_objective() -> None:
     for loss, objective in (([1, 1], [0.5, 0.5]), (None, None)):
-        with pytest.raises(TypeError, match="^Weights must be given either loss or objective"):
+        with pytest.raises(TypeError, match=r"^Weights must be given either"):
             Weights([0.5, 0.5], loss, [0.5, 0.5], objective=objective)
-    with pytest.raises(ValueError, match="^Σ objective must be 1"):
+    with pytest.raises(ValueError, match=r"^Σ objective must be 1"):
         Weights([0.5, 0.5], None, [1.0, 0.0], objective=[0.5, 0.25])
 
 

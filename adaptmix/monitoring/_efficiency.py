@@ -64,7 +64,6 @@ def sampling_gain(
         return 1.0
     variance = StepVariance.of(weights.objective, stats, rows=rows, sampler=sampler)
     before, after = (
-        variance.at(variance.row_shares(shares))
-        for shares in (weights.plain, weights.sampling)
+        variance.at(variance.row_shares(shares)) for shares in (weights.plain, weights.sampling)
     )
     return before / after if after > 0.0 else 1.0

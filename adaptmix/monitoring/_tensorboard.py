@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from adaptmix.errors import LoggingWarning, WarnOnce
+from adaptmix._warn_once import WarnOnce
+from adaptmix.errors import LoggingWarning
 from adaptmix.monitoring._eventfile import EventFile
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._quantities import CHARTED, CHARTED_OVERALL, weight_tags

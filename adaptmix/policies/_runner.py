@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
-from adaptmix.policies import Policy, Run, named, whole
+from adaptmix.policies import Policy, Run
 from adaptmix.policies._base import cautions, started
 from adaptmix.policies._bounds import Bound, Pins
+from adaptmix.policies._names import named, with_shrinkage
 from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
@@ -45,7 +47,7 @@ class Steering:
         self._domains = domains
         if not isinstance(policy, str):
             _check(policy)
-        self._policy = named(policy) if isinstance(policy, str) else whole(policy)
+        self._policy = named(policy) if isinstance(policy, str) else with_shrinkage(policy)
         self._given = _written(policy)
         self._check_auxiliary()
         # As it is now: a policy that remembers something in itself is the same one later on.
@@ -193,6 +195,12 @@ class Steering:
     def requires(self) -> frozenset[str]:
         """The statistics the policy reads."""
         return self._policy.requires
+
+    @property
+    def figures(self) -> dict[str, FloatArray]:
+        """What the policy believes of each domain, (K,) by name; nothing where it tells nothing."""
+        tell = getattr(self._policy, "figures", None)
+        return {} if tell is None or self._state is None else dict(tell(self._state))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""

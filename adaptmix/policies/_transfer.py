@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray, integer, number
+from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run, Start
+from adaptmix.policies._least_variance import least_variance_shares
 from adaptmix.policies._moments import moments
-from adaptmix.policies._variance import StepVariance
 from adaptmix.solvers import transfer_weights
 
-# Updates that inner products are averaged over, by how many rows each knows them from.
-_MEMORY = 10
+# Inner products are averages over about the last quarter of the updates so far: the noise of
+# estimates averages out as the run goes on, and what gradients were like at its beginning fades.
+_FADING = 3.0
 # What exact estimates count in that average.
 _EXACT = 1e9
 # The weight that keeps a domain's gradients in sight; its bias is negligible.
@@ -24,9 +27,14 @@ _SEEN = 1e-4
 # The part of the rows that goes to domains which get no more than that: always, and in turn. Two
 # rows in one step tell the squared length of a mean gradient; one row never does.
 _ALWAYS, _IN_TURN, _PAIR = 0.02, 0.04, 2.0
+# Domains that are not known yet have this part of an equal share, or that one where it is too
+# little for two rows a step.
+_EQUAL, _WHILE_UNKNOWN = 0.9, 0.4
 # The part of the way to the program's weights that an update goes. Rows in flight were drawn with
 # the shares of before; a weight that rises at once would multiply them by too much.
 _RATE = 0.5
+# A smaller weight is none.
+_NONE = 1e-3
 _TINY = 1e-300
 
 
@@ -46,11 +54,12 @@ class Transfer:
     domain that counts is turned down, not off. While gradients are far apart in nothing but noise,
     early or where rows are few, all help; as they come apart, the domains that count take over.
 
-    It starts from equal shares and α = π. Until inner products with a domain's mean gradient are
-    known, it stays there. A domain that the program drops keeps 0.01 % of the objective and, in
-    turn with others, two rows of a step, so that it is seen when it begins to help. Weights go half
-    of the way at each update, and inner products are averaged over ten updates, by the rows they
-    are known from.
+    It starts from α = π and, where there are auxiliary domains, from equal shares. Until inner
+    products with a domain's mean gradient are known, that stays. With no auxiliary domain it is
+    ``VarianceAware``, plus what domains lend each other. A domain that the program drops keeps
+    0.01 % of the objective and, in turn with others, two rows of a step, so that it is seen when it
+    begins to help. Weights go half of the way at each update, and inner products are averaged over
+    the last quarter of the updates, by the rows they are known from.
 
     Gradients of rows that the model has fitted are told from training rows. What they miss is the
     same for all domains of like curvature, and cancels in the differences μ_i − μ_j, which alone
@@ -78,7 +87,7 @@ class Transfer:
         >>> weights.objective.round(2).tolist()
         [0.13, 0.87, 0.0]
         >>> policy.figures(state)["helps"].round(2).tolist()
-        [0.0, 0.9, 0.0]
+        [0.0, 0.86, 0.0]
     """
 
     doubt: float = 0.1
@@ -96,8 +105,8 @@ class Transfer:
         """Return the weights to start with, and the state, in which no gradient is known."""
         K = len(domains)
         pi = domains.importance
-        equal = np.full(K, 1.0 / K)
-        weights = Weights(equal, None, pi, objective=_in_sight(pi))
+        sampling = pi if pi.all() else np.full(K, 1.0 / K)
+        weights = Weights(sampling, None, pi, objective=_in_sight(pi, pi))
         state = {
             "importance": pi,
             "sizes": domains.sizes,
@@ -107,26 +116,24 @@ class Transfer:
             "gram": np.zeros((K, K)),
             "evidence": np.zeros((K, K)),
             "objective": weights.objective,
-            "sampling": equal,
             "helps": np.zeros(K),
             "turn": 0.0,
+            "updates": 0,
         }
         return Start(weights, state)
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return weights half of the way to the program's, for all domains that are known."""
         state = _averaged(stats, state)
-        pi = state["importance"]
+        pi, objective, helps = state["importance"], state["objective"], state["helps"]
         known = _known(state["evidence"], pi)
-        if known is None:
-            return Weights(state["sampling"], None, pi, objective=state["objective"]), state
-        wanted, helps = self._program(known, stats, state)
-        objective = _in_sight(state["objective"] + _RATE * (wanted - state["objective"]))
+        if known.any():
+            wanted, helps = self._program(known, stats, state)
+            objective = _in_sight(objective + _RATE * (wanted - objective), pi)
         sampling, turn = _shares(objective, known, stats, state)
         state = {
             **state,
             "objective": objective,
-            "sampling": sampling,
             "helps": helps,
             "turn": turn,
         }
@@ -135,40 +142,51 @@ class Transfer:
     def figures(self, state: dict[str, Any]) -> dict[str, FloatArray]:
         """Return what it believes, (K,) by name.
 
-        ``helps`` is the part of the mean squared error of training on the stated importance alone
-        that each domain takes away; the parts add up to all that is taken away.
+        ``objective`` are the weights α. ``helps`` is the part of the mean squared error of training
+        on the stated importance alone that each domain takes away; the parts add up to all that is
+        taken away.
         """
-        return {"helps": state["helps"]}
+        return {"objective": state["objective"], "helps": state["helps"]}
 
     def _program(
-        self, known: FloatArray, stats: DomainStats, state: dict[str, Any]
+        self, known: NDArray[np.bool_], stats: DomainStats, state: dict[str, Any]
     ) -> tuple[FloatArray, FloatArray]:
         """Return (K,) the best weights of the objective, and how much each domain helps."""
-        here = np.flatnonzero(known)
-        pi = state["importance"][here]
-        lengths = stats.tokens_per_row[here]
-        variance = moments(stats)[0][here]
-        sizes = state["sizes"][here] * lengths  # in the unit of v²
-        gram = state["gram"][np.ix_(here, here)]
+        pi = state["importance"]
+        lengths = stats.tokens_per_row
+        variance = moments(stats)[0]
+        sizes = state["sizes"] * lengths  # in the unit of v²
         # Rows of a step that repeat tell no more than the domain has.
-        rows = np.maximum(np.minimum(stats.count[here] * lengths, sizes), _TINY)
-        error = self.doubt * variance / rows
+        error = self.doubt * variance / np.maximum(np.minimum(stats.count * lengths, sizes), _TINY)
         draws = math.inf
         if state["batch_size"] is not None and state["horizon"] is not None:
             draws = state["batch_size"] * state["horizon"] / float((pi / lengths).sum())
-        solution = transfer_weights(
-            gram, variance, importance=pi, sizes=sizes, draws=draws, gram_error=error
-        )
-        wanted = np.zeros(known.size)
-        wanted[here] = solution.objective
-        helps = np.zeros(known.size)
-        helps[here] = solution.helps
+        wanted, helps = np.zeros(known.size), np.zeros(known.size)
+        # An indefinite matrix of estimates is made definite as a whole: the noise of a domain that
+        # is far away would count against those that are near. So what gets no weight is left out.
+        here, before = np.flatnonzero(known), 0
+        while before != here.size:
+            solution = transfer_weights(
+                state["gram"][np.ix_(here, here)],
+                variance[here],
+                importance=pi[here],
+                sizes=sizes[here],
+                draws=draws,
+                gram_error=error[here],
+            )
+            kept = (solution.objective > _NONE) | (pi[here] > 0.0)
+            before, found, here = here.size, here, here[kept]
+        wanted[found], helps[found] = solution.objective, solution.helps
         return wanted, helps
 
 
-def _in_sight(objective: FloatArray) -> FloatArray:
+def _in_sight(objective: FloatArray, importance: FloatArray) -> FloatArray:
     """Return weights of which none is too small to see a domain's gradients by."""
-    least = _SEEN / max(1.0, objective.size * _SEEN * 100.0)
+    least = np.full_like(objective, min(_SEEN, 0.01 / objective.size))
+    counts = importance > 0.0
+    least[counts] = np.minimum(least, importance)[counts]
+    if (objective >= least).all():
+        return objective
     seen = np.maximum(objective, least)
     sure: FloatArray = seen / seen.sum()
     return sure
@@ -181,44 +199,59 @@ def _averaged(stats: DomainStats, state: dict[str, Any]) -> dict[str, Any]:
         return state
     rows = np.minimum(stats.count, _EXACT)
     samples = np.where(np.isfinite(now), np.minimum(rows, rows[:, np.newaxis]), 0.0)
-    evidence = (1.0 - 1.0 / _MEMORY) * state["evidence"] + samples
+    updates = state["updates"] + 1
+    evidence = updates / (updates + _FADING) * state["evidence"] + samples
     step = samples / np.maximum(evidence, _TINY)
     gram = state["gram"] + (np.nan_to_num(now) - state["gram"]) * step
-    return {**state, "gram": gram, "evidence": evidence}
+    return {**state, "gram": gram, "evidence": evidence, "updates": updates}
 
 
-def _known(evidence: FloatArray, importance: FloatArray) -> FloatArray | None:
-    """Return (K,) whether inner products with each domain are known; None if not of all that count.
+def _known(evidence: FloatArray, importance: FloatArray) -> NDArray[np.bool_]:
+    """Return (K,) whether inner products with each domain are known; none if not of all that count.
 
     A domain that is known is so with every other one that is.
     """
     told = evidence > 0.0
     counts = importance > 0.0
     if not told[np.ix_(counts, counts)].all():
-        return None
+        return np.zeros_like(counts)
     known = counts.copy()
     for domain in np.flatnonzero(~counts & told.diagonal()):
         known[domain] = told[domain, known].all()
-    return known.astype(np.float64)
+    return known
 
 
 def _shares(
-    objective: FloatArray, known: FloatArray, stats: DomainStats, state: dict[str, Any]
+    objective: FloatArray, known: NDArray[np.bool_], stats: DomainStats, state: dict[str, Any]
 ) -> tuple[FloatArray, float]:
     """Return shares that make the gradient quiet and keep all in sight, and whose turn is next."""
-    K = objective.size
-    rows = state["batch_size"]
-    variance = StepVariance.of(objective, stats, rows=rows, sampler=state["counts"])
-    floor = np.full(K, _ALWAYS / K)
-    pair = min(_PAIR / (rows or math.inf), 1.0 / K)
-    best = variance.best(floor, np.ones(K))
+    K, rows, pi = objective.size, state["batch_size"], state["importance"]
+    pair = min(_PAIR / (rows or math.inf), 0.5)
+    floor = np.zeros(K)
+    floor[(objective <= 2.0 * _SEEN) & (objective < pi)] = _ALWAYS / K
+    floor[pi == 0.0] = _ALWAYS / K
+    floor[~known & (pi == 0.0)] = (_EQUAL if pair <= _EQUAL / K else _WHILE_UNKNOWN) / K
+
+    def quiet() -> FloatArray:
+        return least_variance_shares(
+            objective,
+            np.ones(K),
+            stats,
+            lower=floor if floor.any() else None,
+            upper=1.0,
+            rows=rows,
+            sampler=state["counts"],
+        )
+
     # Who has fewer than two rows a step gets them in turn, as often as there is room.
-    waiting = np.flatnonzero(best < pair)
-    turn = state["turn"]
-    if waiting.size:
-        seats = min(_IN_TURN / pair, float(waiting.size))
-        first, last = math.floor(turn), math.floor(turn + seats)
-        floor[waiting[np.arange(first, last) % waiting.size]] = pair
-        turn = math.fmod(turn + seats, 1e6)
-    floor[known == 0.0] = max(0.5 / K, pair)
-    return variance.unit_shares(variance.best(floor, np.ones(K))), turn
+    shares, room, turn = quiet(), _IN_TURN, state["turn"]
+    lengths = stats.tokens_per_row
+    waiting = normalise(shares / lengths) < pair * (1.0 - 1e-9)
+    if (waiting & ~known).any():
+        waiting, room = waiting & ~known, 0.5
+    if waiting.any():
+        seats = min(room / pair, float(waiting.sum()))
+        turns = np.arange(math.floor(turn), math.floor(turn + seats))
+        floor[np.flatnonzero(waiting)[turns % int(waiting.sum())]] = pair
+        shares, turn = quiet(), math.fmod(turn + seats, 1e6)
+    return shares, turn

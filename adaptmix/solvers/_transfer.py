@@ -29,7 +29,8 @@ class TransferSolution:
         data_var: Σ α² v² / n, the variance that finitely many samples leave, grad².
         draw_var: Σ α² v² / (N p), the variance of N draws, grad².
         helps: (K,) the part of the error of α = π that each domain's weight takes away; 0 for
-            domains that give weight away. Their sum is all that is taken away.
+            domains that give weight away, and below 0 for one that does no more than balance
+            others. Their sum is all that is taken away.
     """
 
     objective: FloatArray
@@ -126,8 +127,8 @@ def transfer_weights(
     )
     alpha = minimise(program.around, *_bounds("weight_bounds", weight_bounds, size))
     shares = program.shares(alpha)
-    terms = (unit * term for term in program.terms(alpha, shares))
-    return TransferSolution(alpha, shares, *terms, program.helps(alpha))
+    bias_sq, data_var, draw_var = (unit * term for term in program.terms(alpha, shares))
+    return TransferSolution(alpha, shares, bias_sq, data_var, draw_var, program.helps(alpha))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +175,10 @@ class _Program:
         slope = before.slope + least.slope  # half derivatives, so that this is their mean
         level = float(given @ slope) / float(given.sum())
         parts = np.maximum(moved, 0.0) * (level - slope)
-        taken = max(before.value - least.value, 0.0)
-        scaled: FloatArray = parts * (taken / before.value / parts.sum()) if parts.any() else parts
+        total, taken = float(parts.sum()), before.value - least.value
+        if not (total > 0.0 and taken > 0.0):
+            return np.zeros_like(alpha)
+        scaled: FloatArray = parts * (taken / before.value / total)
         return scaled
 
     def around(self, alpha: FloatArray) -> Local:

@@ -34,6 +34,7 @@ trainer computes, ``loss`` for one that is unreduced, ``step`` after each optimi
 """
 
 from adaptmix._backward import BackwardProof
+from adaptmix._warn_once import WarnOnce
 from adaptmix.data import (
     Layout,
     Loader,
@@ -45,7 +46,6 @@ from adaptmix.data import (
     spread_rows,
     tensors_of,
 )
-from adaptmix.errors import WarnOnce
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
 from adaptmix.probe import Coverage

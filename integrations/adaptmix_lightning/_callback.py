@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.trainers import Layout, RecordTexts, Settings, WarnOnce, Watch
@@ -140,7 +140,7 @@ class AdaptMixCallback(Callback):
         dataloader)`` does, and cannot be trained without the callback.
 
         Raises:
-            SeamError: not one ``DataLoader`` of rows in random or given order.
+            ObjectiveError: not one ``DataLoader`` of rows in random or given order.
             TypeError: a loader of an iterable dataset.
         """
         internals.refuse_loader(dataloader)
@@ -163,10 +163,12 @@ class AdaptMixCallback(Callback):
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
 
         Raises:
-            SeamError: called outside of a training step, or twice in one.
+            ObjectiveError: called outside of a training step, or twice in one.
         """
         if self._weighting is None:
-            raise SeamError("callback.loss() must be called in training_step; no fit is running.")
+            raise ObjectiveError(
+                "callback.loss() must be called in training_step; no fit is running."
+            )
         return self._weighting.loss(losses, mask=mask, noise=noise)
 
     # Attaching.
@@ -175,7 +177,7 @@ class AdaptMixCallback(Callback):
         """Put plan and weighting between the trainer and what the user gave it.
 
         Raises:
-            SeamError: a setting that does not work.
+            ObjectiveError: a setting that does not work.
         """
         if stage != "fit":
             return
@@ -234,7 +236,7 @@ class AdaptMixCallback(Callback):
         if not self._attached:
             return reduced(native(*args, **kwargs))
         if self._weighting is None:
-            raise SeamError("training_step must be called after on_train_start; it was not.")
+            raise ObjectiveError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
         with self._weighting.watching((args, kwargs)):
             output = native(*args, **kwargs)
@@ -246,7 +248,7 @@ class AdaptMixCallback(Callback):
         """Start watching the module, where its device and its weights are final.
 
         Raises:
-            SeamError: several optimizers, or a loader that is not the plan's.
+            ObjectiveError: several optimizers, or a loader that is not the plan's.
         """
         internals.refuse_optimizers(trainer)
         self._take_state()
@@ -289,7 +291,7 @@ class AdaptMixCallback(Callback):
         """Count the step once the optimizer has taken it, and update the weights when that is due.
 
         Raises:
-            SeamError: a batch that was not weighted, or steps that are not the plan's.
+            ObjectiveError: a batch that was not weighted, or steps that are not the plan's.
         """
         if self._weighting is None:
             return

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from adaptmix import Controller
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.policies import Policy
 from adaptmix.trainers import (
     PREFIX,
@@ -236,7 +236,9 @@ class AdaptMixCallback(TrainerCallback):
             self._check_evaluating(model)
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
-            raise SeamError("Batches of an adaptmix loader must be trained in the run it is of.")
+            raise ObjectiveError(
+                "Batches of an adaptmix loader must be trained in the run it is of."
+            )
         draw = self._sampler.take(number)
         if not self._weighting.rehearsed:
             self._weighting.rehearse(native, model, inputs, draw, num_items)
@@ -250,7 +252,7 @@ class AdaptMixCallback(TrainerCallback):
 
     def _check_evaluating(self, model: Any) -> None:
         if self._weighting is not None and model.training:
-            raise SeamError(
+            raise ObjectiveError(
                 "A training batch must carry its number; this one lost it on the way from the "
                 "loader to compute_loss, or compute_loss was called on it a second time, as "
                 "adversarial training (FGM, PGD) does. Keep the keys of a batch in "
@@ -283,11 +285,11 @@ class AdaptMixCallback(TrainerCallback):
         """Find the place in a resumed epoch, and lay out the charts.
 
         Raises:
-            SeamError: the callback was added to the trainer without ``attach``.
+            ObjectiveError: the callback was added to the trainer without ``attach``.
         """
         trainer, sampler = self._trainer, self._sampler
         if trainer is None or sampler is None or self._weighting is None:
-            raise SeamError(
+            raise ObjectiveError(
                 "AdaptMixCallback must be given to Trainer(callbacks=[...]), and training begin "
                 "with trainer.train(); after trainer.add_callback(callback) call "
                 "callback.attach(trainer)."
@@ -312,7 +314,7 @@ class AdaptMixCallback(TrainerCallback):
         """Check that gradients of the stated loss arrived.
 
         Raises:
-            SeamError: they are not.
+            ObjectiveError: they are not.
         """
         if self._weighting is not None:
             self._weighting.check_step()

@@ -9,7 +9,7 @@ from adaptmix._checks import lower_share
 from adaptmix._simplex import mix_floor
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run
-from adaptmix.policies._quiet import LEAST_SHARE
+from adaptmix.policies._least_variance import LEAST_SHARE
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Floor:
             return weights, state
         # (1 − K·δ) · least + δ = lower. Rounding must not take δ beyond what mix_floor allows.
         delta = min((lower - least) / (1.0 - K * least), 1.0 / K)
-        return weights.replaced(
-            mix_floor(weights.sampling, lower=delta), weights.objective
-        ), state
+        return weights.replaced(mix_floor(weights.sampling, lower=delta), weights.objective), state
 
     def _least(self, num_domains: int) -> float:
         if self.lower is None:
