@@ -11,8 +11,8 @@ from adaptmix._types import Weights
 
 
 def start(weights: Weights) -> dict[str, FloatArray]:
-    """Return what is remembered before the first update: the weights that the run starts with."""
-    return {"sampling": weights.sampling, "objective": weights.objective}
+    """Return what is remembered of weights that a run starts with, or goes on from."""
+    return {"sampling": weights.sampling.copy(), "objective": weights.objective.copy()}
 
 
 def step(
@@ -26,11 +26,10 @@ def step(
         The weights there, and what to remember of them.
     """
     if part == 1.0:
-        sampling, objective = proposal.sampling, proposal.objective
-    else:
-        sampling = last["sampling"] + part * (proposal.sampling - last["sampling"])
-        objective = last["objective"] + part * (proposal.objective - last["objective"])
-        # A share that fades with its weight may be rounded to 0 first.
-        objective = np.where(sampling > 0.0, objective, 0.0)
-    state = {"sampling": sampling.copy(), "objective": objective.copy()}
-    return proposal.replaced(sampling, objective), state
+        return proposal, start(proposal)
+    sampling = last["sampling"] + part * (proposal.sampling - last["sampling"])
+    objective = last["objective"] + part * (proposal.objective - last["objective"])
+    # A share that fades with its weight may be rounded to 0 first.
+    objective = np.where(sampling > 0.0, objective, 0.0)
+    moved = proposal.replaced(sampling, objective)
+    return moved, start(moved)
