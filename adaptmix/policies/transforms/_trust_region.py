@@ -33,7 +33,7 @@ class TrustRegion:
     t ≤ 1 with KL(q ‖ q + t (q̂ − q)) ≤ limit, both for the shares p and for the weights α of the
     objective, a distribution over domains too. One t serves both, so that shares and the weights
     they fit stay together. Seen from q, no domain can lose all of its share at once, yet one that
-    has none may get some. Before the first update the weights are those of a run without adaptmix.
+    has none may get some. Before the first update the weights are those of a run without AdaptMix.
 
     Args:
         limit: nats per update, > 0; infinity lets every proposal pass.
