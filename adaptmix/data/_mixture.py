@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,9 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.state._identity import digest
+
+if TYPE_CHECKING:
+    from adaptmix.data._rows import RowSource
 
 
 class _MapStyle(Protocol):
@@ -154,6 +157,16 @@ class Mixture(Dataset[Any]):
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
         return other
+
+    def row_source(self, *, seed: int) -> RowSource:
+        """Return what chooses the rows of each domain; a subclass may return its own.
+
+        Args:
+            seed: of the run.
+        """
+        from adaptmix.data._rows import PermutedRows  # reads mixtures
+
+        return PermutedRows(self, seed=seed)
 
     def without(self, apart: NDArray[np.int64]) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.
