@@ -26,7 +26,7 @@ EXPORTS = {
     "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
     "adaptmix.policies": {
         *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
-        *("Chain", "chain", "Floor", "Shrink", "Smooth", "TrustRegion", "WarmUp"),
+        *("Chain", "chain", "Floor", "Shrink", "Smooth", "Transfer", "TrustRegion", "WarmUp"),
         *("Policy", "Preparation", "Refinement", "Run", "Start"),
     },
     "adaptmix.solvers": {

@@ -35,8 +35,9 @@ class Mixture(Dataset[Any]):
     Args:
         datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
             a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
-        importance: how much each domain matters in the end (π); one positive number per domain,
-            normalised to sum to one. Proportional to the domains' sizes when None.
+        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
+            normalised to sum to one. A domain with 0 is auxiliary: policy "transfer" trains on it
+            as far as it helps those that count. Proportional to the domains' sizes when None.
 
     Raises:
         TypeError: a dataset without a length (an iterable one), or names that are not strings.
