@@ -34,6 +34,7 @@ class Draw:
         tokens: (B,) supervised tokens of each row, where they are counted in the batch.
         spent: (K,) bool, domains whose rows are used up, and which no longer count in the
             objective; None where none is.
+        held: (B,) bool, which rows are held out and do not count in the loss; None where none are.
     """
 
     domains: Tensor
@@ -48,6 +49,7 @@ class Draw:
     plan: object
     tokens: Tensor | None = None
     spent: NDArray[np.bool_] | None = None
+    held: Tensor | None = None
 
     @classmethod
     def build(
@@ -63,6 +65,7 @@ class Draw:
         layout: Layout,
         plan: object,
         spent: NDArray[np.bool_] | None = None,
+        held: NDArray[np.bool_] | None = None,
     ) -> Draw:
         """Build the tensors of a draw from the plan's arrays."""
         return cls(
@@ -77,6 +80,7 @@ class Draw:
             row_shares=row_shares,
             plan=plan,
             spent=spent,
+            held=torch.from_numpy(held) if held is not None and held.any() else None,
         )
 
     def __len__(self) -> int:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
 from adaptmix.data._budget import Budget
+from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
 from adaptmix.state import _schema as schema
 
@@ -34,8 +34,9 @@ class StepRows:
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows.
+        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
         spent: (K,) bool, the domains whose rows are used up; None where none is.
+        held: (N,) bool, which rows are held out; None where the step has none.
     """
 
     step: int
@@ -45,6 +46,7 @@ class StepRows:
     domain_shares: FloatArray
     row_shares: FloatArray
     spent: NDArray[np.bool_] | None = None
+    held: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -53,6 +55,7 @@ class StepRows:
             rows=self.rows[order],
             domains=self.domains[order],
             fresh=self.fresh[order],
+            held=None if self.held is None else self.held[order],
         )
 
 
@@ -71,6 +74,7 @@ class Plan:
         counts: as for ``Schedule``.
         when_exhausted: as for ``Budget``.
         max_epochs: as for ``Budget``.
+        holdout: rows of the mixture that ride in measured steps; none when None.
 
     Raises:
         ValueError: rows that are counted independently, and a limit that they might pass.
@@ -90,10 +94,12 @@ class Plan:
         counts: str = "stratified",
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
+        self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
-        self._source: RowSource = PermutedRows(mixture, seed=seed)
+        self._source = mixture.row_source(seed=seed)
         self.budget = Budget(
             mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
         )
@@ -194,8 +200,12 @@ class Plan:
                 self.end = step
                 return
 
-    def shares_at(self, step: int) -> FloatArray | None:
+    def shares_at(self, step: int, *, held: int = 0) -> FloatArray | None:
         """Return the (K,) expected shares of a step whose predecessors are drawn; None at the end.
+
+        Args:
+            step: the optimizer step.
+            held: how many of its rows are held out.
 
         Raises:
             LagError: as ``Schedule.shares_at`` does.
@@ -203,43 +213,49 @@ class Plan:
         shares = self.schedule.shares_at(step)
         if not self.budget:
             return shares
-        left = self._horizon - step
-        return self.budget.shares(shares, self._drawn[step], size=self._size, steps=left)
+        drawn, left = self._drawn[step], self._horizon - step
+        return self.budget.shares(shares, drawn, size=self._size - held, steps=left)
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        counted, spent = [], []
-        drawn, places = self._drawn[steps.start], np.arange(size)
-        domains, numbers = [], []
+        drawn = self._drawn[steps.start]
+        parts, domains, numbers = [], [], []
         for step in steps:
-            shares = self.shares_at(step)
+            held = self._holdout.of_step(step, size)
+            shares = self.shares_at(step, held=len(held))
             if shares is None:
                 break
-            found = self.schedule.step(step, shares, size=size)
+            found = self.schedule.step(step, shares, size=size, held=len(held))
             if not self.budget.allows(drawn + found.counts):
                 break
-            counted.append(found)
-            spent.append(self._spent(drawn))
+            parts.append((step, found, held, self._spent(drawn)))
             present = np.flatnonzero(found.counts)
             counts = found.counts[present]
+            ends = np.cumsum(counts)
+            order = found.order
             # The k-th row of a domain in the step is number k of those after the ones drawn before.
-            firsts = drawn[present] - (np.cumsum(counts) - counts)
-            numbers.append((np.repeat(firsts, counts) + places)[found.order])
-            domains.append(np.repeat(present, counts)[found.order])
+            firsts = drawn[present] - (ends - counts)
+            numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
+            domains.append(np.repeat(present, counts)[order])
             self._drawn[step + 1] = drawn = drawn + found.counts
-        if not counted:
+        if not parts:
             return []
         taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
+        stops = np.cumsum([each.size for each in domains]).tolist()
         return [
-            StepRows(
-                step=step,
-                rows=taken.rows[i * size : (i + 1) * size],
-                domains=domains[i],
-                fresh=taken.fresh[i * size : (i + 1) * size],
-                domain_shares=found.domain_shares,
-                row_shares=found.counts / size,
-                spent=spent[i],
+            _put_in(
+                held,
+                StepRows(
+                    step=step,
+                    rows=taken.rows[stop - each.size : stop],
+                    domains=each,
+                    fresh=taken.fresh[stop - each.size : stop],
+                    domain_shares=found.domain_shares,
+                    row_shares=found.counts / size,
+                    spent=spent,
+                ),
+                found.held,
             )
-            for i, (step, found) in enumerate(zip(steps, counted, strict=False))
+            for (step, found, held, spent), stop, each in zip(parts, stops, domains, strict=True)
         ]
 
     def _spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
@@ -275,3 +291,17 @@ class Plan:
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
         self.end = self._told = None
+
+
+def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
+    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
+    if not len(riding):
+        return trained
+    K = trained.row_shares.size
+    rows, domains = np.empty((2, held.size), dtype=np.int64)
+    rows[held], rows[~held] = riding.rows, trained.rows
+    domains[held], domains[~held] = riding.domains, trained.domains
+    fresh = np.zeros(held.size, dtype=np.bool_)
+    fresh[~held] = trained.fresh
+    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
+    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)

@@ -56,9 +56,8 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
-        when_exhausted, max_epochs: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -86,6 +85,7 @@ class AdaptMixCallback(Callback):
         min_coverage: float = 0.9,
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        holdout: str | float | None = "auto",
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
@@ -110,6 +110,7 @@ class AdaptMixCallback(Callback):
                 "min_coverage": min_coverage,
                 "when_exhausted": when_exhausted,
                 "max_epochs": max_epochs,
+                "holdout": holdout,
             },
         )
         self._head, self._accumulation = head, accumulation
@@ -123,8 +124,7 @@ class AdaptMixCallback(Callback):
         self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
-        self._limit: float = 1.0
-        self._steps = 0
+        self._limit, self._steps = 1.0, 0
         self._warn_of_logs = WarnOnce()
 
     @property
