@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 
 _TOLERANCE = 1e-3  # of a gradient that passed through low precision
 
@@ -30,11 +30,11 @@ class BackwardProof:
         """Refuse losses that were divided by the accumulation a second time.
 
         Raises:
-            SeamError: all of them were.
+            ObjectiveError: all of them were.
         """
         got = [float(gradient) for _, arrived in self._arrived for gradient in arrived]
         if got and all(abs(value * accumulation - 1.0) < _TOLERANCE for value in got):
-            raise SeamError(
+            raise ObjectiveError(
                 f"The loss must not be divided by the accumulation of {accumulation}, for it is "
                 f"already; got {got[0]:.4g} times the stated loss's gradient. Where "
                 "Accelerator.backward divides, multiply by gradient_accumulation_steps first."
@@ -47,12 +47,12 @@ class BackwardProof:
             scale: what a trainer is known to multiply losses by, as mixed precision does.
 
         Raises:
-            SeamError: a loss was not differentiated, or was scaled otherwise.
+            ObjectiveError: a loss was not differentiated, or was scaled otherwise.
         """
         for told, arrived in self._arrived:
             got = [float(gradient) / (scale * float(told)) for gradient in arrived]
             if len(got) != 1 or abs(got[0] - 1.0) > _TOLERANCE:
-                raise SeamError(
+                raise ObjectiveError(
                     "The weighted loss must be differentiated once, as it is; got "
                     f"{got or 'no backward pass'} times the stated loss's gradient. It is already "
                     "divided by batch size and accumulation: do not scale or replace it."

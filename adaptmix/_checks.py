@@ -1,4 +1,4 @@
-"""Argument checks whose messages name the parameter, the rule, the value and the way out."""
+"""Argument checks whose messages name the parameter, the rule, the value and what to do."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class TrainedRun(Run):
 
         Raises:
             BatchOrderError: as ``Controller.loss`` does.
-            SeamError: as ``Controller.loss`` does.
+            ObjectiveError: as ``Controller.loss`` does.
             TypeError: as ``Controller.loss`` does.
             ValueError: as ``Controller.loss`` does.
         """
@@ -261,12 +261,12 @@ class TrainedRun(Run):
 
     @property
     def predicted_gain(self) -> float:
-        """How many times quieter the gradient is with the best shares than by importance."""
+        """Gradient variance of sampling by importance over that of the best shares."""
         return predicted_gain(self.proposed, self.statistics, **self._drawing)
 
     @property
     def sampling_gain(self) -> float:
-        """How many times quieter the gradient is with the proposed shares than by importance."""
+        """Gradient variance of sampling by importance over that of the proposed shares."""
         return sampling_gain(self.proposed, self.statistics, **self._drawing)
 
     @property

@@ -227,7 +227,7 @@ class Controller(TrainedRun):
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
                 handed out and not trained, as by a loop that looks ahead.
-            SeamError: the model ran other rows than ``samples``, or the draw, tells.
+            ObjectiveError: the model ran other rows than ``samples``, or the draw, tells.
             MissingStatisticError: in the first call, the policy needs what the run does not supply.
             TypeError: losses or noise that are no tensors.
             ValueError: losses that are reduced or not the draw's, a draw of another controller,
@@ -265,7 +265,8 @@ class Controller(TrainedRun):
         Raises:
             BatchOrderError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
-            SeamError: in the first step, losses that were divided by the accumulation once more.
+            ObjectiveError: in the first step, losses that were divided by the
+                accumulation once more.
             ProcessMismatchError: when an update is due, processes that do not agree.
         """
         accumulation = self._order.accumulation

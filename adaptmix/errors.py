@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
+__all__ = [
+    "AdaptMixWarning",
+    "BatchOrderError",
+    "CollapseWarning",
+    "CoverageWarning",
+    "ExhaustedLoaderWarning",
+    "FreshStartWarning",
+    "LagError",
+    "LengthGroupingWarning",
+    "LoggingWarning",
+    "LossWeightWarning",
+    "MissingStatisticError",
+    "MissingStatisticWarning",
+    "NoiseWarning",
+    "NonFiniteWarning",
+    "ObjectiveError",
+    "PackingWarning",
+    "ProcessMismatchError",
+    "RegressionWarning",
+    "RepetitionWarning",
+    "RowLengthWarning",
+    "RowOrderWarning",
+    "StateError",
+    "TooFewRowsWarning",
+    "UnseenDomainWarning",
+]
 
 
 class LagError(ValueError):
@@ -25,97 +50,77 @@ class MissingStatisticError(ValueError):
     """A policy needs a statistic that the run does not supply."""
 
 
-class SeamError(RuntimeError):
-    """The place where a trainer's loss is weighted did not see what it has to see."""
+class ObjectiveError(RuntimeError):
+    """Training would follow another objective than the one that was stated."""
 
 
-class AdaptmixWarning(UserWarning):
-    """Base class of every warning adaptmix emits, so that one filter catches them all."""
+class AdaptMixWarning(UserWarning):
+    """Base class of every warning AdaptMix emits, so that one filter catches them all."""
 
 
-class MissingStatisticWarning(AdaptmixWarning):
+class MissingStatisticWarning(AdaptMixWarning):
     """In mode "observe" a policy proposes nothing, for the run does not supply what it needs."""
 
 
-class NonFiniteWarning(AdaptmixWarning):
+class NonFiniteWarning(AdaptMixWarning):
     """Losses or gradients that were NaN or infinite were left out of the statistics."""
 
 
-class CoverageWarning(AdaptmixWarning):
+class CoverageWarning(AdaptMixWarning):
     """The gradient probe sees less of the model's trainable parameters than it should."""
 
 
-class PackingWarning(AdaptmixWarning):
+class PackingWarning(AdaptMixWarning):
     """Rows that are packed together see each other, or it could not be checked that they do not."""
 
 
-class RowOrderWarning(AdaptmixWarning):
+class RowOrderWarning(AdaptMixWarning):
     """It is not known whether a batch, or the model inside, keeps rows in the order drawn."""
 
 
-class NoiseWarning(AdaptmixWarning):
+class NoiseWarning(AdaptMixWarning):
     """A domain repeats, so its training residuals no longer estimate out-of-sample noise."""
 
 
-class UnseenDomainWarning(AdaptmixWarning):
+class UnseenDomainWarning(AdaptMixWarning):
     """A domain has not been sampled yet, so its statistics are the pooled ones."""
 
 
-class RowLengthWarning(AdaptmixWarning):
+class RowLengthWarning(AdaptMixWarning):
     """Mean tokens per row are estimated while the run goes on, not known from its start."""
 
 
-class ExhaustedLoaderWarning(AdaptmixWarning):
+class ExhaustedLoaderWarning(AdaptMixWarning):
     """A loader was iterated after all of its steps had been trained."""
 
 
-class TooFewRowsWarning(AdaptmixWarning):
+class TooFewRowsWarning(AdaptMixWarning):
     """Nothing is known yet of what the policy goes by: no row told it in an observed step."""
 
 
-class LengthGroupingWarning(AdaptmixWarning):
+class LengthGroupingWarning(AdaptMixWarning):
     """Rows are to be grouped by length, but a step has one micro-batch, so all are padded alike."""
 
 
-class LoggingWarning(AdaptmixWarning):
+class LoggingWarning(AdaptMixWarning):
     """Something could not be logged; training goes on without it."""
 
 
-class FreshStartWarning(AdaptmixWarning):
+class FreshStartWarning(AdaptMixWarning):
     """A run is resumed from a checkpoint that holds no state of adaptmix."""
 
 
-class CollapseWarning(AdaptmixWarning):
+class CollapseWarning(AdaptMixWarning):
     """One domain has nearly all of the batch, or of the objective."""
 
 
-class RegressionWarning(AdaptmixWarning):
+class RegressionWarning(AdaptMixWarning):
     """A domain's held-out loss has risen well above its best."""
 
 
-class RepetitionWarning(AdaptmixWarning):
+class RepetitionWarning(AdaptMixWarning):
     """A domain's rows are drawn many times over, far more often than those of the others."""
 
 
-class LossWeightWarning(AdaptmixWarning):
+class LossWeightWarning(AdaptMixWarning):
     """Loss weights all but switch a domain off, or make it count several times what was stated."""
-
-
-class WarnOnce:
-    """Emits each kind of warning once in a run, also when the run is stopped and resumed.
-
-    Attributes:
-        given: names of the kinds that were given.
-        messages: (kind, message) of those given since the run began or was resumed, in order.
-    """
-
-    def __init__(self) -> None:
-        self.given: set[str] = set()
-        self.messages: list[tuple[str, str]] = []
-
-    def __call__(self, kind: type[AdaptmixWarning], message: str) -> None:
-        """Warn, unless this kind was given before."""
-        if kind.__name__ not in self.given:
-            self.given.add(kind.__name__)
-            self.messages.append((kind.__name__, message))
-            warnings.warn(message, kind, stacklevel=4)

@@ -10,7 +10,7 @@ from adaptmix import Controller, policies
 from adaptmix._cli import main
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")
 
 
 def logged(folder: Path, *, mode: str, seed: int, loss: float) -> None:

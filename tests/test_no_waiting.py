@@ -78,13 +78,13 @@ def test_packed_rows() -> None:
 def test_a_head() -> None:
     controller, draw = first("sample", "adapt")
     model = nn.Sequential(nn.Linear(3, 2, device="meta"))
-    seam = WeightedHead(model, "0")
+    head = WeightedHead(model, "0")
     with NoWaiting():
         factors = controller.multipliers(draw)
-        seam.open(factors)
+        head.open(factors)
         loss = model(meta(ROWS, 3)).mean()
-        seam.close()
+        head.close()
         controller.observe(loss, draw=draw, factors=factors)
         loss.backward()
-        seam.check_backward()
+        head.check_backward()
         controller.step()

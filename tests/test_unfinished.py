@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adaptmix import Controller
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.state import _checkpoint as checkpoint
 from tests import runs
 
@@ -210,7 +210,7 @@ class Collator:
 def test_collators_that_move_or_leave_out_rows(kind: str, match: str, workers: int) -> None:
     own = controller()
     loader = own.loader(12, steps=30, collate_fn=Collator(kind), num_workers=workers)
-    with pytest.raises((SeamError, ValueError), match=match):
+    with pytest.raises((ObjectiveError, ValueError), match=match):
         for batch, draw in loader.with_draws():
             own.loss(losses(runs.model(), batch), draw=draw)
             own.step()
@@ -225,7 +225,7 @@ def test_a_collator_that_sorts_now_and_then() -> None:
         return collate("sorts" if len(calls) > 60 else "keeps", rows)
 
     own = controller()
-    with pytest.raises(SeamError, match="must keep rows in the order"):
+    with pytest.raises(ObjectiveError, match="must keep rows in the order"):
         for batch, draw in own.loader(12, steps=200, collate_fn=late).with_draws():
             own.loss(losses(runs.model(), batch), draw=draw)
             own.step()

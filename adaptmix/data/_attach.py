@@ -1,4 +1,4 @@
-"""From the dataset and the loader a trainer has to a mixture and a loader that draws by plan."""
+"""From the dataset and the loader a trainer has to a mixture and a loader that draws its rows."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Draw:
         domains: (B,) int64, the domain of each row.
         shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
             the step's global batch where the plan guarantees this domain at least one row, its
-            expected share otherwise. Both are unbiased; the first is quieter.
+            expected share otherwise. Both are unbiased; the first has less variance.
         rows: (B,) int64, row indices into the mixture.
         fresh: (B,) bool, whether this is the first time the run draws the row.
         ordinal: number of the micro-batch since the run began.

@@ -88,7 +88,7 @@ class Loader:
         """Iterate (batch, draw): each batch and how it was drawn, to pass as ``draw=``.
 
         Raises:
-            SeamError: ``collate_fn`` moves rows, or leaves some out.
+            ObjectiveError: ``collate_fn`` moves rows, or leaves some out.
             LagError: the loop runs further ahead than the plan's lag.
 
         Warns:

@@ -15,7 +15,7 @@ from adaptmix.data._collation import DrawnRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
 from adaptmix.data._plan import Plan, StepRows
-from adaptmix.errors import LengthGroupingWarning, RowOrderWarning, SeamError
+from adaptmix.errors import LengthGroupingWarning, ObjectiveError, RowOrderWarning
 from adaptmix.state._identity import digest
 
 
@@ -129,7 +129,7 @@ class PlanSampler(Sampler[list[int]]):
             number: of the micro-batch, as its batch carries it.
 
         Raises:
-            SeamError: its collator moved rows, or left some out.
+            ObjectiveError: its collator moved rows, or left some out.
             ValueError: it was not drawn by this iteration, or was taken before.
 
         Warns:
@@ -137,7 +137,7 @@ class PlanSampler(Sampler[list[int]]):
         """
         fault = getattr(number, "fault", None)
         if fault is not None:
-            raise SeamError(fault)
+            raise ObjectiveError(fault)
         if getattr(number, "unclear", False) and not self._warned:
             self._warned = True
             warnings.warn(

@@ -12,8 +12,8 @@ from adaptmix._checks import FloatArray, integer, number
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run
 from adaptmix.policies._fgls import FGLS
+from adaptmix.policies._least_variance import check_bounds, least_variance_shares
 from adaptmix.policies._moments import moments, pooled
-from adaptmix.policies._quiet import check_bounds, quietest
 from adaptmix.solvers import JointSolution, fgls_weights, joint_weights
 
 # Updates that a curvature is averaged over, by how many samples each knows it from.
@@ -132,7 +132,7 @@ class Joint:
         return fgls_weights(noise, importance=state["importance"], sizes=sizes)
 
     def _shares(self, loss: FloatArray, stats: DomainStats, state: dict[str, Any]) -> FloatArray:
-        return quietest(
+        return least_variance_shares(
             state["importance"],
             loss,
             stats,

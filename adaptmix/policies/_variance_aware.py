@@ -1,4 +1,4 @@
-"""Variance-aware sampling (VA): the shares that make the gradient as quiet as it can be."""
+"""Variance-aware sampling (VA): the shares of least gradient variance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run
-from adaptmix.policies._quiet import check_bounds, quietest
+from adaptmix.policies._least_variance import check_bounds, least_variance_shares
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class VarianceAware:
 
     It does no harm: the predicted variance is never above that of proportional sampling, p = π, and
     p = π stays where the predicted gain is no larger than noise alone predicts in 1 of 20 decisions
-    (``policies.quiet``). With unit "token" p are shares of tokens, while counts, bounds and the
-    variance are of rows, of which a step has a fixed number.
+    (``policies/_least_variance.py``). With unit "token" p are shares of tokens, while counts,
+    bounds and the variance are of rows, of which a step has a fixed number.
 
     Args:
         lower: least share of a step's rows, in [0, 1/K]; when None a part of the domain's
@@ -66,20 +66,20 @@ class VarianceAware:
         }
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
-        """Return the quietest sampling for the objective as it was stated."""
+        """Return the sampling of least variance for the objective as it was stated."""
         pi = state["importance"]
         return self._weights(pi, np.ones_like(pi), stats, state), state
 
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
     ) -> tuple[Weights, dict[str, Any]]:
-        """Return the quietest sampling for the loss weights of ``weights``."""
+        """Return the sampling of least variance for the loss weights of ``weights``."""
         return self._weights(weights.importance, weights.loss, stats, state), state
 
     def _weights(
         self, importance: FloatArray, loss: FloatArray, stats: DomainStats, state: dict[str, Any]
     ) -> Weights:
-        sampling = quietest(
+        sampling = least_variance_shares(
             importance,
             loss,
             stats,

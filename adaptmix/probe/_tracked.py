@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.probe._coverage import Layer
 from adaptmix.probe._operations import PerSample
 
@@ -224,14 +224,14 @@ def check_rows(sizes: Counter[int], number: int, samples: Tensor | None) -> None
         samples: (R,) the sample of each row, or None.
 
     Raises:
-        SeamError: it ran others.
+        ObjectiveError: it ran others.
     """
     told = number if samples is None else len(samples)
     if not sizes or sizes[told] or (samples is None and sizes[number]):
         return
     rows = sizes.most_common(1)[0][0]
     k = max(1, rows // number)
-    raise SeamError(
+    raise ObjectiveError(
         f"The model must run the {told} rows {'drawn' if samples is None else 'of samples'}; its "
         f"layers ran {rows}, so the gradients of samples cannot be told apart. Say which row of "
         f"the draw each of the {rows} is of: samples=torch.arange({number}).repeat({k}) where the "

@@ -1,4 +1,4 @@
-"""Neyman allocation: the shares of a batch that make its gradient as quiet as it can be."""
+"""Neyman allocation: the shares of a batch that minimise its gradient's variance."""
 
 from __future__ import annotations
 

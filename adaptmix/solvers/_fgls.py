@@ -58,8 +58,8 @@ def weigh(noise: FloatArray, samples: FloatArray | None, importance: FloatArray)
         importance: (K,) positive π_i.
     """
     used = noise if samples is None else np.where(samples > 0.0, noise, np.inf)
-    quietest = used.min()
-    weights: FloatArray = quietest / used if quietest > 0.0 else (used == 0.0).astype(np.float64)
+    least = used.min()
+    weights: FloatArray = least / used if least > 0.0 else (used == 0.0).astype(np.float64)
     if samples is not None:
         weights *= _leading(np.where(weights > 0.0, samples, 0.0)) / importance
     # Both sums run over the same numbers when all weights are one, which then stay exactly one.

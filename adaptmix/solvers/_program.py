@@ -43,13 +43,13 @@ class Program:
     def strength(self) -> FloatArray:
         """(K,) s_i = v_i / σ_i², relative to the largest."""
         strength: FloatArray = np.sqrt(self.grad_var / max(self.grad_var.max(), _TINY))
-        quietest = self.noise.min()
-        if quietest > 0.0:
-            strength /= self.noise / quietest
+        least = self.noise.min()
+        if least > 0.0:
+            strength /= self.noise / least
         else:
             noisy = self.noise > 0.0
-            quietest = self.noise.min(where=noisy, initial=np.inf)
-            strength /= np.where(noisy, self.noise / quietest, _ZERO_NOISE)
+            least = self.noise.min(where=noisy, initial=np.inf)
+            strength /= np.where(noisy, self.noise / least, _ZERO_NOISE)
         strength /= max(strength.max(), _TINY)
         return strength
 

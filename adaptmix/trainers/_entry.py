@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 
 # Rows that are looked for, and numbers of a row that they are known by.
 _ROWS, _NUMBERS = 8, 512
@@ -29,7 +29,7 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
         rows: B.
 
     Raises:
-        SeamError: rows come in another order, and nowhere in that of the batch.
+        ObjectiveError: rows come in another order, and nowhere in that of the batch.
     """
     given = [t for t in tensors if t.ndim and len(t) == rows > 1 and not bool((t == t[0]).all())]
     found: dict[str, str] = {}
@@ -55,7 +55,7 @@ def refusing_moved_rows(model: nn.Module, tensors: Sequence[Tensor], rows: int) 
         for hook in hooks:
             hook.remove()
     if "moved" in found and "kept" not in found:
-        raise SeamError(
+        raise ObjectiveError(
             f"training_step must keep rows in the order of the batch; module {found['moved']!r} "
             "got them in another, and so they would be weighted as rows of other domains. Do not "
             "sort or shuffle rows: pack_padded_sequence(..., enforce_sorted=False) sorts and puts "

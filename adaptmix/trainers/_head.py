@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 
 
 class _ScaleRows(torch.autograd.Function):
@@ -91,11 +91,11 @@ class WeightedHead:
             The module's output, as whoever called it got it.
 
         Raises:
-            SeamError: it did not.
+            ObjectiveError: it did not.
         """
         self._factors, output, self._output = None, self._output, None
         if self._forwards != 1 or output is None:
-            raise SeamError(
+            raise ObjectiveError(
                 f"head {self.name!r} must be called once in a training forward pass; got "
                 f"{self._forwards} calls, so rows would not be weighted as stated. Name the module "
                 "whose output the loss is computed from, and switch off fused losses."
@@ -110,10 +110,10 @@ class WeightedHead:
         """Check that gradients flowed back through the module since ``open``.
 
         Raises:
-            SeamError: none did.
+            ObjectiveError: none did.
         """
         if self._backwards != 1:
-            raise SeamError(
+            raise ObjectiveError(
                 f"head {self.name!r} must be what the loss is computed from; got "
                 f"{self._backwards} gradients at its output in a training step. Name another one."
             )

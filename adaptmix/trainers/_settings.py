@@ -72,7 +72,7 @@ class Settings:
         # A policy of one's own may be of certain domains.
         free = isinstance(self.policy, str) or not hasattr(self.policy, "update")
         unit = self.unit or ("token" if callable(self.tokens_per_row) else None)
-        with _quiet():
+        with _without_log():
             self.make_controller(
                 Mixture(dict.fromkeys(names, (0, 1)), importance=self.importance),
                 lag=16 if self.lag is None else self.lag,
@@ -116,7 +116,7 @@ class Settings:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_log() -> Iterator[None]:
     """Leave out what a controller logs: the one of the run says it again."""
     before, _log.disabled = _log.disabled, True
     try:

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.trainers import Layout, RecordTexts, Settings, WarnOnce, Watch
+from adaptmix.trainers import Layout, Settings, TrainerBoard, WarnOnce, Watch
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning import _logs as logs
 from adaptmix_lightning import _state as state
@@ -115,7 +115,7 @@ class AdaptMixCallback(Callback):
         self._loader: PlannedLoader | None = None
         self._weighting: Weighting | None = None
         self._watch: Watch | None = None
-        self._texts: list[RecordTexts] = []
+        self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
@@ -140,7 +140,7 @@ class AdaptMixCallback(Callback):
         dataloader)`` does, and cannot be trained without the callback.
 
         Raises:
-            SeamError: not one ``DataLoader`` of rows in random or given order.
+            ObjectiveError: not one ``DataLoader`` of rows in random or given order.
             TypeError: a loader of an iterable dataset.
         """
         internals.refuse_loader(dataloader)
@@ -163,10 +163,12 @@ class AdaptMixCallback(Callback):
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
 
         Raises:
-            SeamError: called outside of a training step, or twice in one.
+            ObjectiveError: called outside of a training step, or twice in one.
         """
         if self._weighting is None:
-            raise SeamError("callback.loss() must be called in training_step; no fit is running.")
+            raise ObjectiveError(
+                "callback.loss() must be called in training_step; no fit is running."
+            )
         return self._weighting.loss(losses, mask=mask, noise=noise)
 
     # Attaching.
@@ -175,7 +177,7 @@ class AdaptMixCallback(Callback):
         """Put plan and weighting between the trainer and what the user gave it.
 
         Raises:
-            SeamError: a setting that does not work.
+            ObjectiveError: a setting that does not work.
         """
         if stage != "fit":
             return
@@ -234,7 +236,7 @@ class AdaptMixCallback(Callback):
         if not self._attached:
             return reduced(native(*args, **kwargs))
         if self._weighting is None:
-            raise SeamError("training_step must be called after on_train_start; it was not.")
+            raise ObjectiveError("training_step must be called after on_train_start; it was not.")
         self._weighting.begin()
         with self._weighting.watching((args, kwargs)):
             output = native(*args, **kwargs)
@@ -246,7 +248,7 @@ class AdaptMixCallback(Callback):
         """Start watching the module, where its device and its weights are final.
 
         Raises:
-            SeamError: several optimizers, or a loader that is not the plan's.
+            ObjectiveError: several optimizers, or a loader that is not the plan's.
         """
         internals.refuse_optimizers(trainer)
         self._take_state()
@@ -267,7 +269,7 @@ class AdaptMixCallback(Callback):
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
         coverage = None if self._watch is None else self._watch.coverage
-        self._texts = logs.begin(trainer, controller, coverage, self._warn_of_logs)
+        self._boards = logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -289,18 +291,18 @@ class AdaptMixCallback(Callback):
         """Count the step once the optimizer has taken it, and update the weights when that is due.
 
         Raises:
-            SeamError: a batch that was not weighted, or steps that are not the plan's.
+            ObjectiveError: a batch that was not weighted, or steps that are not the plan's.
         """
         if self._weighting is None:
             return
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
-            logs.write(trainer, self.controller, self._warn_of_logs)
+            logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""
-        logs.tell(self._texts, self.controller, self._warn_of_logs)
+        logs.write_texts(self._boards, self.controller, self._warn_of_logs)
         _log.info("%s", self.controller.report())
 
     def on_exception(

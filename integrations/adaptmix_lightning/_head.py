@@ -7,7 +7,7 @@ import logging
 from torch import Tensor
 
 from adaptmix import Controller
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import couplings, find_loss_inputs, loss_gradients, uneven_targets
 
 _log = logging.getLogger("adaptmix")
@@ -41,7 +41,7 @@ class HeadProof:
             rows: B.
 
         Raises:
-            SeamError: it is no such mean.
+            ObjectiveError: it is no such mean.
         """
         closely = self._controller.observing or self._controller.completed == 0
         found = uneven_targets(loss, rows)
@@ -57,7 +57,7 @@ class HeadProof:
         if not loss_inputs.tensors or len(output) % rows:
             return  # which is said after the backward pass
         if loss_inputs.reads_rows_elsewhere() or loss_inputs.scaled_by_parameters():
-            raise SeamError(
+            raise ObjectiveError(
                 f"head={self._name!r} must be the last module that has parameters; the loss "
                 "reaches parameters behind or beside it, whose gradients would not be weighted "
                 f"row by row. {_WAY_OUT}"
@@ -69,7 +69,7 @@ class HeadProof:
             _log.debug("The loss has no second derivative: %s", error)
             return
         if coupled is not None:
-            raise SeamError(
+            raise ObjectiveError(
                 f"With head=, the loss must be a sum of one term per row; in this one {coupled}, "
                 "as in contrastive losses, ranking within a batch, and normalisers that depend on "
                 f"outputs. Train on a sum over rows. {_WAY_OUT}"
@@ -78,7 +78,7 @@ class HeadProof:
 
 def _refuse_uneven(uneven: Tensor) -> None:
     if bool(uneven):
-        raise SeamError(
+        raise ObjectiveError(
             "With head=, the loss must be a mean of one term per row; got a mean over targets "
             "that are not ignored, of which rows have different numbers, so that each row's share "
             "of the gradient depends on the others. Return unreduced losses and which count, "

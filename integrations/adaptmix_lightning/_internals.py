@@ -23,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 
 _log = logging.getLogger("adaptmix")
 
@@ -96,7 +96,7 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
     """Refuse settings under which rows or gradients would not be what is stated.
 
     Raises:
-        SeamError: such a setting, by its name.
+        ObjectiveError: such a setting, by its name.
     """
     running: Any = trainer  # whose attributes are set where type checkers do not see them
     strategy, callbacks = running.strategy, running.callbacks
@@ -134,17 +134,17 @@ def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:
     }
     for name, (found, advice) in refused.items():
         if found:
-            raise SeamError(f"AdaptMixCallback does not work with {name}. {advice}.")
+            raise ObjectiveError(f"AdaptMixCallback does not work with {name}. {advice}.")
 
 
 def refuse_optimizers(trainer: Trainer) -> None:
     """Refuse several optimizers, whose steps are not those of one objective.
 
     Raises:
-        SeamError: the module configured other than one optimizer.
+        ObjectiveError: the module configured other than one optimizer.
     """
     if len(trainer.optimizers) != 1:
-        raise SeamError(
+        raise ObjectiveError(
             "AdaptMixCallback needs one optimizer, that of the objective; got "
             f"{len(trainer.optimizers)}. Put all parameters into groups of one optimizer."
         )
@@ -154,21 +154,21 @@ def refuse_loader(loader: Any) -> None:
     """Refuse training loaders whose rows the plan cannot draw in their place.
 
     Raises:
-        SeamError: several loaders, an iterable dataset, or rows and batches drawn by a sampler of
-            the user's.
+        ObjectiveError: several loaders, an iterable dataset, or rows and batches drawn by a
+            sampler of the user's.
     """
     if not hasattr(loader, "batch_sampler") or not hasattr(loader, "dataset"):
-        raise SeamError(
+        raise ObjectiveError(
             f"The training loader must be one DataLoader; got {type(loader).__name__}. Of several "
             "datasets make one, torch.utils.data.ConcatDataset, whose parts are the domains."
         )
     if isinstance(loader.dataset, IterableDataset):
-        raise SeamError(
+        raise ObjectiveError(
             "The training dataset must be map-style, so that rows can be drawn by index; got the "
             f"iterable {type(loader.dataset).__name__}. Load it without streaming."
         )
     if isinstance(loader.sampler, WeightedRandomSampler):
-        raise SeamError(
+        raise ObjectiveError(
             "The training rows are drawn by WeightedRandomSampler, which AdaptMixCallback "
             "would replace. Say how much each domain matters instead, AdaptMixCallback(..., "
             "importance={domain: weight}), and use DataLoader(dataset, batch_size=..., "
@@ -182,7 +182,7 @@ def refuse_loader(loader: Any) -> None:
     elif type(sampler) is RandomSampler and len(sampler) != len(loader.dataset):
         own, name = True, f"{name} ({len(sampler)} of {len(loader.dataset)} rows)"
     if own or type(sampler) not in (RandomSampler, SequentialSampler, DistributedSampler):
-        raise SeamError(
+        raise ObjectiveError(
             f"The training rows are drawn {name}, which AdaptMixCallback would replace: it "
             "draws every domain's rows in random order, each once before any is drawn again. Use "
             "DataLoader(dataset, batch_size=..., shuffle=True) and no sampler of your own."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adaptmix import Draw
-from adaptmix.errors import SeamError, StateError
+from adaptmix.errors import ObjectiveError, StateError
 from adaptmix.trainers import Loader, PlanSampler, loader_options
 
 
@@ -50,10 +50,10 @@ class PlannedLoader:
         """The loader of the run.
 
         Raises:
-            SeamError: no run of the callback uses it.
+            ObjectiveError: no run of the callback uses it.
         """
         if self._loader is None:
-            raise SeamError(
+            raise ObjectiveError(
                 "callback.loader(...) must be trained by a Trainer that has the same callback; "
                 "got iterated without it. Use Trainer(callbacks=[callback])."
             )
@@ -73,19 +73,19 @@ class PlannedLoader:
         """Return how the batch was drawn that the trainer has just handed out.
 
         Raises:
-            SeamError: it is none of this loader's, was trained before, or comes after one that was
-                left out.
+            ObjectiveError: it is none of this loader's, was trained before, or comes after one
+                that was left out.
         """
         number = self._handed_out() - 1
         if number not in self._draws:
-            raise SeamError(
+            raise ObjectiveError(
                 "training_step must get each batch of the training loader once; got one more. "
                 "Optimizers that evaluate it several times (LBFGS) do not work, nor do loaders "
                 "put in place after AdaptMixCallback.setup."
             )
         left_out = [earlier for earlier in self._draws if earlier < number]
         if left_out:
-            raise SeamError(
+            raise ObjectiveError(
                 f"Every batch must be trained; {len(left_out)} before this one did not reach "
                 "training_step, as where on_before_batch_transfer returns None. Its domains would "
                 "be left out of the objective. Return a batch of placeholder rows and losses of 0 "

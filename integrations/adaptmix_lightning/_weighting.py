@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from adaptmix import Controller, Draw
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.trainers import BackwardProof, Watch, WeightedHead, refusing_moved_rows, tensors_of
 from adaptmix_lightning import _internals as internals
@@ -69,7 +69,7 @@ class Weighting:
         """Take up the next batch, before its forward pass.
 
         Raises:
-            SeamError: there is none.
+            ObjectiveError: there is none.
         """
         self._draw = self._loader.take()
         if self._head is not None or not self._adapting:
@@ -82,7 +82,7 @@ class Weighting:
         """Watch the forward pass of a batch, in the first step and in observed ones.
 
         Raises:
-            SeamError: its rows are put into another order before the module sees them.
+            ObjectiveError: its rows are put into another order before the module sees them.
         """
         controller, draw = self._controller, self._draw
         if draw is None or not (controller.observing or controller.completed == 0):
@@ -93,16 +93,16 @@ class Weighting:
             with refusing_moved_rows(self._module, list(tensors_of(batch)), len(draw)):
                 yield
                 done = True
-        except SeamError as error:
+        except ObjectiveError as error:
             if not done:  # raised by what is watched
                 raise
             self._refuse(error)
 
-    def _refuse(self, error: SeamError) -> None:
+    def _refuse(self, error: ObjectiveError) -> None:
         """Stop where losses are weighted; where they are only looked at, measure nothing more.
 
         Raises:
-            SeamError: the error.
+            ObjectiveError: the error.
         """
         if self._adapting:
             raise error
@@ -119,10 +119,10 @@ class Weighting:
         """Return the weighted scalar of the batch, as large as Lightning expects it.
 
         Raises:
-            SeamError: there is no batch to weight, or it is weighted elsewhere already.
+            ObjectiveError: there is no batch to weight, or it is weighted elsewhere already.
         """
         if self._draw is None or self._head is not None:
-            raise SeamError(
+            raise ObjectiveError(
                 "The loss of a batch must be weighted once, and in training_step; got it "
                 f"{'outside of it or again' if self._draw is None else 'with head= too'}."
             )
@@ -142,13 +142,13 @@ class Weighting:
         """Return what ``training_step`` returned, with per-sample losses weighted and reduced.
 
         Raises:
-            SeamError: rows' losses are neither there nor weighted at a head.
+            ObjectiveError: rows' losses are neither there nor weighted at a head.
         """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self._draw is None or not self._module.automatic_optimization:
             return output
         if not isinstance(loss, Tensor):
-            raise SeamError(
+            raise ObjectiveError(
                 f"training_step must return a loss for every batch; got {type(loss).__name__}. "
                 "A batch that is left out would leave its domains out too."
             )
@@ -168,7 +168,7 @@ class Weighting:
                 multiplied by mixed precision's scale.
 
         Raises:
-            SeamError: its rows are not weighted.
+            ObjectiveError: its rows are not weighted.
         """
         if self._draw is None:
             return
@@ -177,7 +177,7 @@ class Weighting:
         if self._head is not None and not self._unknown:
             try:
                 outputs = [self._proved_output(loss, len(self._draw))]
-            except SeamError as error:
+            except ObjectiveError as error:
                 self._refuse(error)
         draw, factors = self._draw, self._factors
         assert factors is not None
@@ -192,7 +192,7 @@ class Weighting:
         """Return the head's output, once the loss is proved to be a mean of one term per row.
 
         Raises:
-            SeamError: it is not.
+            ObjectiveError: it is not.
         """
         assert self._head is not None
         assert self._head_proof is not None
@@ -205,19 +205,19 @@ class Weighting:
 
     def _check_scalar(self) -> None:
         if self._head is None and self._adapting:
-            raise SeamError(f"A loss that is a mean does not show its rows. {_ADVICE}")
+            raise ObjectiveError(f"A loss that is a mean does not show its rows. {_ADVICE}")
 
     def before_optimizer_step(self) -> None:
         """Check that the gradients of the first step are those of the stated loss.
 
         Raises:
-            SeamError: they are not.
+            ObjectiveError: they are not.
         """
         proof, self._proof = self._proof, None
         if proof is not None:
             try:
                 proof.check(internals.backward_scale(self._trainer))
-            except SeamError as error:
+            except ObjectiveError as error:
                 self._refuse(error)
 
     def finish_batch(self, *, optimizer_steps: int) -> bool:
@@ -227,10 +227,10 @@ class Weighting:
             optimizer_steps: how often the optimizer has stepped since the last batch.
 
         Raises:
-            SeamError: rows that were not weighted, or steps that are not the plan's.
+            ObjectiveError: rows that were not weighted, or steps that are not the plan's.
         """
         if self._draw is not None:
-            raise SeamError(
+            raise ObjectiveError(
                 "Every batch must be differentiated with its rows weighted; got one that was not. "
                 "With manual optimization, pass unreduced losses to callback.loss(losses) and what "
                 "it returns to manual_backward."
@@ -238,11 +238,11 @@ class Weighting:
         if self._head is not None and not self._unknown:
             try:
                 self._head.check_backward()
-            except SeamError as error:
+            except ObjectiveError as error:
                 self._refuse(error)
         due = self.recorded == self._accumulation
         if optimizer_steps != due:
-            raise SeamError(
+            raise ObjectiveError(
                 f"The optimizer must step once in {self._accumulation} batches; after "
                 f"{self.recorded} it stepped {optimizer_steps} times. With manual optimization, "
                 "say AdaptMixCallback(accumulation=...)."

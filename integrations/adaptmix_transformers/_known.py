@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import _internals as internals
 
 # Trainers whose rows are not the data set's, by what stands in the way.
@@ -43,12 +43,12 @@ def refuse_trainer(trainer: Trainer) -> None:
     """Refuse trainers whose rows cannot be weighted.
 
     Raises:
-        SeamError: such a trainer, or loss, by its name.
+        ObjectiveError: such a trainer, or loss, by its name.
     """
     for kind in type(trainer).__mro__:
         reason = _REFUSED.get(kind.__name__)
         if reason is not None and kind.__module__.split(".")[0] in ("trl", "sentence_transformers"):
-            raise SeamError(
+            raise ObjectiveError(
                 f"AdaptMixCallback does not work with {kind.__name__}: {reason}, so that no row of "
                 "the data set has a loss of its own. Mix the domains in the data set instead; "
                 "transformers' Trainer and TRL's SFTTrainer, DPOTrainer and RewardTrainer are "
@@ -56,7 +56,7 @@ def refuse_trainer(trainer: Trainer) -> None:
             )
     sorting = _SORTED & set(getattr(trainer, "loss_types", ()))
     if sorting and internals.is_a(trainer, "DPOTrainer"):
-        raise SeamError(
+        raise ObjectiveError(
             f"loss_type must be a sum of one term per pair; got {', '.join(sorted(sorting))}, "
             "which sorts the pairs of a batch."
         )

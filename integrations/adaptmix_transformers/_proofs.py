@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import LossInputs, couplings, loss_gradients
 from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Seen
@@ -55,15 +55,15 @@ def prove(
         seed: of the proof.
 
     Raises:
-        SeamError: it is not.
+        ObjectiveError: it is not.
     """
     if loss_inputs.overlaps():
-        raise SeamError(
+        raise ObjectiveError(
             "The loss must be computed from the model's outputs once; it uses one of them and "
             f"another that is computed from it, so rows would be weighted twice. {WAY_OUT}"
         )
     if loss_inputs.reads_rows_elsewhere():
-        raise SeamError(
+        raise ObjectiveError(
             "The loss must depend on rows through the model's outputs only; part of it reaches "
             "parameters that see the rows in another way: a second head, hidden states, or a "
             "module called by itself. Return what it is computed from among the model's outputs, "
@@ -81,7 +81,7 @@ def prove(
     except RuntimeError as error:  # an operation that cannot be differentiated twice
         _log.debug("The loss has no second derivative: %s", error)
         if rows > 1 and not (known or shown):
-            raise SeamError(
+            raise ObjectiveError(
                 "The loss must be a sum of one term per row, which cannot be proved of this one: "
                 f"it has no second derivative ({error}), and could not be computed on other rows. "
                 'Write it with differentiable operations, or use AdaptMixCallback(mode="observe").'
@@ -95,9 +95,9 @@ def refuse_coupled(how: str) -> None:
     """Refuse a loss that is no sum over rows.
 
     Raises:
-        SeamError: always.
+        ObjectiveError: always.
     """
-    raise SeamError(
+    raise ObjectiveError(
         f"The loss must be a sum of one term per row; in this one {how}. Contrastive and ranking "
         "losses within a batch, hard-example mining and normalisers that depend on the outputs "
         "have no loss per row that could be weighted. Train on a sum over rows, or with "
@@ -109,17 +109,17 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     """Refuse a loss that depends on no tensor with the rows that were drawn.
 
     Raises:
-        SeamError: always.
+        ObjectiveError: always.
     """
     if loss.grad_fn is not None and loss.grad_fn.name().startswith("CompiledFunction"):
-        raise SeamError(
+        raise ObjectiveError(
             "torch_compile does not work here: the loss is computed inside of the compiled model, "
             "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
             "leave torch_compile out."
         )
     fused = _fused(loss)
     if fused is not None:
-        raise SeamError(
+        raise ObjectiveError(
             f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
             "it from hidden states and never makes them. Switch the fused loss off, as with "
             "fused_linear_cross_entropy=False and cross_entropy=False in "
@@ -129,12 +129,12 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
     sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
     if sizes and rows * blocks not in sizes:
-        raise SeamError(
+        raise ObjectiveError(
             f"The loss must have the {rows} rows that were drawn; got "
             f"{', '.join(map(str, sizes))}. Keep rows apart and one to one: no packing, "
             "padding_free=False, and a collator that neither drops nor merges rows."
         )
-    raise SeamError(
+    raise ObjectiveError(
         "The loss must be computed from outputs of the model that have the rows that were drawn "
         f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
     )
@@ -182,7 +182,7 @@ def rehearse(
         Whether kept rows were seen not to depend on others.
 
     Raises:
-        SeamError: kept rows, or their gradients, depend on the other rows.
+        ObjectiveError: kept rows, or their gradients, depend on the other rows.
     """
 
     def again(
@@ -198,7 +198,7 @@ def rehearse(
                     use(done, gradients)
                 # Without the graph, so that one pass at a time is in memory.
                 return _Shown([part.detach() for part in done.loss_inputs.tensors], gradients)
-        except SeamError:
+        except ObjectiveError:
             raise
         except Exception as error:  # inputs that cannot be changed so tell nothing
             _log.debug("The loss cannot be computed on changed inputs: %s", error)
@@ -229,7 +229,7 @@ def _compare(
     """Compare kept rows before and after the others were exchanged; return whether one can.
 
     Raises:
-        SeamError: something of theirs changed.
+        ObjectiveError: something of theirs changed.
     """
     if rehearsal.same_values(first.tensors, other.tensors, kept):
         if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import LossInputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen
@@ -143,7 +143,7 @@ class Reader:
             size: B.
 
         Raises:
-            SeamError: rows' losses are not those of ``loss=f``, or no longer what they were.
+            ObjectiveError: rows' losses are not those of ``loss=f``, or no longer what they were.
         """
         given = self._given(seen, given)
         rows: RowLosses | None = None
@@ -205,7 +205,7 @@ class Reader:
                 else f"Rows' losses are recognised by their gradient ({way})."
             )
         elif self._counted is not None and counted != self._counted:
-            raise SeamError(
+            raise ObjectiveError(
                 "The loss must keep the divisor that it had in the first step, the number of "
                 f"{'tokens of the step' if self._counted else 'losses of the micro-batch'}; its "
                 "rows now have other factors. Weigh rows from the first step on, or pass "
@@ -294,7 +294,7 @@ def _proved(rows: RowLosses, loss_inputs: LossInputs, gradients: Sequence[Tensor
     """Return what the trainer's loss makes of a user's losses.
 
     Raises:
-        SeamError: its gradient is not made of theirs.
+        ObjectiveError: its gradient is not made of theirs.
     """
     values = rows.values
     if values.requires_grad:
@@ -319,7 +319,7 @@ def _proved(rows: RowLosses, loss_inputs: LossInputs, gradients: Sequence[Tensor
             if factors.shape != values.shape and values.ndim == 2:
                 factors = factors.reshape(size, -1)[:, : values.shape[1]]
             return Recognised(None, factors, 4.0 * tolerance(gradients[0].dtype))
-    raise SeamError(
+    raise ObjectiveError(
         "loss=f must return the losses that the trainer's loss is made of, computed from the "
         "model's outputs; the gradient of the trainer's loss at them is not a multiple of each "
         "row's. Return those losses, or make compute_loss return their mean."

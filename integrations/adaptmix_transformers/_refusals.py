@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import SequentialSampler, WeightedRandomSampler
 from transformers import Trainer
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import loader_options
 from adaptmix_transformers import _internals as internals
 
@@ -40,7 +40,7 @@ def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -
         own: its own ``get_train_dataloader``.
 
     Raises:
-        SeamError: such a setting, by its name.
+        ObjectiveError: such a setting, by its name.
         TypeError: rows that cannot be drawn by index.
     """
     loader_options(loader)
@@ -59,12 +59,12 @@ def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -
     for name, is_set in settings.items():
         if is_set:
             advice = _ADVICE.get(name, _PLAIN)
-            raise SeamError(f"AdaptMixCallback does not work with {name}. {advice}.")
+            raise ObjectiveError(f"AdaptMixCallback does not work with {name}. {advice}.")
     if not internals.groups_by_length(loader) and not internals.shuffles(loader):
         _refuse_sampler(trainer, loader, own)
     size = getattr(internals.batch_sampler(loader), "batch_size", None)
     if size != internals.rows_per_process(trainer):
-        raise SeamError(
+        raise ObjectiveError(
             "The training loader's batches must have per_device_train_batch_size="
             f"{internals.rows_per_process(trainer)} rows; got {size} from "
             f"{internals.overriding((own,))}. Set per_device_train_batch_size to that size."
@@ -75,7 +75,7 @@ def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> N
     """Refuse an order of rows that drawing by domain would replace.
 
     Raises:
-        SeamError: always.
+        ObjectiveError: always.
     """
     rows = internals.row_sampler(loader)
     name, advice = type(rows).__name__, "Leave the sampler out"
@@ -96,7 +96,7 @@ def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> N
     if origin is None:
         origin = f"train_sampling_strategy={strategy!r}"
         advice = 'Use train_sampling_strategy="random" or "group_by_length"'
-    raise SeamError(
+    raise ObjectiveError(
         f"The training rows are drawn by {name} of {origin}, which AdaptMixCallback would replace: "
         "it draws every domain's rows in random order, each once before any is drawn again. "
         f"{advice}."

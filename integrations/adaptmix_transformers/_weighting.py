@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from adaptmix import Controller, Draw
-from adaptmix.errors import MissingStatisticError, SeamError
+from adaptmix.errors import MissingStatisticError, ObjectiveError
 from adaptmix.trainers import (
     BackwardProof,
     LossInputs,
@@ -93,7 +93,7 @@ class Weighting:
             num_items: as in a call.
 
         Raises:
-            SeamError: the loss is no sum of one term per row.
+            ObjectiveError: the loss is no sum of one term per row.
         """
         self.rehearsed = True
 
@@ -126,7 +126,7 @@ class Weighting:
 
         Raises:
             MissingStatisticError: the policy needs what this loss does not tell.
-            SeamError: the rows of the loss cannot be weighted as stated.
+            ObjectiveError: the rows of the loss cannot be weighted as stated.
         """
         given = dict(inputs)  # the trainer takes labels out of its own
         with self._capture.open(model) as seen:
@@ -172,7 +172,7 @@ class Weighting:
                 with self._aside():
                     gradients = loss_gradients(loss, loss_inputs)
             reading = reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
-        except SeamError as error:
+        except ObjectiveError as error:
             reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
@@ -184,7 +184,7 @@ class Weighting:
         """Return the gradients of a loss that is a sum over rows, and let nobody see the proof.
 
         Raises:
-            SeamError: it is no such sum.
+            ObjectiveError: it is no such sum.
         """
         seed = self._controller.completed
         with self._aside():
@@ -195,7 +195,7 @@ class Weighting:
         watch = self._watch()
         return nullcontext() if watch is None else watch.aside()
 
-    def _leave_unknown(self, error: SeamError) -> None:
+    def _leave_unknown(self, error: ObjectiveError) -> None:
         """Say once why gradients are not measured, and take the gradient probe off."""
         if not self._unknown:
             self._unknown = True
@@ -231,7 +231,7 @@ class Weighting:
         }
         try:
             controller.observe(loss, draw=draw, **told)
-        except SeamError as error:
+        except ObjectiveError as error:
             if self._adapting:
                 raise
             self._leave_unknown(error)
@@ -270,7 +270,7 @@ class Weighting:
         """After the backward passes of a step: check that they were of the stated loss.
 
         Raises:
-            SeamError: the loss was not differentiated once, or was scaled in the first step.
+            ObjectiveError: the loss was not differentiated once, or was scaled in the first step.
         """
         arrived, self._arrived = self._arrived, []
         first, self._first = self._first, None
@@ -280,7 +280,7 @@ class Weighting:
             if set(numbers) != set(range(len(loss_inputs.tensors))) or len(numbers) > len(
                 loss_inputs.uses
             ):
-                raise SeamError(
+                raise ObjectiveError(
                     "The loss that compute_loss returns must be differentiated once; got "
                     f"{len(numbers)} gradients for {len(loss_inputs.uses)} uses of the model's "
                     "outputs in it. Do not replace the loss in training_step, nor differentiate it "

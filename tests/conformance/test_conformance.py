@@ -34,7 +34,7 @@ CASES = harness.by_name(
 )
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning"),
+    pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
     *pl.FILTERS,
     pytest.mark.filterwarnings("ignore:The .* does not have many workers"),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from adaptmix._cli import main
-from adaptmix.errors import AdaptmixWarning
+from adaptmix.errors import AdaptMixWarning
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "examples" / "guide"
@@ -88,7 +88,7 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with warnings.catch_warnings():
         # Other packages' warnings are theirs; what AdaptMix warns of must not be in the guide.
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", AdaptmixWarning)
+        warnings.simplefilter("error", AdaptMixWarning)
         for language, code in blocks(page):
             if language == "python":
                 exec(compile(code, GUIDE / page, "exec"), namespace)

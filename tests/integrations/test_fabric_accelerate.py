@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from adaptmix import Controller
 from adaptmix.data import Loader, NumberedRows, PlanSampler
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from tests import runs
 from tests.integrations.adaptmix_lightning.pl import FILTERS, free_port
 
@@ -288,7 +288,7 @@ def test_mixed_precision(framework: str, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_accelerate_divides_again_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SeamError, match=r"accumulation of 4.*already; got 0.25"):
+    with pytest.raises(ObjectiveError, match=r"accumulation of 4.*already; got 0.25"):
         fit("accelerate", tmp_path, accumulation=4, divide=True)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adaptmix import Controller, Mixture
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")
 # What MLflow takes as a metric's name.
 _MLFLOW = re.compile(r"[/\w.\- :]+")
 

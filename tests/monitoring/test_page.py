@@ -152,7 +152,7 @@ def test_notebooks_show_the_page_in_a_frame_of_its_own() -> None:
     assert frame.count("<") == 2
 
 
-@pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")
 def test_a_controller_writes_the_page_of_its_own_run(tmp_path: Path) -> None:
     net = runs.model()
     controller = Controller(runs.mixture(), policy="joint", update_every=4, lag=2, mode="observe")

@@ -21,7 +21,7 @@ from adaptmix.monitoring._texts import (
 )
 from tests import runs
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")
 
 
 def trained(folder: Path, *, mode: str = "adapt", policy: str = "joint") -> runs.Run:

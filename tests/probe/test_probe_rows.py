@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators._gradients import GradientSums
 from tests.probe.cases import DOMAINS, FACTORS, B, K, assert_same, attached
@@ -157,7 +157,9 @@ def test_rows_of_unknown_samples_are_named_before_the_backward_pass(name: str) -
     probe.arm(True, step=0)
     total = FACTORS @ loss(model, inputs)
     k = len(samples) // B
-    with pytest.raises(SeamError, match=rf"layers ran {len(samples)}.*arange\({B}\).repeat\({k}\)"):
+    with pytest.raises(
+        ObjectiveError, match=rf"layers ran {len(samples)}.*arange\({B}\).repeat\({k}\)"
+    ):
         probe.expect(DOMAINS, FACTORS, total)
 
 
@@ -166,5 +168,5 @@ def test_rows_of_another_number_than_told_are_named() -> None:
     probe = attached(model)
     probe.arm(True, step=0)
     total = FACTORS @ loss(model, inputs)
-    with pytest.raises(SeamError, match=r"must run the 21 rows of samples; its layers ran 14"):
+    with pytest.raises(ObjectiveError, match=r"must run the 21 rows of samples; its layers ran 14"):
         probe.expect(DOMAINS, FACTORS, total, samples=NEXT)

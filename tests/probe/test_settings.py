@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators import _sketch as sketch
 from adaptmix.processes._sums import sum_over_ranks
@@ -174,7 +174,7 @@ def test_rows_packed_into_one_are_not_mistaken_for_one_sample(estimator: str) ->
     probe.arm(True, step=0)
     logits = model(inputs.reshape(1, -1))
     loss = FACTORS @ losses(logits.reshape(*inputs.shape, 11), targets)
-    with pytest.raises(SeamError, match=r"layers ran 1, .* packed into one need segments="):
+    with pytest.raises(ObjectiveError, match=r"layers ran 1, .* packed into one need segments="):
         probe.expect(DOMAINS, FACTORS, loss)
 
 
@@ -246,7 +246,7 @@ def test_the_norm_estimator_sees_normalisation_layers_and_nothing_else() -> None
 
 
 def test_a_model_without_normalisation_has_no_norm_estimate() -> None:
-    with pytest.raises(ValueError, match=r"trainable parameters in layers of kind Normalisation"):
+    with pytest.raises(ValueError, match=r"trainable parameters in normalisation layers"):
         GradientProbe(mlp(), K, estimator="norm")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers._entry import refusing_moved_rows
 
 B = 12
@@ -24,9 +24,11 @@ def model() -> nn.Module:
 def test_rows_in_another_order() -> None:
     x = torch.randn(B, 4)
     for order in (x[:, 0].argsort(), torch.arange(B).flip(0), torch.arange(B).roll(1)):
-        with pytest.raises(SeamError, match="training_step must keep rows in the order of the"):
+        with pytest.raises(
+            ObjectiveError, match="training_step must keep rows in the order of the"
+        ):
             run(model(), x, x[order])
-    with pytest.raises(SeamError, match="module 'Sequential' got them in another"):
+    with pytest.raises(ObjectiveError, match="module 'Sequential' got them in another"):
         run(model(), x, x.flip(0))
 
 
@@ -34,7 +36,7 @@ def test_ids_of_tokens_in_another_order() -> None:
     ids = torch.randint(50, (B, 9))
     embedding = nn.Sequential(nn.Embedding(50, 4))
     run(embedding, ids, ids)
-    with pytest.raises(SeamError, match="in the order of the batch"):
+    with pytest.raises(ObjectiveError, match="in the order of the batch"):
         run(embedding, ids, ids[torch.randperm(B, generator=torch.Generator().manual_seed(0))])
 
 
@@ -48,7 +50,7 @@ def test_what_is_no_row_of_the_batch_shows_nothing() -> None:
 
 def test_hooks_are_taken_off() -> None:
     net, x = model(), torch.randn(B, 4)
-    with pytest.raises(SeamError):
+    with pytest.raises(ObjectiveError):
         run(net, x, x.flip(0))
     with pytest.raises(ValueError, match="of the user"), refusing_moved_rows(net, [x], B):
         raise ValueError("of the user")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptmix import Controller, policies
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import BackwardProof, WeightedHead, scale_rows
 from tests import runs
 
@@ -41,7 +41,7 @@ def test_a_mean_loss_weighted_at_its_head_is_the_objective() -> None:
     controllers = [
         Controller(runs.mixture(), policy=STATIC, lag=0, update_every=1) for _ in range(2)
     ]
-    seam = WeightedHead(nets[1], "2")
+    head = WeightedHead(nets[1], "2")
     loaders = [controller.loader(12, steps=5).with_draws() for controller in controllers]
     for controller in controllers:
         controller.watch(nets[controllers.index(controller)])
@@ -49,12 +49,12 @@ def test_a_mean_loss_weighted_at_its_head_is_the_objective() -> None:
         losses = F.cross_entropy(nets[0](inputs), targets, reduction="none")
         controllers[0].loss(losses, draw=draw).backward()
         factors = controllers[1].multipliers(same)
-        seam.open(factors)
+        head.open(factors)
         loss = F.cross_entropy(nets[1](inputs), targets)
-        seam.close()
+        head.close()
         controllers[1].observe(loss, draw=same, factors=factors / len(same))
         loss.backward()
-        seam.check_backward()
+        head.check_backward()
         torch.testing.assert_close(gradient(nets[1]), gradient(nets[0]), rtol=1e-12, atol=1e-14)
         for net, controller in zip(nets, controllers, strict=True):
             net.zero_grad()
@@ -77,27 +77,27 @@ def test_a_head_that_does_not_see_the_loss_is_an_error() -> None:
     net = runs.model()
     with pytest.raises(ValueError, match="head must name a module of the model; got 'out'"):
         WeightedHead(net, "out")
-    seam = WeightedHead(net, "2")
-    seam.open(torch.ones(3))
-    with pytest.raises(SeamError, match=r"must be called once.*got 0 calls"):
-        seam.close()
+    head = WeightedHead(net, "2")
+    head.open(torch.ones(3))
+    with pytest.raises(ObjectiveError, match=r"must be called once.*got 0 calls"):
+        head.close()
     inputs = torch.randn(3, runs.FEATURES, dtype=torch.float64)
-    seam.open(torch.ones(3))
+    head.open(torch.ones(3))
     net(inputs)
     net(inputs)
-    with pytest.raises(SeamError, match="got 2 calls"):
-        seam.close()
-    seam.open(torch.ones(3))
+    with pytest.raises(ObjectiveError, match="got 2 calls"):
+        head.close()
+    head.open(torch.ones(3))
     net(inputs)
-    seam.close()
-    with pytest.raises(SeamError, match="got 0 gradients at its output"):
-        seam.check_backward()
-    seam.remove()
-    seam.remove()
-    seam.open(torch.ones(3))
+    head.close()
+    with pytest.raises(ObjectiveError, match="got 0 gradients at its output"):
+        head.check_backward()
+    head.remove()
+    head.remove()
+    head.open(torch.ones(3))
     net(inputs).sum().backward()
-    with pytest.raises(SeamError, match="got 0 calls"):
-        seam.close()
+    with pytest.raises(ObjectiveError, match="got 0 calls"):
+        head.close()
 
 
 def watched(proof: BackwardProof) -> torch.Tensor:
@@ -112,14 +112,14 @@ def test_losses_that_arrive_as_they_are(scale: float) -> None:
     for _ in range(2):
         (watched(proof) * scale).backward()
     proof.check(scale)
-    with pytest.raises(SeamError, match="times the stated loss"):
+    with pytest.raises(ObjectiveError, match="times the stated loss"):
         proof.check(2.0 * scale)
 
 
 def test_a_loss_that_was_not_differentiated() -> None:
     proof = BackwardProof()
     watched(proof)
-    with pytest.raises(SeamError, match="no backward pass"):
+    with pytest.raises(ObjectiveError, match="no backward pass"):
         proof.check(1.0)
 
 
@@ -128,7 +128,7 @@ def test_a_loss_that_was_differentiated_twice() -> None:
     loss = watched(proof)
     loss.backward(retain_graph=True)
     loss.backward()
-    with pytest.raises(SeamError, match=r"got \[1.0, 1.0\]"):
+    with pytest.raises(ObjectiveError, match=r"got \[1.0, 1.0\]"):
         proof.check(1.0)
 
 
@@ -139,7 +139,7 @@ def test_a_loop_that_divides_by_the_accumulation_again(divisor: float, refused: 
         losses = torch.ones(len(draw), requires_grad=True)
         (controller.loss(losses, draw=draw) / divisor).backward()
     if refused:
-        with pytest.raises(SeamError, match=r"accumulation of 4.*already; got 0.25 times"):
+        with pytest.raises(ObjectiveError, match=r"accumulation of 4.*already; got 0.25 times"):
             controller.step()
     else:
         controller.step()

@@ -9,7 +9,7 @@ from adaptmix._checks import lower_share
 from adaptmix._simplex import mix_floor
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run
-from adaptmix.policies._quiet import LEAST_SHARE
+from adaptmix.policies._least_variance import LEAST_SHARE
 
 
 @dataclass(frozen=True)

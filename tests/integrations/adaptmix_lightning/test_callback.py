@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptmix.errors import FreshStartWarning, LoggingWarning, SeamError, StateError
+from adaptmix.errors import FreshStartWarning, LoggingWarning, ObjectiveError, StateError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
@@ -167,7 +167,7 @@ def test_explicit_loader() -> None:
     explicit = mixer.loader(pl.loader())
     _, module = fit(mixer, data=explicit)
     assert module.rows == fit(AdaptMixCallback())[1].rows
-    with pytest.raises(SeamError, match=r"callbacks=\[callback\]"):
+    with pytest.raises(ObjectiveError, match=r"callbacks=\[callback\]"):
         pl.trainer(max_epochs=1).fit(pl.Classifier(), mixer.loader(pl.loader()))
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from tests.integrations.adaptmix_lightning import pl
 from tests.integrations.adaptmix_lightning.test_refusals import Headed, Tags, centred
 
-pytestmark = [*pl.FILTERS, pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")]
+pytestmark = [*pl.FILTERS, pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")]
 
 
 class Sorts(pl.Classifier):
@@ -64,7 +64,7 @@ def test_a_hinge_between_rows_that_begins_in_mid_run_is_refused() -> None:
         return loss if module.global_step < 8 else loss + F.relu(logits.mean() + 1.0)
 
     mixer = AdaptMixCallback(head="net.2", policy="static", update_every=4)
-    with pytest.raises(SeamError, match="Relu of a value that depends on several rows"):
+    with pytest.raises(ObjectiveError, match="Relu of a value that depends on several rows"):
         pl.trainer(mixer, max_epochs=4).fit(Headed(late), pl.loader())
     assert 8 <= mixer.controller.completed < 12
 

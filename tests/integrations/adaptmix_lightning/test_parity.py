@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adaptmix import policies
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
@@ -217,5 +217,5 @@ def test_a_module_that_scales_the_weighted_loss_is_refused(manual: bool) -> None
             super().backward(loss / 4, *args, **kwargs)
 
     module = Divides(mixer, accumulation=4) if manual else DividesToo(mixer)
-    with pytest.raises(SeamError, match=r"got \[0.25\] times the stated"):
+    with pytest.raises(ObjectiveError, match=r"got \[0.25\] times the stated"):
         pl.trainer(mixer, max_steps=2).fit(module, pl.loader(5))

@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from adaptmix_lightning import _internals as internals
 from tests import runs
@@ -29,7 +29,7 @@ pytestmark = pl.FILTERS
 
 def refused(match: str, module: Any = None, data: Any = None, *more: Any, **options: Any) -> None:
     trainer = pl.trainer(AdaptMixCallback(), *more, **({"max_epochs": 1} | options))
-    with pytest.raises(SeamError, match=match):
+    with pytest.raises(ObjectiveError, match=match):
         trainer.fit(
             pl.Classifier() if module is None else module, pl.loader() if data is None else data
         )
@@ -60,7 +60,7 @@ def test_callbacks(callback: Any) -> None:
 def test_sharded_strategies() -> None:
     trainer, module = pl.trainer(), pl.Classifier()
     trainer._accelerator_connector.strategy = FSDPStrategy()
-    with pytest.raises(SeamError, match=r"strategy FSDPStrategy. Use one device"):
+    with pytest.raises(ObjectiveError, match=r"strategy FSDPStrategy. Use one device"):
         internals.refuse_unsupported(trainer, module)
 
 
@@ -156,7 +156,7 @@ def test_a_mean_loss_without_a_head() -> None:
 
 
 def test_a_head_that_is_not_there_or_not_called() -> None:
-    for head, error in (("nothing", ValueError), ("spare", SeamError)):
+    for head, error in (("nothing", ValueError), ("spare", ObjectiveError)):
         module = pl.Classifier(per_sample=False)
         module.spare = torch.nn.Linear(2, 2)
         trainer = pl.trainer(AdaptMixCallback(head=head), max_epochs=1)
@@ -172,7 +172,7 @@ def test_a_head_that_the_loss_does_not_use() -> None:
             return F.cross_entropy(self.net[0](inputs)[:, :4], targets)
 
     trainer = pl.trainer(AdaptMixCallback(head="net.2", policy="static"), max_epochs=1)
-    with pytest.raises(SeamError, match="must be what the loss is computed from; got 0"):
+    with pytest.raises(ObjectiveError, match="must be what the loss is computed from; got 0"):
         trainer.fit(Unused(), pl.loader())
 
 
@@ -215,7 +215,7 @@ def test_manual_optimization_with_another_accumulation_than_said(said: int, ever
                 self.optimizers().step()  # type: ignore[union-attr]
 
     trainer = pl.trainer(mixer, max_epochs=1)
-    with pytest.raises(SeamError, match="must step once in 2 batches"):
+    with pytest.raises(ObjectiveError, match="must step once in 2 batches"):
         trainer.fit(Manual(1), pl.loader())
 
 
@@ -227,9 +227,9 @@ def test_losses_weighted_twice_or_outside_of_a_fit() -> None:
             losses = super().training_step(batch, batch_idx)
             return mixer.loss(losses) + mixer.loss(losses)
 
-    with pytest.raises(SeamError, match="no fit is running"):
+    with pytest.raises(ObjectiveError, match="no fit is running"):
         mixer.loss(torch.ones(3))
-    with pytest.raises(SeamError, match="outside of it or again"):
+    with pytest.raises(ObjectiveError, match="outside of it or again"):
         pl.trainer(mixer, max_epochs=1).fit(Twice(), pl.loader())
     with pytest.raises(ValueError, match="began"):
         _ = AdaptMixCallback().controller
@@ -359,7 +359,7 @@ def test_a_mean_over_targets_that_count(options: dict[str, Any]) -> None:
 
     for ignored in (some, late):
         trainer = pl.trainer(AdaptMixCallback(head="head", policy="static"), max_epochs=9)
-        with pytest.raises(SeamError, match=r"mean of one term per row; .*loss_mask"):
+        with pytest.raises(ObjectiveError, match=r"mean of one term per row; .*loss_mask"):
             trainer.fit(Tags(ignored, **options), pl.loader())
     mixer = AdaptMixCallback(head="head", policy="static")
     pl.trainer(mixer, max_epochs=1).fit(Tags(alike, **options), pl.loader())
@@ -424,7 +424,7 @@ def centred(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 )
 def test_losses_that_are_no_sum_over_rows_of_the_head(head: str, loss: Any, match: str) -> None:
     trainer = pl.trainer(AdaptMixCallback(head=head, policy="static"), max_epochs=1)
-    with pytest.raises(SeamError, match=match):
+    with pytest.raises(ObjectiveError, match=match):
         trainer.fit(Headed(loss), pl.loader())
 
 
@@ -437,7 +437,7 @@ def test_a_loss_that_couples_rows_later() -> None:
         return centred(logits, targets)
 
     mixer = AdaptMixCallback(head="net.2", policy="static", update_every=4)
-    with pytest.raises(SeamError, match="one term per row; in this one"):
+    with pytest.raises(ObjectiveError, match="one term per row; in this one"):
         pl.trainer(mixer, max_epochs=4).fit(Headed(late), pl.loader())
     assert mixer.controller.completed <= 7 + 4
 
@@ -462,6 +462,8 @@ def test_rows_that_the_module_puts_into_another_order(head: str | None, later: b
             return super().training_step([part[order] for part in batch], batch_idx)
 
     mixer = AdaptMixCallback(head=head, policy="static", update_every=3)
-    with pytest.raises(SeamError, match="training_step must keep rows in the order of the batch"):
+    with pytest.raises(
+        ObjectiveError, match="training_step must keep rows in the order of the batch"
+    ):
         pl.trainer(mixer, max_epochs=3).fit(Sorts(per_sample=head is None), pl.loader())
     assert mixer.controller.completed == (5 if later else 0)

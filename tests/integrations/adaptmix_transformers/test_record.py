@@ -16,7 +16,7 @@ from adaptmix.monitoring import page, read_runs
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptmixWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")
 
 
 @pytest.mark.parametrize("mode", ["adapt", "observe"])

@@ -20,7 +20,7 @@ from torch.utils.data import (
 from transformers import LlamaForCausalLM, Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from adaptmix_transformers import _internals as internals
 from tests.integrations.adaptmix_transformers import hf
@@ -39,7 +39,7 @@ from tests.integrations.adaptmix_transformers import hf
 def test_settings_that_change_who_reads_which_rows_are_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SeamError, match=f"does not work with .*{message}"):
+    with pytest.raises(ObjectiveError, match=f"does not work with .*{message}"):
         hf.train(tmp_path, AdaptMixCallback("source"), **changes)
 
 
@@ -53,7 +53,7 @@ def test_settings_that_change_who_reads_which_rows_are_refused(
 def test_sharded_training_is_refused(flag: str, message: str, tmp_path: Path) -> None:
     trainer = hf.make(tmp_path, AdaptMixCallback("source"))
     setattr(trainer, flag, True)
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         trainer.train()
 
 
@@ -63,7 +63,7 @@ def test_fused_losses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # Without the package the Trainer stops before anything of ours is asked.
     monkeypatch.setattr("transformers.trainer.apply_liger_kernel", lambda *_: None)
     with pytest.raises(
-        SeamError, match=r"use_liger_kernel=True\. Liger's fused loss never computes"
+        ObjectiveError, match=r"use_liger_kernel=True\. Liger's fused loss never computes"
     ):
         trainer.train()
 
@@ -101,14 +101,14 @@ def _drawn_by(make: Callable[[Any], Any]) -> type[Trainer]:
 def test_samplers_of_ones_own_are_refused(
     make: Callable[[Any], Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         hf.train(tmp_path, AdaptMixCallback("source"), kind=_drawn_by(make))
 
 
 def test_an_order_that_is_asked_for_is_refused_by_its_argument(tmp_path: Path) -> None:
     if "train_sampling_strategy" not in hf.GROUPED:
         pytest.skip("older releases of transformers have no such argument")
-    with pytest.raises(SeamError, match=r"of train_sampling_strategy='sequential', which"):
+    with pytest.raises(ObjectiveError, match=r"of train_sampling_strategy='sequential', which"):
         hf.train(tmp_path, AdaptMixCallback("source"), train_sampling_strategy="sequential")
 
 
@@ -133,7 +133,7 @@ class OwnLoader(Trainer):
 
 
 def test_loaders_of_ones_own_have_the_plans_batches(tmp_path: Path) -> None:
-    with pytest.raises(SeamError, match=r"per_device_train_batch_size=8 rows.*got 4"):
+    with pytest.raises(ObjectiveError, match=r"per_device_train_batch_size=8 rows.*got 4"):
         hf.train(tmp_path, AdaptMixCallback("source"), kind=OwnLoader)
     # The domains come apart from rows, whose column the loader left out.
     callback = AdaptMixCallback(hf.rows()["source"])
@@ -143,7 +143,7 @@ def test_loaders_of_ones_own_have_the_plans_batches(tmp_path: Path) -> None:
 
 def test_streams_are_refused(tmp_path: Path) -> None:
     stream = hf.rows().to_iterable_dataset()
-    with pytest.raises((SeamError, TypeError), match=r"must be map-style.*without streaming"):
+    with pytest.raises((ObjectiveError, TypeError), match=r"must be map-style.*without streaming"):
         hf.train(tmp_path, AdaptMixCallback("source"), data=stream)
 
 
@@ -189,7 +189,7 @@ def test_losses_that_are_fused_with_the_head_are_refused_by_name(tmp_path: Path)
     torch.manual_seed(0)
     model = Fused(hf.llama().config)
     message = r"LigerFusedLinearCrossEntropyFunction computes it from hidden .* Switch the fused"
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         hf.train(tmp_path, AdaptMixCallback("source"), model=model)
     callback = AdaptMixCallback("source", mode="observe")
     hf.train(tmp_path, callback, model=model, max_steps=2)
@@ -209,7 +209,7 @@ class Late(hf.RecordingTrainer):
 
 def test_a_hinge_between_rows_that_begins_in_mid_run_is_refused(tmp_path: Path) -> None:
     callback = AdaptMixCallback("source", policy="static", update_every=4)
-    with pytest.raises(SeamError, match=r"Relu of a value that depends on several rows"):
+    with pytest.raises(ObjectiveError, match=r"Relu of a value that depends on several rows"):
         hf.train(tmp_path, callback, kind=Late, max_steps=30)
     assert 12 <= callback.controller.completed < 16
 

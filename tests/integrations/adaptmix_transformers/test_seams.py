@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from adaptmix.errors import SeamError
+from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import WEIGHTS, relative_error
@@ -325,7 +325,7 @@ def test_a_named_head(tmp_path: Path) -> None:
 def test_heads_that_cannot_be_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((SeamError, ValueError), match=message):
+    with pytest.raises((ObjectiveError, ValueError), match=message):
         callback = AdaptMixCallback("source", **settings)
         hf.train(tmp_path, callback, model=Network(), collator=only)
 
@@ -360,7 +360,7 @@ class Forgetful(Trainer):
 def test_a_trainer_that_goes_round_the_seam_is_stopped(
     kind: type[Trainer], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         hf.train(tmp_path, AdaptMixCallback("source"), kind=kind)
 
 
@@ -372,7 +372,7 @@ def test_a_model_whose_loss_is_not_what_it_seems_is_stopped(tmp_path: Path) -> N
         return own**2
 
     model.loss_function = unlike
-    with pytest.raises(SeamError, match=r"must be a sum of one term per row"):
+    with pytest.raises(ObjectiveError, match=r"must be a sum of one term per row"):
         hf.train(tmp_path, AdaptMixCallback("source"), model=model)
 
 
@@ -380,7 +380,7 @@ def test_rows_that_a_collator_merges_are_refused(tmp_path: Path) -> None:
     def merge(features: list[dict[str, Any]]) -> Batch:
         return {name: value[:-1] for name, value in hf.pad(features).items()}
 
-    with pytest.raises(SeamError, match=r"must have the 8 rows that were drawn; got 7"):
+    with pytest.raises(ObjectiveError, match=r"must have the 8 rows that were drawn; got 7"):
         hf.train(tmp_path, AdaptMixCallback("source", unit="token"), collator=merge)
 
 

@@ -35,7 +35,7 @@ from trl import (
 )
 
 from adaptmix import policies
-from adaptmix.errors import MissingStatisticError, SeamError
+from adaptmix.errors import MissingStatisticError, ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from adaptmix_transformers import _known as known
 from tests.integrations.adaptmix_transformers import hf
@@ -194,7 +194,7 @@ def test_dpo_is_the_objective(policy: str, tmp_path: Path, tokenizer: Any) -> No
     assert max(check.errors) < 1e-5
     if policy == "default":
         assert np.isfinite(callback.controller.statistics.grad_var).all()
-    with pytest.raises(SeamError, match=r"one term per pair.*got aot"):
+    with pytest.raises(ObjectiveError, match=r"one term per pair.*got aot"):
         DPOTrainer(
             model=hf.llama(),
             ref_model=reference,
@@ -248,7 +248,7 @@ def test_trainers_whose_rows_have_no_loss_are_refused_by_name(name: str) -> None
     import trl
 
     trainer = object.__new__(getattr(trl, name))
-    with pytest.raises(SeamError, match=f"does not work with {name}: "):
+    with pytest.raises(ObjectiveError, match=f"does not work with {name}: "):
         known.refuse_trainer(trainer)
 
 
@@ -324,7 +324,7 @@ def test_rows_that_are_merged_are_refused(
         processing_class=tokenizer,
         callbacks=[AdaptMixCallback("source")],
     )
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         trainer.train()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-from adaptmix.errors import MissingStatisticError, MissingStatisticWarning, SeamError
+from adaptmix.errors import MissingStatisticError, MissingStatisticWarning, ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.losses import (
@@ -258,7 +258,7 @@ def test_losses_that_compare_rows_are_refused(inside: bool, loss: Any, tmp_path:
         if inside
         else {"kind": overridden(loss)}
     )
-    with pytest.raises(SeamError, match="must be a sum of one term per row"):
+    with pytest.raises(ObjectiveError, match="must be a sum of one term per row"):
         compare(tmp_path, mean_of(cross_entropy), data=rare(0), **how)
 
 
@@ -321,7 +321,7 @@ def plain(logits: Tensor, labels: Tensor) -> Tensor:
 def test_what_goes_round_the_outputs_is_refused(
     how: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SeamError, match=message):
+    with pytest.raises(ObjectiveError, match=message):
         compare(tmp_path, mean_of(cross_entropy), **how)
 
 
@@ -376,7 +376,7 @@ def test_losses_of_the_user_must_be_those_that_are_trained_on(tmp_path: Path) ->
     def other(outputs: Any, inputs: Any) -> Tensor:
         return torch.as_tensor((outputs["logits"][:, 0] - inputs["labels"]).square())
 
-    with pytest.raises(SeamError, match="loss=f must return the losses"):
+    with pytest.raises(ObjectiveError, match="loss=f must return the losses"):
         compare(tmp_path, mean_of(cross_entropy), settings={"loss": other})
 
 
@@ -475,7 +475,7 @@ class Normed(Net):
 def test_batch_normalisation_hides_no_coupling(refused: bool, tmp_path: Path) -> None:
     if refused:
         model = Normed(lambda z, y: pairwise_hinge(z, y, None))
-        with pytest.raises(SeamError, match="must be a sum of one term per row"):
+        with pytest.raises(ObjectiveError, match="must be a sum of one term per row"):
             compare(tmp_path, mean_of(cross_entropy), model=model)
         return
     model = Normed(plain)

@@ -1,4 +1,4 @@
-"""Shares that make the step's gradient quiet, and never noisier than proportional sampling."""
+"""Shares that minimise the variance of a step's gradient, and never raise it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_bounds(lower: float | None, upper: float, num_domains: int) -> None:
     share_bounds(floor, upper, num_domains)
 
 
-def quietest(
+def least_variance_shares(
     importance: FloatArray,
     loss: FloatArray,
     stats: DomainStats,
@@ -45,7 +45,7 @@ def quietest(
     rows: int | None,
     sampler: str | None,
 ) -> FloatArray:
-    """Return the sampling weights, (K,), that make the gradient of Σ π w L quietest.
+    """Return the sampling weights, (K,), of least variance for the gradient of Σ π w L.
 
     The law of doing no harm holds for what is returned. Its predicted variance is never above that
     of proportional sampling, or of the shares within the bounds that are nearest to it: where the
@@ -143,7 +143,7 @@ def _exploring(
 def _as_far_as_helps(
     variance: StepVariance, start: FloatArray, end: FloatArray, before: float
 ) -> tuple[FloatArray, float]:
-    """Return the quietest shares between two, and their variance, which is at most ``before``.
+    """Return the shares of least variance between two, and that variance, at most ``before``.
 
     The variance is convex along the line, apart from covariances of counts, so golden section finds
     its least.
