@@ -384,7 +384,7 @@ def test_observing_never_refuses_and_changes_nothing(
         kind=overridden(loss),
         settings={"mode": "observe", "policy": "variance_aware"},
     )
-    assert max(errors) < 1e-12
+    assert np.nanmax(errors) < 1e-12  # of steps that have a gradient
     # A row's gradient is that of its own loss; where there is none, nothing is made up.
     assert np.isfinite(callback.controller.statistics.grad_var).all() == known
     assert caplog.text.count("Gradients are not measured in this run: ") == (not known)
