@@ -83,7 +83,7 @@ class GradientProbe:
         self._attached = False
         self._observing = False
         self._inspected = False
-        self._isolation_known = False
+        self._isolated: bool | None = None  # whether packed samples are
         self._verifier = Verifier(unwrapped(model), self._parameters)
         self._mass = GradientMass()
         self._set_aside = self._twice = False
@@ -235,12 +235,13 @@ class GradientProbe:
         self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
-        if segments is not None and not self._isolation_known:
-            self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        elif self._isolated is None:
+            self._isolated = warn_unless_isolated(segments, values, batch.first, outputs=outputs)
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
-        if segments is None:
-            self._verify(batch, domains, samples, roots_of(values, outputs, samples, len(domains)))
+        if segments is None or self._isolated:
+            roots = roots_of(values, outputs, samples, len(domains), segments)
+            self._verify(batch, domains, samples, roots, segments)
         batch.calls.clear()
         batch.first.clear()
         batch.expect(domains, factors, segments, samples, accumulator(loss))
@@ -253,12 +254,13 @@ class GradientProbe:
         domains: Tensor,
         samples: Tensor | None,
         roots: Roots | None,
+        segments: Segments | None,
     ) -> None:
         self._current = batch
         # Losses may be weighted inside the model's forward, whose operations are followed.
         self._mass.paused = self._functions.paused = True
         try:
-            self._verifier(batch, domains, samples, roots)
+            self._verifier(batch, domains, samples, roots, segments)
         finally:
             self._current = None
             self._mass.paused = self._functions.paused = False
@@ -318,7 +320,7 @@ class GradientProbe:
             # Backward hooks inherit autocast where backward() is called inside of it.
             with _full_precision(gradient.device.type):
                 g = pad.outputs(rows.first(gradient.detach()))
-                batch.add(layer, size, _taken(kept), g, rows.ids)
+                batch.add(layer, size, _taken(kept), g, rows)
 
         size = len(x)
         # On the output and not on the module, whose backward hooks forbid in-place activations.

@@ -102,8 +102,6 @@ def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: 
 
 def losses_known(trainer: Trainer) -> str:
     """Return a sentence on where rows' losses and noise are known."""
-    if internals.is_a(trainer, "SFTTrainer"):
-        return "SFTTrainer's fused head keeps log-probabilities and no logits, so noise is unknown."
     if rows_per_sample(trainer) > 1:
         return f"{type(trainer).__name__} has one loss per pair, which no rule of ours gives."
     return (

@@ -14,7 +14,8 @@ from torch.autograd.graph import GradientEdge, Node
 
 from adaptmix.data._segments import Segments
 from adaptmix.probe._coverage import Layer, ParameterMap
-from adaptmix.probe.rules._registry import Factored
+from adaptmix.probe._tracked import ONE_EACH, Rows
+from adaptmix.probe.estimators._packed import by_places, holds_positions
 
 _GRAM_COLUMNS = 2**20  # of a gradient matrix, held in float64 at once
 # Up to so many domains, sums of products of vectors cost less than the products themselves.
@@ -129,13 +130,17 @@ class MicroBatch(ABC):
 
     @contextmanager
     def rehearsal(
-        self, domains: Tensor, factors: Tensor, samples: Tensor | None
+        self,
+        domains: Tensor,
+        factors: Tensor,
+        samples: Tensor | None,
+        segments: Segments | None = None,
     ) -> Iterator[dict[int, Tensor]]:
         """Read a backward pass that is not the step's, of rows' gradients times factors.
 
         Yields what gets, afterwards, the (K, …) sums by domain of each parameter that was read.
         """
-        self.expect(domains, factors, samples=samples)
+        self.expect(domains, factors, segments, samples)
         self._scale, self._active = 1.0 / self._factors, True
         sums: dict[int, Tensor] = {}
         try:
@@ -176,7 +181,7 @@ class MicroBatch(ABC):
         size: int,
         kept: Tensor | None,
         gradient: Tensor,
-        ids: Tensor | None = None,
+        rows: Rows = ONE_EACH,
     ) -> None:
         """Add what one call of ``layer`` contributes.
 
@@ -185,7 +190,7 @@ class MicroBatch(ABC):
             size: the first dim of its input, 0 of a scalar.
             kept: what ``keep`` returned.
             gradient: of its output.
-            ids: the row inside the model that each row is of, where they are in no order.
+            rows: how its input runs over the rows inside the model.
         """
         if self._scale is None or not self._active:  # the gradient is that of another loss
             return
@@ -193,11 +198,15 @@ class MicroBatch(ABC):
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
             return
-        known = ids is not None or self._holds_samples(layer, size, gradient)
-        if not known:
-            self._parameters.refuse(indices)
+        if self._segments is not None and rows.ids is not None:
+            picked = by_places(self._segments, rows, gradient)
+            if picked is not None:
+                self._add(layer, kept, picked[1], picked[0])
+                return
+        elif rows.ids is not None or self._holds_samples(layer, size, gradient):
+            self._add(layer, kept, gradient, self._samples_of(size, rows.ids))
             return
-        self._add(layer, kept, gradient, self._samples_of(size, ids))
+        self._parameters.refuse(indices)
 
     def add_whole(self, index: int, gradients: Tensor, ids: Tensor | None) -> None:
         """Add whole gradients that one use of a parameter contributes.
@@ -237,10 +246,7 @@ class MicroBatch(ABC):
         """Return whether the samples, packed or not, are what a call's input and output are of."""
         if self._segments is None:
             return gradient.ndim > 0 and size == len(gradient) and size in self.row_numbers
-        # Positions and features; a weight's rule knows one dim of positions only.
-        dims = gradient.ndim == 3 if isinstance(layer.rule, Factored) else gradient.ndim >= 3
-        packed = dims and size == len(gradient) and gradient.shape[:2] == self._segments.shape
-        return packed and bool(getattr(layer.rule, "by_position", False))
+        return holds_positions(self._segments, layer, size, gradient)
 
     @property
     def row_numbers(self) -> set[int]:
@@ -255,9 +261,11 @@ class MicroBatch(ABC):
         sums = values.new_zeros(len(self._domains), *values.shape[1:])
         return sums.index_add_(0, samples, values)
 
-    def _by_sample(self, values: Tensor) -> Tensor:
-        """Return (B, …) values of samples that may be packed."""
-        return values if self._segments is None else self._segments.unpack(values)
+    def _by_sample(self, values: Tensor, samples: Tensor | None) -> Tensor:
+        """Return (B, …) values of samples that may be packed, or (R, …) ones as they are."""
+        if self._segments is None or samples is not None:
+            return values
+        return self._segments.unpack(self._segments.completed(values))
 
     @abstractmethod
     def _add(

@@ -18,7 +18,8 @@ A rule never mixes samples and is linear in the output gradient. It may leave ou
 are frozen; one that it leaves out although it is trainable counts as not seen.
 
 A rule with an attribute ``by_position`` that is true is of a layer that treats every position of
-(b, positions, ...) by itself, so that samples may be packed.
+(b, positions, ...) by itself, so that samples may be packed. With ``by_prediction`` too, its output
+has one number for each position or, where the last one predicts nothing, for each but the last.
 """
 
 
