@@ -9,12 +9,12 @@ from adaptmix._checks import FloatArray
 from adaptmix._settings import Settings
 from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix._warn_once import WarnOnce
 from adaptmix.data._plan import Plan
 from adaptmix.errors import (
     MissingStatisticError,
     MissingStatisticWarning,
     TooFewRowsWarning,
-    WarnOnce,
 )
 from adaptmix.monitoring._alarms import Guards
 from adaptmix.policies._runner import Steering

@@ -14,10 +14,11 @@ from adaptmix._backward import BackwardProof
 from adaptmix._loss import DomainLossScaler
 from adaptmix._settings import Settings
 from adaptmix._types import DomainStats, Weights
+from adaptmix._warn_once import WarnOnce
 from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
 from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import sample_numbers
-from adaptmix.errors import StateError, WarnOnce
+from adaptmix.errors import StateError
 from adaptmix.monitoring._alarms import Guards
 from adaptmix.monitoring._run_log import RunLog
 from adaptmix.monitoring._stopwatch import Stopwatch

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
+__all__ = [
+    "AdaptMixWarning",
+    "BatchOrderError",
+    "CollapseWarning",
+    "CoverageWarning",
+    "ExhaustedLoaderWarning",
+    "FreshStartWarning",
+    "LagError",
+    "LengthGroupingWarning",
+    "LoggingWarning",
+    "LossWeightWarning",
+    "MissingStatisticError",
+    "MissingStatisticWarning",
+    "NoiseWarning",
+    "NonFiniteWarning",
+    "ObjectiveError",
+    "PackingWarning",
+    "ProcessMismatchError",
+    "RegressionWarning",
+    "RepetitionWarning",
+    "RowLengthWarning",
+    "RowOrderWarning",
+    "StateError",
+    "TooFewRowsWarning",
+    "UnseenDomainWarning",
+]
 
 
 class LagError(ValueError):
@@ -99,23 +124,3 @@ class RepetitionWarning(AdaptMixWarning):
 
 class LossWeightWarning(AdaptMixWarning):
     """Loss weights all but switch a domain off, or make it count several times what was stated."""
-
-
-class WarnOnce:
-    """Emits each kind of warning once in a run, also when the run is stopped and resumed.
-
-    Attributes:
-        given: names of the kinds that were given.
-        messages: (kind, message) of those given since the run began or was resumed, in order.
-    """
-
-    def __init__(self) -> None:
-        self.given: set[str] = set()
-        self.messages: list[tuple[str, str]] = []
-
-    def __call__(self, kind: type[AdaptMixWarning], message: str) -> None:
-        """Warn, unless this kind was given before."""
-        if kind.__name__ not in self.given:
-            self.given.add(kind.__name__)
-            self.messages.append((kind.__name__, message))
-            warnings.warn(message, kind, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Noise terms: what tells a noisy domain from one that is merely hard.
+"""Noise terms: they separate a noisy domain from one that is merely hard.
 
 A domain's noise σ² is the ratio of two sums over its samples, so terms come in pairs. For squared
 loss it is the residual variance. For softmax it is the quasi-likelihood dispersion
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from adaptmix._checks import integer
+
+__all__ = ["NoiseTerms", "softmax", "squared"]
 
 # Starts of evenly spaced positions, and an odd multiplier that spreads integers over them (Knuth).
 _STARTS = 2**16

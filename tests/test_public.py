@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,27 @@ import adaptmix
 from adaptmix import Controller, DomainStats, Mixture, Weights
 from tests import runs
 
+ROOT = Path(adaptmix.__file__).parent
+# Modules that users import by name; packages are listed by what they export.
+MODULES = {"adaptmix.controller", "adaptmix.errors", "adaptmix.noise"}
+EXPORTS = {
+    "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
+    "adaptmix.policies": {
+        *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
+        *("Chain", "chain", "Floor", "Shrink", "Smooth", "TrustRegion", "WarmUp"),
+        *("Policy", "Preparation", "Refinement", "Run", "Start"),
+    },
+    "adaptmix.solvers": {
+        *("neyman_shares", "neyman_counts", "fgls_weights", "gap_weights"),
+        *("joint_weights", "JointSolution", "transfer_weights", "TransferSolution"),
+    },
+}
+# Slow to import, and not needed by those who train a plain loop without a log.
+LAZY = {
+    *("scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats"),
+    *("tensorboard", "torch.utils.tensorboard", "sympy", "matplotlib", "jinja2", "xml.etree"),
+    *("transformers", "lightning", "accelerate", "datasets"),
+}
 CLASSES = {"Controller", "DomainStats", "Domains", "Draw", "Mixture", "Segments", "Weights"}
 PACKAGES = {"errors", "noise", "policies", "solvers"}
 
@@ -23,6 +47,36 @@ def test_the_public_names_are_these() -> None:
     assert {name for name in CLASSES if inspect.isclass(getattr(adaptmix, name))} == CLASSES
     assert {name for name in PACKAGES if inspect.ismodule(getattr(adaptmix, name))} == PACKAGES
     assert not {name for name in vars(adaptmix) if name.endswith(("Error", "Warning"))}
+
+
+@pytest.mark.parametrize("package", EXPORTS)
+def test_a_public_package_exports_these(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) == EXPORTS[package]
+
+
+def test_errors_exports_errors_and_warnings_only() -> None:
+    exported = [getattr(adaptmix.errors, name) for name in adaptmix.errors.__all__]
+    assert all(issubclass(kind, Exception) for kind in exported)
+    assert {name for name in vars(adaptmix.errors) if name[0].isupper()} == set(
+        adaptmix.errors.__all__
+    )
+
+
+def test_every_other_module_has_an_underscore() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        for path in ROOT.rglob("*.py")
+        if not path.name.startswith("_")
+    }
+    assert modules == MODULES
+
+
+def test_importing_adaptmix_imports_nothing_slow() -> None:
+    before = "import sys, torch; before = set(sys.modules)"
+    code = f"{before}; import adaptmix; print({LAZY} & sys.modules.keys() - before)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
 
 
 def test_the_version_is_the_distributions() -> None:

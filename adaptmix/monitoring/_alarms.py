@@ -10,12 +10,12 @@ import numpy as np
 from adaptmix._checks import FloatArray, number
 from adaptmix._simplex import effective_domains
 from adaptmix._types import Domains, DomainStats, Weights
+from adaptmix._warn_once import WarnOnce
 from adaptmix.errors import (
     CollapseWarning,
     LossWeightWarning,
     RegressionWarning,
     RepetitionWarning,
-    WarnOnce,
 )
 from adaptmix.state import _schema as schema
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from adaptmix.monitoring._page import Page, page
-from adaptmix.monitoring._reading import read_runs
 from adaptmix.monitoring._texts import Caution
 from adaptmix.probe._coverage import Coverage
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from adaptmix.monitoring._page import Page
     from adaptmix.monitoring._tensorboard import TensorBoardLog
 
 
@@ -83,6 +82,8 @@ class RunLog:
                 "report(html=...) must have a record to read; call controller.log_to(directory) "
                 "before training. Runs that a trainer's logger wrote are read by `adaptmix report`."
             )
+        from adaptmix.monitoring import page, read_runs  # training needs neither
+
         self.write_texts(step)
         self._board.flush()
         return page(read_runs([self._board.folder]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from adaptmix._checks import choice
 from adaptmix.policies._base import Policy, Preparation, Refinement, Run, Start
 from adaptmix.policies._chain import Chain, chain
 from adaptmix.policies._erma import ERMA
@@ -34,8 +33,6 @@ __all__ = [
     "VarianceAware",
     "WarmUp",
     "chain",
-    "named",
-    "whole",
 ]
 
 # What a name stands for.
@@ -48,23 +45,3 @@ NAMED: dict[str, tuple[Callable[[], Any], ...]] = {
     "fgls+variance_aware": (FGLS, VarianceAware),
     "erma+variance_aware": (ERMA, VarianceAware),
 }
-
-
-def named(name: str) -> Policy:
-    """Return the policy of a name.
-
-    Raises:
-        ValueError: an unknown name; the message lists the known ones.
-    """
-    first, *then = (stage() for stage in NAMED[choice("policy", name, tuple(NAMED))])
-    return chain(Shrink(), first, *then) if then else whole(first)
-
-
-def whole(policy: Policy) -> Policy:
-    """Return a policy as a run uses it: one that has a name gets the stages that its name has.
-
-    These shrink noisy statistics first, for what that saves see tests/benchmarks/bench_policies.py.
-    A chain, and a policy of the user's own, stays as it is.
-    """
-    has_name = any(type(policy) in stages for stages in NAMED.values())
-    return chain(Shrink(), policy) if has_name and policy.requires else policy

@@ -11,9 +11,10 @@ import numpy as np
 
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
-from adaptmix.policies import Policy, Run, named, whole
+from adaptmix.policies import Policy, Run
 from adaptmix.policies._base import cautions, started
 from adaptmix.policies._bounds import Bound, Pins
+from adaptmix.policies._names import named, with_shrinkage
 from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
@@ -45,7 +46,7 @@ class Steering:
         self._domains = domains
         if not isinstance(policy, str):
             _check(policy)
-        self._policy = named(policy) if isinstance(policy, str) else whole(policy)
+        self._policy = named(policy) if isinstance(policy, str) else with_shrinkage(policy)
         self._given = _written(policy)
         # As it is now: a policy that remembers something in itself is the same one later on.
         self.description = describe(self._policy)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adaptmix.data._segments import Segments
 from adaptmix.errors import ObjectiveError
 from adaptmix.probe._coverage import Layer
 from adaptmix.probe._operations import PerSample
@@ -110,6 +111,12 @@ class Rows:
         if self.ids is not None or self.each == 1:
             return values
         return values.reshape(-1, self.each, *values.shape[1:])
+
+    def packed_in(self, segments: Segments) -> Tensor | None:
+        """Return the packed sample of each row that was picked, −1 of none; None if unknown."""
+        if self.ids is None or self.places is None:
+            return None
+        return segments.ids.to(self.ids.device)[self.ids, self.places]
 
     def picked(self, where: Tensor, samples: int) -> Rows:
         """Return the rows that an index, or a mask, picks."""

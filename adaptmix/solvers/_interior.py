@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.linalg import LinAlgError
-from scipy.linalg import cho_factor, cho_solve
 
 from adaptmix._checks import FloatArray
 
@@ -172,6 +171,8 @@ def _newton(point: _Point, residual: FloatArray, curvature: FloatArray, calm: bo
 
     None where rounding lets no matrix be factorised.
     """
+    from scipy.linalg import cho_factor, cho_solve  # slow to import, and used by one solver
+
     free, down, up, below, above = point.free, point.down, point.up, point.below, point.above
     matrix = curvature * np.outer(free, free)
     diagonal = np.einsum("ii->i", matrix)

@@ -22,7 +22,11 @@ class ChunkedLogProb(Matrix):
     """
 
     plain = False
-    by_prediction = True
+    predicts = True
+
+    def packs(self, dims: int) -> bool:
+        """Return whether samples may be packed: the output has one number for each position."""
+        return dims == 2
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
         """Return the features of the hidden states."""

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptmix import Controller, Domains, DomainStats, Mixture, Weights, policies
+from adaptmix._warn_once import WarnOnce
 from adaptmix.errors import (
     CollapseWarning,
     LossWeightWarning,
     RegressionWarning,
     RepetitionWarning,
-    WarnOnce,
 )
 from adaptmix.monitoring._alarms import Guards
 from adaptmix.policies._bounds import Pins

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from adaptmix import Domains, DomainStats
 from adaptmix._checks import FloatArray
-from adaptmix.policies import FGLS, Joint, Policy, Run, VarianceAware, chain, named
+from adaptmix.policies import FGLS, Joint, Policy, Run, VarianceAware, chain
 from adaptmix.policies._least_variance import noise_gain
+from adaptmix.policies._names import named
 from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
 

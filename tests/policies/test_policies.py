@@ -20,9 +20,8 @@ from adaptmix.policies import (
     Static,
     VarianceAware,
     chain,
-    named,
-    whole,
 )
+from adaptmix.policies._names import named, with_shrinkage
 from adaptmix.solvers import gap_weights, joint_weights, neyman_shares
 from tests.policies.cases import run
 
@@ -228,12 +227,12 @@ def test_rows_are_what_small_counts_are_counted_in() -> None:
 def test_a_class_behaves_as_its_name(name: str) -> None:
     stages = NAMED[name]
     if len(stages) == 1:
-        assert whole(stages[0]()) == named(name)
-    assert whole(named(name)) == named(name)  # a chain stays as it is
+        assert with_shrinkage(stages[0]()) == named(name)
+    assert with_shrinkage(named(name)) == named(name)  # a chain stays as it is
 
 
 def test_a_run_tells_what_a_policy_may_ask() -> None:
-    assert whole(Static()) == Static()  # it reads nothing, so there is nothing to shrink
+    assert with_shrinkage(Static()) == Static()  # it reads nothing, so there is nothing to shrink
     with pytest.raises(ValueError, match="counts must be one of stratified, multinomial"):
         Run(counts="poisson")
     with pytest.raises(ValueError, match="horizon must be an integer >= 1; got 0"):

@@ -13,7 +13,8 @@ from torch import nn
 
 from adaptmix import Controller, Domains, DomainStats, Mixture
 from adaptmix._checks import FloatArray
-from adaptmix.policies import Policy, Run, VarianceAware, named
+from adaptmix.policies import Policy, Run, VarianceAware
+from adaptmix.policies._names import named
 from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
 from tests.policies.judge import DIMENSIONS, Task
