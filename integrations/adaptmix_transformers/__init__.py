@@ -45,7 +45,8 @@ rows whose labels are all masked      have no loss; the objective is the mean ov
 evaluation                            eval_loss_<domain>, and their mean by importance as
                                       eval_weighted_loss, for metric_for_best_model
 TRL SFTTrainer, DPOTrainer,           at the log-probabilities, or rewards; a sample is a pair. DPO
-RewardTrainer                         with all losses but aot and aot_unpaired, which sort pairs
+RewardTrainer, CPOTrainer,            with all losses but aot and aot_unpaired, which sort pairs; KTO
+ORPOTrainer, KTOTrainer               with apo_zero_unpaired, which has no baseline of the batch
 rows flattened or packed by the       weights and statistics stay those of the rows that were drawn;
 collator (TRL's padding_free,         rows that see each other are warned of
 DataCollatorWithFlattening)
@@ -58,7 +59,7 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
 Refused by name, with what to do instead: streaming datasets, DeepSpeed and FSDP, DataParallel,
 tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their
 fused loss never builds the logits), samplers of one's own, packs with rows of several domains,
-GRPO, RLOO, KTO, distillation and Sentence Transformers, and any loss that is no sum of one term
+GRPO, RLOO, distillation and Sentence Transformers, and any loss that is no sum of one term
 per row: contrastive and ranking losses, hard-example mining, a second head that is not among the
 outputs, a learnt temperature.
 

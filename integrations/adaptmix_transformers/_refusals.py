@@ -86,7 +86,7 @@ def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> N
         name += " (rows in the order of the dataset)"
     strategy = getattr(trainer.args, "train_sampling_strategy", "random")
     origin = internals.overriding((own, trainer._get_train_sampler))
-    if origin is None:
+    if origin is None or strategy == "sequential":
         origin = f"train_sampling_strategy={strategy!r}"
         advice = 'Use train_sampling_strategy="random" or "group_by_length"'
     raise ObjectiveError(

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
 from adaptmix_transformers._capture import Capture, Seen
+from adaptmix_transformers._pairs import pair_losses
 from adaptmix_transformers._reading import NumItems, Reader, Reading
 from adaptmix_transformers._rows import RowLosses, Rule
 from adaptmix_transformers._setup import Settings
@@ -144,15 +146,13 @@ class Weighting:
     def _weighed(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
-        controller, size = self._controller, len(draw)
+        controller = self._controller
         loss_inputs = self._loss_inputs(loss, seen, draw)
         gradients: list[Tensor] = []
         if controller.observing or not self._proved:
             gradients = self._prove(loss, loss_inputs, draw, shown=self._shown)
             self._proved = True
-        reading = self._reader.read(
-            seen, loss_inputs, gradients, given, num_items, size=size, segments=draw.segments
-        )
+        reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         multipliers = reading.multipliers(
             controller.multipliers(draw),
             controller.expected_tokens(draw),
@@ -166,21 +166,38 @@ class Weighting:
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
         """Read what can be read of a loss that is left alone."""
-        size, reader = len(draw), self._reader
+        size = len(draw)
         try:
             loss_inputs, gradients = None, []
             if self._controller.observing or not self._proved:
                 loss_inputs = self._loss_inputs(loss, seen, draw)
                 with self._aside():
                     gradients = loss_gradients(loss, loss_inputs)
-            reading = reader.read(
-                seen, loss_inputs, gradients, given, num_items, size=size, segments=draw.segments
-            )
+            reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         except ObjectiveError as error:
-            reader.say(f"Rows' losses are not known: {error}")
+            self._reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
         return reading, torch.ones(size, device=loss.device), ()
+
+    def _read(
+        self,
+        loss: Tensor,
+        seen: Seen,
+        loss_inputs: LossInputs | None,
+        gradients: list[Tensor],
+        given: Any,
+        num_items: NumItems,
+        draw: Draw,
+    ) -> Reading:
+        size = len(draw)
+        reading = self._reader.read(
+            seen, loss_inputs, gradients, given, num_items, size=size, segments=draw.segments
+        )
+        if loss_inputs is None or not gradients or self._blocks == 1 or reading.rows is not None:
+            return reading
+        with self._aside():
+            return replace(reading, rows=pair_losses(loss, loss_inputs, size))
 
     def _prove(
         self, loss: Tensor, loss_inputs: LossInputs, draw: Draw, *, shown: bool
