@@ -37,10 +37,10 @@ def variance_ratio(
     """
     if np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all():
         return 1.0
-    counts = weights.importance * weights.loss
+    counts = weights.objective
     variance = StepVariance.of(counts, stats, rows=rows, sampler=sampler)
     K = counts.size
-    candidates = (variance.best(np.zeros(K), np.ones(K)), variance.row_shares(weights.importance))
+    candidates = (variance.best(np.zeros(K), np.ones(K)), variance.row_shares(weights.plain))
     now = variance.at(variance.row_shares(shares))
     least = min(now, *map(variance.at, candidates))
     return now / least if least > 0.0 else 1.0
@@ -50,7 +50,7 @@ def predicted_gain(
     weights: Weights, stats: DomainStats, *, rows: int | None = None, sampler: str = "stratified"
 ) -> float:
     """Return how many times quieter the best shares are than sampling by importance."""
-    return variance_ratio(weights.importance, weights, stats, rows=rows, sampler=sampler)
+    return variance_ratio(weights.plain, weights, stats, rows=rows, sampler=sampler)
 
 
 def sampling_gain(
@@ -62,10 +62,8 @@ def sampling_gain(
     """
     if np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all():
         return 1.0
-    used = weights.importance * weights.loss
-    variance = StepVariance.of(used, stats, rows=rows, sampler=sampler)
+    variance = StepVariance.of(weights.objective, stats, rows=rows, sampler=sampler)
     before, after = (
-        variance.at(variance.row_shares(shares))
-        for shares in (weights.importance, weights.sampling)
+        variance.at(variance.row_shares(shares)) for shares in (weights.plain, weights.sampling)
     )
     return before / after if after > 0.0 else 1.0

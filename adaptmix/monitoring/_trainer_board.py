@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -68,7 +69,11 @@ class TrainerBoard:
                 [PREFIX + HELDOUT] if self._runs.there else [f"{heldout}{name}" for name in names]
             )
         charts |= {tag: [root + tag] for tag in CHARTED_OVERALL}
-        layout = {title: ["Multiline", tags] for title, tags in charts.items()}
+        # TensorBoard takes the tags of a chart as regular expressions.
+        layout = {
+            title: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+            for title, tags in charts.items()
+        }
         writer.add_custom_scalars({"adaptmix": layout})
         write_unseen(writer, f"{prefix}{PREFIX}", coverage)
 

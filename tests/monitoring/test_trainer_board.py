@@ -19,6 +19,7 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def charts(folder: Path) -> dict[str, list[str]]:
+    """Titles of charts, and the regular expressions of what they show."""
     summary = read(folder).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     layout = layout_pb2.Layout.FromString(summary)
     return {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
@@ -32,9 +33,9 @@ def test_domains_are_runs_with_one_chart_for_each_quantity(tmp_path: Path) -> No
         board.write(4, {"loss/a": 1.0, "loss/c__": 2.0, "coverage": 1.0})
         board.write_evaluation(4, {"c++": 3.0})
     layout = charts(tmp_path)
-    assert layout["loss"] == ["adaptmix/loss"]
-    assert layout["heldout_loss"] == ["adaptmix/heldout_loss"]
-    assert layout["coverage"] == ["train/adaptmix/coverage"]
+    assert layout["loss"] == ["^adaptmix/loss$"]
+    assert layout["heldout_loss"] == ["^adaptmix/heldout_loss$"]
+    assert layout["coverage"] == ["^train/adaptmix/coverage$"]
     assert "proposed_loss_weight" in layout
     assert "loss_weight" not in layout
     for folder, loss in (("a", 1.0), ("c__", 2.0)):
@@ -54,7 +55,7 @@ def test_charts_of_very_many_domains_show_the_trainers_scalars(
         board = TrainerBoard(writer, names, step=0, prefix="train/", heldout=heldout)
         board.write(4, {"loss/d0": 1.0})
     layout = charts(tmp_path)
-    assert layout["loss"][:2] == ["train/adaptmix/loss/d0", "train/adaptmix/loss/d1"]
-    assert layout.get("heldout_loss", ["eval/loss_d0"])[0] == "eval/loss_d0"
+    assert layout["loss"][:2] == ["^train/adaptmix/loss/d0$", "^train/adaptmix/loss/d1$"]
+    assert layout.get("heldout_loss", ["^eval/loss_d0$"])[0] == "^eval/loss_d0$"
     assert ("heldout_loss" in layout) == (heldout is not None)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
