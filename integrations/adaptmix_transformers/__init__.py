@@ -45,8 +45,8 @@ rows whose labels are all masked      have no loss; the objective is the mean ov
 evaluation                            eval_loss_<domain>, and their mean by importance as
                                       eval_weighted_loss, for metric_for_best_model
 TRL SFTTrainer, DPOTrainer,           at the log-probabilities, or rewards; a sample is a pair. DPO
-RewardTrainer, CPOTrainer,            with all losses but aot and aot_unpaired, which sort pairs; KTO
-ORPOTrainer, KTOTrainer               with apo_zero_unpaired, which has no baseline of the batch
+RewardTrainer, CPOTrainer,            with all losses but aot and aot_unpaired, which sort pairs;
+ORPOTrainer, KTOTrainer               KTO with apo_zero_unpaired, which has no baseline of the batch
 rows flattened or packed by the       weights and statistics stay those of the rows that were drawn;
 collator (TRL's padding_free,         rows that see each other are warned of
 DataCollatorWithFlattening)
