@@ -1,12 +1,12 @@
-"""adaptmix for the Hugging Face Trainer: one callback, and nothing else to change.
+"""AdaptMix for the Hugging Face Trainer: one callback, and nothing else to change.
 
 ::
 
     trainer = Trainer(model, args, train_dataset=ds, callbacks=[AdaptMixCallback("source")])
     trainer.train()
 
-Those who subclass write ``class MyTrainer(AdaptMixMixin, Trainer)`` and pass
-``adaptmix=AdaptMixCallback("source")``.
+A subclass is ``class MyTrainer(AdaptMixMixin, Trainer)``, with
+``adaptmix=AdaptMixCallback("source")`` among its arguments.
 
 ``"source"`` is a column of the training dataset that names each row's domain. Rows are drawn
 by domain. The trainer's own loss stays the loss, whatever it is: each row's gradient is multiplied
@@ -21,18 +21,18 @@ works with                            how
 string or integer column, one label   by row index; the column may be removed on the way
 per row, ConcatDataset, Mixture
 epochs and max_steps, accumulation    every optimizer step has its full global batch; an epoch has
-                                      as many steps as without adaptmix
+                                      as many steps as without AdaptMix
 dataloader_num_workers, persistent    what is drawn does not depend on them
 workers
 resume_from_checkpoint                to the bit; also from a checkpoint from before the callback,
                                       with a FreshStartWarning
 DistributedDataParallel (torchrun)    each process trains its slice of one global batch
-group_by_length                       rows of like length share a micro-batch of their step
+group_by_length                       rows of similar length share a micro-batch of their step
 bf16, fp16, gradient checkpointing,   nothing to do
 PEFT, auto_find_batch_size,
 model_init
-torch_compile                         observed steps run uncompiled, since hooks are ignored in
-                                      compiled code
+torch_compile                         measured steps run uncompiled, because compiled code
+                                      ignores hooks
 label_smoothing_factor, class         kept, with whatever divisor the loss has; a plain mean over
 weights, focal losses, any mean or    tokens or rows divides by the expected number instead of the
 sum over rows, in the model, in       realised one
@@ -67,7 +67,7 @@ That a loss is such a sum is proved, not assumed. In the first and in every meas
 second derivatives between rows must vanish, and a hinge or maximum must be of one row. Before the
 first step, a loss of one's own is also computed on other rows and labels. This shows couplings that
 leave no trace in the graph, such as a mask made of losses.
-``mode="observe"`` refuses no loss, and reports as unknown what it cannot tell.
+``mode="observe"`` refuses no loss, and reports as unknown what it cannot measure.
 """
 
 try:
