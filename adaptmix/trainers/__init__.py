@@ -14,10 +14,11 @@ Which rows are drawn:
 - ``numbered_loader``, ``loader_options``: a ``DataLoader`` in another's place, whose batches carry
   their number; ``PlanSampler.take`` returns the draw of a number
 - ``Loader``: batches that come with their draw
+- ``find_segments``: where a collator packed rows into fewer
 
 How rows are weighted:
 
-- ``find_loss_inputs``, ``LossInputs``: where a loss meets the model; ``LossInputs.scale`` weights rows
+- ``find_loss_inputs``, ``LossInputs``: where a loss meets the model; its ``scale`` weights rows
 - ``WeightedHead``, ``scale_rows``: the same at the output of a named module
 
 What is proved, in the first step and in measured ones:
@@ -30,8 +31,8 @@ What is proved, in the first step and in measured ones:
 What is measured:
 
 - ``Watch``, ``Coverage``: the handle on the gradient probe, and what it sees
-- ``register_head``, ``FusedHead``, ``Matrix``, ``Side``: per-sample gradients of a head that a trainer
-  fuses with its loss
+- ``register_head``, ``FusedHead``, ``Matrix``, ``Side``: per-sample gradients of a head that a
+  trainer fuses with its loss
 
 What is kept and shown:
 
@@ -54,6 +55,7 @@ from adaptmix.data import (
     Loader,
     PlanSampler,
     as_mixture,
+    find_segments,
     loader_options,
     numbered_loader,
     own_randomness,
@@ -73,7 +75,7 @@ from adaptmix.statistics import Watch
 from adaptmix.trainers._additivity import couplings, loss_gradients
 from adaptmix.trainers._entry import refusing_moved_rows
 from adaptmix.trainers._head import WeightedHead, scale_rows
-from adaptmix.trainers._inputs import LossInputs, find_loss_inputs
+from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
 from adaptmix.trainers._replacements import Replacements
@@ -104,6 +106,7 @@ __all__ = [
     "count_labels",
     "couplings",
     "find_loss_inputs",
+    "find_segments",
     "gather",
     "halves",
     "load_state",
@@ -111,6 +114,7 @@ __all__ = [
     "loss_gradients",
     "make_sampler",
     "numbered_loader",
+    "over_rows",
     "own_randomness",
     "refusing_moved_rows",
     "register_head",
