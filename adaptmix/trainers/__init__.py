@@ -19,6 +19,7 @@ Which rows are drawn:
 How rows are weighted:
 
 - ``find_loss_inputs``, ``LossInputs``: where a loss meets the model; its ``scale`` weights rows
+- ``over_rows``: values of rows in the shape of a tensor of rows, or of packed positions
 - ``WeightedHead``, ``scale_rows``: the same at the output of a named module
 
 What is proved, in the first step and in measured ones:
