@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,60 +19,14 @@ from adaptmix.probe._coverage import Coverage
 
 WEIGHTS = ("sampling_weight", "loss_weight")
 PROPOSED = "proposed_"
-PER_DOMAIN = (
-    "loss",
-    "loss_error",
-    "grad_std",
-    "grad_std_error",
-    "noise",
-    "noise_error",
-    "samples_seen",
-    "epochs",
-    "tokens_per_row",
-)
-# Those that every run has, with a probe and losses.
-CHARTED = ("loss", "grad_std", "samples_seen", "epochs")
-CHARTED_OVERALL = (
-    "variance_ratio",
-    "predicted_gain",
-    "proposed_gain",
-    "effective_domains",
-    "coverage",
-)
-OVERALL = (
-    "variance_ratio",
-    "predicted_gain",
-    "predicted_gain_error",
-    "predicted_gain_bias",
-    "proposed_gain",
-    "effective_domains",
-    "coverage",
-    "overhead",
-)
+ERROR = "_error"
 
 
-def weight_tags(*, observing: bool) -> tuple[str, ...]:
-    """Return the tags of shares and loss weights; those that are only proposed say so."""
-    return tuple(PROPOSED + tag for tag in WEIGHTS) if observing else WEIGHTS
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What is known after an update of the weights.
 
-
-def scalars(
-    names: Sequence[str],
-    *,
-    weights: Weights,
-    stats: DomainStats,
-    in_force: FloatArray,
-    sizes: FloatArray,
-    lengths: FloatArray,
-    drawing: Mapping[str, Any],
-    per_token: bool = False,
-    observing: bool = False,
-    coverage: Coverage | None = None,
-    overhead: float = np.nan,
-) -> dict[str, float]:
-    """Return what one update has to show, by tag; what is not known is left out.
-
-    Args:
+    Attributes:
         names: K domain names.
         weights: what the policy proposes.
         stats: what it went by.
@@ -83,37 +39,113 @@ def scalars(
         coverage: what the gradient probe sees; None without one.
         overhead: share of the time that measuring takes; NaN while not known.
     """
-    columns = (
-        stats.loss_mean,
-        loss_error(stats, lengths),
-        np.sqrt(stats.grad_var),
-        grad_std_error(stats),
-        stats.noise,
-        noise_error(stats),
-        stats.seen,
-        stats.seen / sizes,
-        lengths if per_token else np.full_like(lengths, np.nan),
-    )
-    both = (weights.sampling, weights.loss)
-    table = dict(zip(weight_tags(observing=observing), both, strict=True))
-    table |= dict(zip(PER_DOMAIN, columns, strict=True))
-    labels = safe_names(names)
-    values = {
-        f"{quantity}/{label}": float(value)
-        for quantity, column in table.items()
-        for label, value in zip(labels, column, strict=True)
-    }
+
+    names: tuple[str, ...]
+    weights: Weights
+    stats: DomainStats
+    in_force: FloatArray
+    sizes: FloatArray
+    lengths: FloatArray
+    drawing: Mapping[str, Any]
+    per_token: bool = False
+    observing: bool = False
+    coverage: Coverage | None = None
+    overhead: float = np.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """A figure of each domain that is recorded, and shown, wherever it is known.
+
+    A new one is a line of ``QUANTITIES``: it is logged then, read back, and a column of the page.
+
+    Attributes:
+        tag: its name in the record; that of its standard errors ends with ``_error``.
+        of: returns (K,) values, NaN where they are not known.
+        error: returns (K,) standard errors; None without.
+        column: its heading in the table of the page; not shown there when "".
+    """
+
+    tag: str
+    of: Callable[[Update], FloatArray]
+    error: Callable[[Update], FloatArray] | None = None
+    column: str = ""
+
+
+QUANTITIES = (
+    Quantity(
+        "loss",
+        lambda update: update.stats.loss_mean,
+        lambda update: loss_error(update.stats, update.lengths),
+    ),
+    Quantity(
+        "grad_std",
+        lambda update: np.sqrt(update.stats.grad_var),
+        lambda update: grad_std_error(update.stats),
+        column="gradient std",
+    ),
+    Quantity(
+        "noise",
+        lambda update: update.stats.noise,
+        lambda update: noise_error(update.stats),
+        column="noise",
+    ),
+    Quantity("samples_seen", lambda update: update.stats.seen),
+    Quantity("epochs", lambda update: update.stats.seen / update.sizes, column="epochs"),
+    Quantity(
+        "tokens_per_row",
+        lambda update: update.lengths if update.per_token else np.full(len(update.names), np.nan),
+    ),
+)
+# Those that every run has, with a probe and losses.
+CHARTED = ("loss", "grad_std", "samples_seen", "epochs")
+CHARTED_OVERALL = (
+    "variance_ratio",
+    "predicted_gain",
+    "proposed_gain",
+    "effective_domains",
+    "coverage",
+)
+
+
+def weight_tags(*, observing: bool) -> tuple[str, ...]:
+    """Return the tags of shares and loss weights; those that are only proposed say so."""
+    return tuple(PROPOSED + tag for tag in WEIGHTS) if observing else WEIGHTS
+
+
+def scalars(update: Update) -> dict[str, float]:
+    """Return what one update has to show, by tag; what is not known is left out."""
+    values: dict[str, float] = {}
+    labels = safe_names(update.names)
+    for tag, column in _columns(update):
+        for label, value in zip(labels, column.tolist(), strict=True):
+            values[f"{tag}/{label}"] = value
+    values |= _overall(update)
+    return {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+
+
+def _columns(update: Update) -> list[tuple[str, FloatArray]]:
+    weights = (update.weights.sampling, update.weights.loss)
+    columns = list(zip(weight_tags(observing=update.observing), weights, strict=True))
+    for quantity in QUANTITIES:
+        columns.append((quantity.tag, quantity.of(update)))
+        if quantity.error is not None:
+            columns.append((quantity.tag + ERROR, quantity.error(update)))
+    return columns
+
+
+def _overall(update: Update) -> dict[str, float]:
+    weights, stats, drawing = update.weights, update.stats, update.drawing
     gain = predicted_gain(weights, stats, **drawing)
     doubt = gain_error(gain, weights, stats, sampler=str(drawing.get("sampler", "stratified")))
-    overall = (
-        variance_ratio(in_force, weights, stats, **drawing),
-        gain,
-        doubt.error,
-        doubt.bias,
-        sampling_gain(weights, stats, **drawing),
-        effective_domains(weights.sampling),
-        np.nan if coverage is None else coverage.least,
-        overhead,
-    )
-    values |= dict(zip(OVERALL, overall, strict=True))
-    return {tag: float(value) for tag, value in values.items() if np.isfinite(value)}
+    coverage = update.coverage
+    return {
+        "variance_ratio": variance_ratio(update.in_force, weights, stats, **drawing),
+        "predicted_gain": gain,
+        "predicted_gain_error": doubt.error,
+        "predicted_gain_bias": doubt.bias,
+        "proposed_gain": sampling_gain(weights, stats, **drawing),
+        "effective_domains": effective_domains(weights.sampling),
+        "coverage": np.nan if coverage is None else coverage.least,
+        "overhead": update.overhead,
+    }
