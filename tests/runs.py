@@ -141,3 +141,9 @@ class Run:
 def plain_loader(mix: Mixture, rows: list[list[int]]) -> DataLoader[Any]:
     """Batches of the given rows from an ordinary DataLoader."""
     return DataLoader(mix, batch_sampler=rows)
+
+
+def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
+    """A controller whose first batch of eight was drawn, and its draw."""
+    loader = controller.loader(8, steps=4, **options)
+    return controller, next(iter(loader.with_draws()))[1]

@@ -188,9 +188,14 @@ class Mixture(Dataset[Any]):
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
 
-    def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
-        """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
-        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domain]
+    def rows_of(self, domains: int | NDArray[np.int64], positions: ArrayLike) -> NDArray[np.int64]:
+        """Return the rows at ``positions`` within their domain, or each within its own.
+
+        Args:
+            domains: the number of the domain of all of them, or (n,) one of each.
+            positions: (n,) each in [0, its domain's size).
+        """
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domains]
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

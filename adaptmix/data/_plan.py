@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
 from adaptmix.state import _schema as schema
 
-# Steps that are drawn at once.
-_TOGETHER = 8
+# Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
+_STEPS = 8
+_ROWS = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +77,7 @@ class Plan:
     ) -> None:
         self.mixture = mixture
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
+        self._source: RowSource = PermutedRows(mixture, seed=seed)
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -129,43 +129,41 @@ class Plan:
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.
 
-        A few are drawn together, as far as the shares in force are known: one by one, in between
-        training steps that leave nothing of the drawing in the caches, each takes several times as
-        long.
+        A few are drawn together, as far as the shares in force are known: what they cost is mostly
+        the same however many rows there are.
         """
         self.starts += 1
-        drawing = self._draw(start, stop, size)
-        ahead: deque[StepRows] = deque()
-        for step in range(start, stop):
-            if not ahead:
-                known = self.completed + self.lag + 1 - step
-                ahead.extend(islice(drawing, max(1, min(_TOGETHER, known))))
-            yield ahead.popleft()
+        step = start
+        while step < stop:
+            known = self.completed + self.lag + 1 - step
+            together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
+            yield from self._draw(range(step, step + together), size)
+            step += together
 
-    def _draw(self, start: int, stop: int, size: int) -> Iterator[StepRows]:
-        sources: dict[int, RowSource] = {}
-        drawn = self._drawn[start]
-        for step in range(start, stop):
-            counted = self.schedule.step(step, size=size)
-            counts, order = counted.counts, counted.order
-            present = np.flatnonzero(counts)
-            taken = []
-            for domain, count, before in zip(
-                present.tolist(), counts[present].tolist(), drawn[present].tolist(), strict=True
-            ):
-                if domain not in sources:
-                    sources[domain] = PermutedRows(self.mixture, domain, seed=self.seed)
-                taken.append(sources[domain].take(before, count))
-            drawn = drawn + counts
-            self._drawn[step + 1] = drawn
-            yield StepRows(
+    def _draw(self, steps: range, size: int) -> list[StepRows]:
+        counted = [self.schedule.step(step, size=size) for step in steps]
+        drawn, places = self._drawn[steps.start], np.arange(size)
+        domains, numbers = [], []
+        for step, found in zip(steps, counted, strict=True):
+            present = np.flatnonzero(found.counts)
+            counts = found.counts[present]
+            # The k-th row of a domain in the step is number k of those after the ones drawn before.
+            firsts = drawn[present] - (np.cumsum(counts) - counts)
+            numbers.append((np.repeat(firsts, counts) + places)[found.order])
+            domains.append(np.repeat(present, counts)[found.order])
+            self._drawn[step + 1] = drawn = drawn + found.counts
+        taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
+        return [
+            StepRows(
                 step=step,
-                rows=np.concatenate([part.rows for part in taken])[order],
-                domains=np.repeat(present, counts[present])[order],
-                fresh=np.concatenate([part.fresh for part in taken])[order],
-                domain_shares=counted.domain_shares,
-                row_shares=counts / size,
+                rows=taken.rows[i * size : (i + 1) * size],
+                domains=domains[i],
+                fresh=taken.fresh[i * size : (i + 1) * size],
+                domain_shares=found.domain_shares,
+                row_shares=found.counts / size,
             )
+            for i, (step, found) in enumerate(zip(steps, counted, strict=True))
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from adaptmix.probe.rules._registry import Rule, recognise
+from adaptmix.probe.rules._registry import LayerRule, recognise
 
 _NAMED = 5  # modules in a sentence
 
@@ -80,7 +80,7 @@ class Layer:
     """
 
     module: Any
-    rule: Rule
+    rule: LayerRule
     indices: Mapping[str, int]
 
 
@@ -92,20 +92,20 @@ class ParameterMap:
 
     Args:
         model: the model.
-        only: the type of rule whose parameters count; all when None.
+        norms_only: whether the parameters of normalisation layers alone count.
 
     Raises:
         ValueError: nothing is trainable, or nothing that counts.
     """
 
-    def __init__(self, model: nn.Module, *, only: type | None = None) -> None:
+    def __init__(self, model: nn.Module, *, norms_only: bool = False) -> None:
         holders = [(name, module, recognise(module)) for name, module in model.named_modules()]
-        if only is not None:
-            holders = [holder for holder in holders if isinstance(holder[2], only)]
+        if norms_only:
+            holders = [holder for holder in holders if holder[2] and holder[2].normalises]
         own = [p for _, module, _ in holders for p in module.parameters(recurse=False)]
         parameters = list({id(p): p for p in own if p.requires_grad}.values())
         if not parameters:
-            kind = "" if only is None else f" in layers of kind {only.__name__}"
+            kind = " in normalisation layers" if norms_only else ""
             raise ValueError(
                 f"model must have trainable parameters{kind}; got none. Unfreeze some before "
                 "watching it."

@@ -24,6 +24,7 @@ from adaptmix.probe._operations import (
     of_term,
     reduced_is_right,
 )
+from adaptmix.probe._pauses import Pauses
 from adaptmix.probe._rows import EXPANDING, RowTracker
 from adaptmix.probe._tracked import (
     ONE_EACH,
@@ -58,19 +59,21 @@ class Functions(TorchFunctionMode):
     Args:
         parameters: the model's.
         listener: what is told.
+        tracker: knows how tensors run over samples.
+        pauses: when something else than the model runs.
         claimed: identities of the parameters of layers that are being called.
     """
 
     parameters: ParameterMap
     listener: Listener
+    tracker: RowTracker
+    pauses: Pauses
     claimed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.tracker = RowTracker()
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
-        self.paused = False  # while something else than the model runs
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
@@ -97,7 +100,7 @@ class Functions(TorchFunctionMode):
         return output
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
-        if self.paused:
+        if self.pauses.steps:
             return
         tensors = list(tensors_of((*args, *kwargs.values())))
         if not tensors:

@@ -9,17 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from adaptmix.probe._pauses import Pauses
+
 
 class GradientMass:
     """Squared norms of parameters' gradients in the backward passes of one step.
 
     Sharded gradients arrive elsewhere, so parameters that are sharded have no mass.
+
+    Args:
+        pauses: when gradients are of something else.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: Pauses) -> None:
+        self._pauses = pauses
         self._squares: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        self.paused = False
 
     def listen(self, parameters: Mapping[int, Tensor]) -> None:
         """Listen to the gradients of {number: parameter}, and forget those of other steps."""
@@ -32,7 +37,7 @@ class GradientMass:
 
     @torch.no_grad()
     def _take(self, number: int, gradient: Tensor) -> None:
-        if self.paused:
+        if self._pauses.steps:
             return
         flat = gradient.detach().flatten()
         flat = flat if flat.dtype == torch.float64 else flat.float()

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix._checks import choice, integer
 from adaptmix.data._segments import Segments
 from adaptmix.errors import CoverageWarning
 from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.probe._coverage import Coverage, Layer, ParameterMap, accumulator
+from adaptmix.probe._coverage import Coverage, ParameterMap, accumulator
+from adaptmix.probe._follower import Follower
 from adaptmix.probe._functions import Functions
 from adaptmix.probe._hooks import ModelHooks
 from adaptmix.probe._isolation import warn_unless_isolated
 from adaptmix.probe._mass import GradientMass
-from adaptmix.probe._tracked import WHOLE, Padding, Rows, Use, check_rows
-from adaptmix.probe._verification import Roots, Verifier, kind_of, roots_of
+from adaptmix.probe._pauses import Pauses
+from adaptmix.probe._rows import RowTracker
+from adaptmix.probe._tracked import check_rows
+from adaptmix.probe._verification import Verifier, roots_of
 from adaptmix.probe.estimators._exact import ExactBatch
-from adaptmix.probe.estimators._gradients import GradientSums, MicroBatch
+from adaptmix.probe.estimators._gradients import GradientSums
+from adaptmix.probe.estimators._micro_batch import MicroBatch
 from adaptmix.probe.estimators._sketch import Projections, SketchBatch
-from adaptmix.probe.rules._normalisation import Normalisation
 
 ESTIMATORS = ("sketch", "exact", "norm")
-_FIRST = 4  # outputs of layers, among which one is of positions that samples are packed in
 
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -72,26 +70,29 @@ class GradientProbe:
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         self._num_domains = integer("num_domains", num_domains, minimum=1)
         self._model = model
-        only = Normalisation if choice("estimator", estimator, ESTIMATORS) == "norm" else None
-        self._parameters = ParameterMap(unwrapped(model), only=only)
+        norms_only = choice("estimator", estimator, ESTIMATORS) == "norm"
+        self._parameters = ParameterMap(unwrapped(model), norms_only=norms_only)
         self._projections = (
             Projections(self._parameters, seed=seed) if estimator == "sketch" else None
         )
         self._uncompiled = Uncompiled()
-        self._functions = Functions(self._parameters, self)
-        self._hooks = ModelHooks(unwrapped(model), self._parameters.layers, self._functions, self)
+        tracker, self._pauses = RowTracker(), Pauses()
+        self._follower = Follower(self._parameters, tracker, self._pauses, self._new_batch())
+        self._functions = Functions(self._parameters, self._follower, tracker, self._pauses)
+        self._hooks = ModelHooks(
+            unwrapped(model), self._parameters.layers, self._functions, self._follower
+        )
         self._attached = False
         self._observing = False
         self._inspected = False
         self._isolation_known = False
         self._verifier = Verifier(unwrapped(model), self._parameters)
-        self._mass = GradientMass()
-        self._set_aside = self._twice = False
+        self._mass = GradientMass(self._pauses)
+        self._twice = False
         self._drop()
 
     def _drop(self) -> None:
-        self._upcoming = self._new_batch()
-        self._current: MicroBatch | None = None
+        self._follower.upcoming, self._follower.current = self._new_batch(), None
         self._total: GradientSums | None = None
 
     def _new_batch(self) -> MicroBatch:
@@ -171,7 +172,7 @@ class GradientProbe:
         self._observe(observing and self._attached)
         if self._observing and self._projections is not None:
             self._projections.redraw(step)
-        self._upcoming = self._new_batch()
+        self._follower.upcoming = self._new_batch()
         self._functions.forget()
 
     def _observe(self, observing: bool) -> None:
@@ -231,7 +232,7 @@ class GradientProbe:
                 "Call expect between the forward and the backward."
             )
         self._finish()
-        batch, self._upcoming = self._upcoming, self._new_batch()
+        batch, self._follower.upcoming = self._follower.upcoming, self._new_batch()
         self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
@@ -240,28 +241,15 @@ class GradientProbe:
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
         if segments is None:
-            self._verify(batch, domains, samples, roots_of(values, outputs, samples, len(domains)))
+            roots = roots_of(values, outputs, samples, len(domains))
+            # Losses may be weighted inside the model's forward, whose operations are followed.
+            with self._follower.proving(batch):
+                self._verifier(batch, domains, samples, roots)
         batch.calls.clear()
         batch.first.clear()
         batch.expect(domains, factors, segments, samples, accumulator(loss))
         loss.register_hook(batch.begin)
-        self._current = batch
-
-    def _verify(
-        self,
-        batch: MicroBatch,
-        domains: Tensor,
-        samples: Tensor | None,
-        roots: Roots | None,
-    ) -> None:
-        self._current = batch
-        # Losses may be weighted inside the model's forward, whose operations are followed.
-        self._mass.paused = self._functions.paused = True
-        try:
-            self._verifier(batch, domains, samples, roots)
-        finally:
-            self._current = None
-            self._mass.paused = self._functions.paused = False
+        self._follower.current = batch
 
     def collect(self) -> GradientSums | None:
         """Return the sums over the micro-batches since the last call, or None without any."""
@@ -276,7 +264,7 @@ class GradientProbe:
 
     def _finish(self) -> None:
         """Add the micro-batch whose backward is done to the step's sums."""
-        batch, self._current = self._current, None
+        batch, self._follower.current = self._follower.current, None
         sums = None if batch is None else batch.finish()
         self._twice |= batch is not None and batch.twice
         self._parameters.twice |= self._twice
@@ -288,117 +276,6 @@ class GradientProbe:
         for total, part in zip(self._total.tensors(), sums.tensors(), strict=True):
             total += part
 
-    def refuse(self, indices: Sequence[int]) -> None:
-        """Leave out parameters one of whose uses cannot be followed."""
-        # A call that is a checkpoint's second one belongs to the micro-batch in its backward.
-        if not self._recomputing() or self._current is not None:
-            self._parameters.refuse(indices)
-
-    def on_call(
-        self,
-        layer: Layer,
-        inputs: Sequence[Tensor],
-        output: Tensor,
-        rows: Rows,
-        pad: Padding = WHOLE,
-    ) -> None:
-        """Follow one call of a layer, whose first input and output run over samples by ``rows``."""
-        batch = self._following(layer.indices.values(), inputs, output, rows)
-        if batch is None:
-            return
-        x = rows.first(inputs[0])
-        batch.note(kind_of(layer.indices.values(), rows), output.dtype)
-        if not self._recomputing():
-            batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
-        with torch.no_grad(), _full_precision(x.device.type):
-            kept = batch.keep(layer, pad.inputs(x))
-
-        @torch.no_grad()
-        def on_backward(kept: list[Tensor | None], gradient: Tensor) -> None:
-            # Backward hooks inherit autocast where backward() is called inside of it.
-            with _full_precision(gradient.device.type):
-                g = pad.outputs(rows.first(gradient.detach()))
-                batch.add(layer, size, _taken(kept), g, rows.ids)
-
-        size = len(x)
-        # On the output and not on the module, whose backward hooks forbid in-place activations.
-        # In a list, to be taken out when it is used: hooks live as long as the graph does.
-        output.register_hook(partial(self._if_current, batch, partial(on_backward, [kept])))
-
-    def on_operation(
-        self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
-    ) -> None:
-        """Follow an operation that brings parameters together with samples."""
-        leaves = [index for use in uses for source in use.sources for index in source.leaves]
-        batch = self._following(leaves, inputs, output, rows)
-        if batch is None:
-            return
-        batch.note(kind_of(leaves, rows), output.dtype)
-
-        @torch.no_grad()
-        def on_backward(gradient: Tensor) -> None:
-            with _full_precision(gradient.device.type), self.aside():
-                g = rows.first(gradient.detach())
-                for use in uses:
-                    for index, found in use.gradients(g):
-                        batch.add_whole(index, found, rows.ids)
-
-        output.register_hook(partial(self._if_current, batch, on_backward))
-
-    def _following(
-        self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
-    ) -> MicroBatch | None:
-        """Return the micro-batch that a call is of; None where it has no backward pass."""
-        recomputing = self._recomputing()
-        batch = self._current if recomputing else self._upcoming
-        if batch is None:
-            return None
-        if not recomputing:
-            # Without grad too: reentrant checkpointing runs its first forward that way.
-            batch.uses.update(indices)
-            batch.rows = self._functions.tracker.samples or 0
-        if not output.requires_grad:
-            return None
-        if output.grad_fn is not None:
-            batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
-        if len(batch.first) < _FIRST and not recomputing:
-            # Its place in the graph, for the output itself may be needed by nobody else.
-            batch.first.append((get_gradient_edge(output), output.shape))
-        return batch
-
-    def _if_current(
-        self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
-    ) -> None:
-        if self._set_aside:
-            return
-        batch.twice |= torch.is_grad_enabled()  # create_graph
-        if batch is self._current:  # not collected or detached meanwhile
-            on_backward(gradient)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Differentiate something else for a while, of which nothing is measured."""
-        self._set_aside = self._mass.paused = self._functions.paused = True
-        try:
-            yield
-        finally:
-            self._set_aside = self._mass.paused = self._functions.paused = False
-
-    def _recomputing(self) -> bool:
-        """Return whether a backward pass is running: a forward is then a checkpoint's second one.
-
-        It is no further use of its layers, and belongs to the micro-batch that is differentiated.
-        """
-        return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _taken(kept: list[Tensor | None]) -> Tensor | None:
-    """Return what was kept for a backward pass, and let go of it unless there may be another."""
-    again = torch._C._autograd._get_current_graph_task_keep_graph()
-    return kept[0] if again else kept.pop()
-
-
-def _full_precision(device: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast, which costs something to switch off where it is not on."""
-    on = torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context in which something else is differentiated, and nothing is measured."""
+        return self._pauses.aside()

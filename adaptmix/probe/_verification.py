@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix.errors import CoverageWarning, RowOrderWarning
 from adaptmix.probe._coverage import ParameterMap, some
 from adaptmix.probe._tracked import Rows
-from adaptmix.probe.estimators._gradients import Kind, MicroBatch
+from adaptmix.probe.estimators._micro_batch import Kind, MicroBatch
 
 # Differences between sums of as many terms, relative to their norm, that are rounding. Products
 # in TensorFloat-32 have the precision of halves.

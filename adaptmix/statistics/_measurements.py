@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -17,27 +15,23 @@ from adaptmix._types import Domains, DomainStats
 from adaptmix._warn_once import WarnOnce
 from adaptmix.errors import (
     CoverageWarning,
-    NoiseWarning,
     NonFiniteWarning,
-    UnseenDomainWarning,
 )
 from adaptmix.noise import NoiseTerms
 from adaptmix.probe._coverage import Coverage
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.processes import _sums as distributed
 from adaptmix.state import _schema as schema
+from adaptmix.statistics._gaps import warn_of_coverage, warn_of_gaps
 from adaptmix.statistics._lengths import RowLengths
 from adaptmix.statistics._running import RunningStatistics
 from adaptmix.statistics._sums import FIELDS, DomainSums
+from adaptmix.statistics._supplied import Supplied
 from adaptmix.statistics._window import Window
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_COVERAGE_EXPECTED = 0.9
-_FROM_DRAWS = frozenset({"count", "seen", "age"})
-_FROM_LOSSES = frozenset({"loss_mean", "loss_var"})
-_FROM_PROBE = frozenset({"grad_var", "grad_sq", "grad_mean_sq", "grad_mean_pairs", "grad_gram"})
 _NO_GRADIENT = (
     "loss() must be followed by backward() through the watched model; its probe saw no gradient in "
     "an observed step. Watch the model that is trained, and compile the model, not a whole step of "
@@ -93,10 +87,7 @@ class Measurements:
         self._running = RunningStatistics(K, half_life=half_life, gram=gram)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
-        self._noise_given = False
-        self._losses_given = False
-        self._held_out = False
-        self._agreed = frozenset[str]()
+        self._supplied = Supplied(gram=gram)
         self._asked = False
         self._group = group
         self._warn = warn
@@ -165,8 +156,8 @@ class Measurements:
 
     def expect(self, *, noise: bool) -> None:
         """Take note of what micro-batches are going to bring: losses, and noise terms or not."""
-        self._losses_given = True
-        self._noise_given |= noise
+        self._supplied.losses = True
+        self._supplied.noise |= noise
 
     def record(
         self,
@@ -179,8 +170,8 @@ class Measurements:
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
         tokens = self._counted(tokens)
-        self._noise_given |= noise is not None
-        self._losses_given |= losses is not None
+        self._supplied.noise |= noise is not None
+        self._supplied.losses |= losses is not None
         self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
 
     def _counted(self, tokens: Tensor) -> Tensor:
@@ -190,7 +181,7 @@ class Measurements:
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of one domain's held-out rows."""
         self._on(noise.residual.device).add_held_out(domain, noise)
-        self._noise_given = self._held_out = True
+        self._supplied.noise = self._supplied.held_out = True
 
     def close_step(
         self, step: int, *, due: bool, observed: bool, adapting: bool = True, agree: Agree
@@ -235,16 +226,12 @@ class Measurements:
     @property
     def told(self) -> frozenset[str]:
         """What this process was given; other processes may have been given other things."""
-        given = {
-            "noise": self._noise_given,
-            "losses": self._losses_given or self._running.has_losses,  # of before it was saved
-            "gradients": self.probe is not None,
-        }
-        return frozenset(name for name, is_given in given.items() if is_given)
+        self._supplied.losses |= self._running.has_losses  # of before it was saved
+        return self._supplied.told(watched=self.probe is not None)
 
     def agree_on(self, told: frozenset[str]) -> None:
         """Go by what any of the processes was given."""
-        self._agreed = told
+        self._supplied.agreed = told
 
     def forget_step(self) -> None:
         """Forget the micro-batches of a step that is not going to be finished."""
@@ -280,47 +267,17 @@ class Measurements:
             CoverageWarning: once, when they are not, or of less than 0.9 of it.
         """
         found = self.coverage
-        if found is None:
-            return True
-        trusted = found.least >= coverage
-        if not trusted or found.least < _COVERAGE_EXPECTED:
-            enough = math.floor(100.0 * found.least) / 100.0
-            stay = f"stay as they are; min_coverage={enough:g} would move them on what is seen"
-            follows = f"Weights {'move all the same, as min_coverage allows' if trusted else stay}"
-            self._warn(
-                CoverageWarning,
-                f"{found.describe()} Gradient variances come out too small. {follows}. A type of "
-                "layer that hides its operations gets a rule by adaptmix.register_rule.",
-            )
-        return trusted
+        return found is None or warn_of_coverage(found, required=coverage, warn=self._warn)
 
     @property
     def measured(self) -> frozenset[str]:
         """The DomainStats fields that this run measures."""
-        probe = _FROM_PROBE if "gradients" in self._agreed else frozenset()
-        probe = probe if self._running.gram else probe - {"grad_gram"}
-        noise = frozenset({"noise"}) if "noise" in self._agreed else frozenset()
-        losses = _FROM_LOSSES if "losses" in self._agreed else frozenset()
-        return _FROM_DRAWS | losses | probe | noise
+        return self._supplied.measured
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
         """Warn of domains that were not seen, or whose noise is no longer out of sample."""
-        names = self._domains.names
-        unseen = np.flatnonzero(stats.seen == 0)
-        if unseen.size:
-            self._warn(
-                UnseenDomainWarning,
-                f"{unseen.size} of {len(names)} domains were not sampled yet (the first is "
-                f"{names[unseen[0]]!r}); they get the others' mean statistics.",
-            )
-        repeating = np.flatnonzero(stats.seen > self._domains.sizes)
-        if repeating.size and not self._held_out and "noise" in required:
-            self._warn(
-                NoiseWarning,
-                f"Domain {names[repeating[0]]!r} repeats: its noise is kept as estimated in the "
-                "first pass, for fitted rows look less noisy than they are. Pass held-out rows to "
-                "controller.record_noise(noise, domain) to keep it up to date.",
-            )
+        in_sample = "noise" in required and not self._supplied.held_out
+        warn_of_gaps(stats, self._domains, in_sample=in_sample, warn=self._warn)
 
     def _on(self, device: torch.device) -> DomainSums:
         if self._sums is None:
@@ -338,9 +295,9 @@ class Measurements:
             "lengths": self._lengths.state_dict(),
             "window": None if self._window is None else self._window.state_dict(),
             "sums": None if sums is None else sums.numpy(),
-            "noise_given": "noise" in self._agreed,
-            "losses_given": "losses" in self._agreed,
-            "held_out": self._held_out,
+            "noise_given": "noise" in self._supplied.agreed,
+            "losses_given": "losses" in self._supplied.agreed,
+            "held_out": self._supplied.held_out,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "measurements") -> None:
@@ -370,6 +327,7 @@ class Measurements:
             sums = DomainSums(K, torch.device("cpu"))
             sums.tensor += distributed.part_of_rank(torch.from_numpy(saved["sums"]), self._group)
         self._running, self._lengths, self._window, self._sums = running, lengths, window, sums
-        self._noise_given, self._losses_given = saved["noise_given"], saved["losses_given"]
-        self._held_out, self._agreed = saved["held_out"], self.told
+        supplied = self._supplied
+        supplied.noise, supplied.losses = saved["noise_given"], saved["losses_given"]
+        supplied.held_out, supplied.agreed = saved["held_out"], self.told
         self._asked = False

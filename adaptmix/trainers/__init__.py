@@ -20,9 +20,10 @@ part                         what it is for
 ``uneven_targets``
 ``refusing_moved_rows``      the proof that rows enter the model in the order of the batch
 ``BackwardProof``            the proof that the loss is differentiated once, as it is
-``Replacements``,            a trainer's methods, loggers and random states, which are given back
-``RecordTexts``,
+``Replacements``,            a trainer's methods and random states, which are given back
 ``own_randomness``
+``TrainerBoard``,            charts and texts in a trainer's TensorBoard logger; what cannot be
+``tolerant``                 logged is a warning
 ``save_state``,              states in a trainer's checkpoint folder
 ``load_state``
 ``register_head``            per-sample gradients of heads that a trainer fuses with its loss
@@ -47,7 +48,8 @@ from adaptmix.data import (
     tensors_of,
 )
 from adaptmix.monitoring._names import safe_names
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.monitoring._tensorboard import PREFIX, tolerant
+from adaptmix.monitoring._trainer_board import TrainerBoard
 from adaptmix.probe import Coverage
 from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import FusedHead, Side, register_head
@@ -78,10 +80,10 @@ __all__ = [
     "LossInputs",
     "Matrix",
     "PlanSampler",
-    "RecordTexts",
     "Replacements",
     "Settings",
     "Side",
+    "TrainerBoard",
     "WarnOnce",
     "Watch",
     "WeightedHead",
@@ -91,7 +93,6 @@ __all__ = [
     "find_loss_inputs",
     "gather",
     "halves",
-    "lay_out",
     "load_state",
     "loader_options",
     "loss_gradients",

@@ -13,7 +13,7 @@ from adaptmix import Controller
 from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.trainers import Layout, RecordTexts, Settings, WarnOnce, Watch
+from adaptmix.trainers import Layout, Settings, TrainerBoard, WarnOnce, Watch
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning import _logs as logs
 from adaptmix_lightning import _state as state
@@ -115,7 +115,7 @@ class AdaptMixCallback(Callback):
         self._loader: PlannedLoader | None = None
         self._weighting: Weighting | None = None
         self._watch: Watch | None = None
-        self._texts: list[RecordTexts] = []
+        self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
@@ -269,7 +269,7 @@ class AdaptMixCallback(Callback):
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
         coverage = None if self._watch is None else self._watch.coverage
-        self._texts = logs.begin(trainer, controller, coverage, self._warn_of_logs)
+        self._boards = logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -298,11 +298,11 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
-            logs.write(trainer, self.controller, self._warn_of_logs)
+            logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""
-        logs.tell(self._texts, self.controller, self._warn_of_logs)
+        logs.write_texts(self._boards, self.controller, self._warn_of_logs)
         _log.info("%s", self.controller.report())
 
     def on_exception(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptmix.probe.estimators import _exact as exact
 from adaptmix.probe.estimators import _gradients as gradients
+from adaptmix.probe.estimators import _micro_batch as micro_batch
 from tests.probe.cases import (
     CASES,
     DOMAINS,
@@ -121,7 +122,7 @@ def test_products_of_vectors_are_a_short_cut_only(
     probe = attached(model, estimator)
     short = observe(probe, model, *data)
     assert short is not None
-    monkeypatch.setattr(gradients, "_FEW_DOMAINS", K - 1)
+    monkeypatch.setattr(micro_batch, "_FEW_DOMAINS", K - 1)
     assert_same(observe(probe, model, *data), short)
 
 

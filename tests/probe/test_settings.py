@@ -246,7 +246,7 @@ def test_the_norm_estimator_sees_normalisation_layers_and_nothing_else() -> None
 
 
 def test_a_model_without_normalisation_has_no_norm_estimate() -> None:
-    with pytest.raises(ValueError, match=r"trainable parameters in layers of kind Normalisation"):
+    with pytest.raises(ValueError, match=r"trainable parameters in normalisation layers"):
         GradientProbe(mlp(), K, estimator="norm")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adaptmix.probe._coverage import Layer, ParameterMap
-from adaptmix.probe.estimators._gradients import MicroBatch, align, products
+from adaptmix.probe.estimators._gradients import align, products
+from adaptmix.probe.estimators._micro_batch import MicroBatch
 from adaptmix.probe.rules._registry import Factored
 
 # Elements of per-sample gradients held at once.
@@ -47,8 +47,9 @@ class ExactBatch(MicroBatch):
         kept, gradient = self._by_sample(kept), self._by_sample(gradient)
         g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient), samples)
         x = self._where(kept.to(dtype) if kept.is_floating_point() else kept, samples)
-        if self._multiplies_vectors(layer, x, samples):
-            self._add_vectors(layer, x, g)
+        rule = layer.rule.factored
+        if rule is not None and rule.plain and self._may_multiply(layer, x, samples):
+            self._add_vectors(layer, rule, x, g)
             return
         step = max(1, _CHUNK_ELEMENTS // sum(self._parameters.shapes[i].numel() for i in indices))
         for start in range(0, len(x), step):
@@ -63,25 +64,20 @@ class ExactBatch(MicroBatch):
         scaled = gradients * align(scale.to(gradients.dtype), gradients)
         self._deliver(index, slice(None), self._where(scaled, samples), samples)
 
-    def _multiplies_vectors(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
-        """Return whether the weight's gradients are products of two vectors, cheaper to sum so."""
-        return (
-            isinstance(layer.rule, Factored)
-            and layer.rule.plain
-            and x.ndim == 2
-            and all(
-                self._few_products(index, samples) and not self._parameters.refused(index)
-                for index in layer.indices.values()
-            )
+    def _may_multiply(self, layer: Layer, x: Tensor, samples: Tensor | None) -> bool:
+        """Return whether gradients that are products of two vectors are cheaper to sum so."""
+        return x.ndim == 2 and all(
+            self._few_products(index, samples) and not self._parameters.refused(index)
+            for index in layer.indices.values()
         )
 
-    def _add_vectors(self, layer: Layer, x: Tensor, g: Tensor) -> None:
+    def _add_vectors(self, layer: Layer, rule: Factored, x: Tensor, g: Tensor) -> None:
         members = functional.one_hot(self._domains, self._num_domains).to(g.dtype)
         if "bias" in layer.indices:
             self._square += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
             self._sums[layer.indices["bias"]] = members.T @ g
         if "weight" in layer.indices:
-            pair = (x, g) if cast(Factored, layer.rule).inputs_dim == 0 else (g, x)
+            pair = (x, g) if rule.inputs_dim == 0 else (g, x)
             square, self._sums[layer.indices["weight"]] = products(*pair, members)
             self._square += square
 

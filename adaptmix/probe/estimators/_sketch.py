@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adaptmix.probe._coverage import Layer, ParameterMap
-from adaptmix.probe.estimators._gradients import MicroBatch, products
+from adaptmix.probe.estimators._gradients import products
+from adaptmix.probe.estimators._micro_batch import MicroBatch
 from adaptmix.probe.estimators._signs import CountSketch, Signs, joined, rows_at_once
 from adaptmix.probe.rules._registry import Factored
 
@@ -135,8 +136,7 @@ def _width(size: int, taps: int = 1) -> int:
 
 def factors(layer: Layer) -> Factored | None:
     """Return a layer's rule, if it factorises the gradient of a weight that is trained."""
-    rule = layer.rule
-    return rule if isinstance(rule, Factored) and "weight" in layer.indices else None
+    return layer.rule.factored if "weight" in layer.indices else None
 
 
 class SketchBatch(MicroBatch):

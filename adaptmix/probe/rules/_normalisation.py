@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adaptmix.probe.rules._registry import register_recogniser, register_rule, trainable
+from adaptmix.probe.rules._registry import (
+    LayerRule,
+    register_recogniser,
+    register_rule,
+    trainable,
+)
 
 
-class Normalisation:
+class Normalisation(LayerRule):
     """Rule for y = weight * normalised(x) + bias; also with 1 + weight in weight's place.
 
     Args:
@@ -20,6 +25,8 @@ class Normalisation:
             of samples.
         channels_first: whether the dim after the samples is the weight's, and not the last ones.
     """
+
+    normalises = True
 
     def __init__(
         self,

@@ -45,7 +45,41 @@ class Side(Protocol):
         ...
 
 
-class Factored(ABC):
+class LayerRule(ABC):
+    """A rule, and what estimators know of it beside its gradients."""
+
+    by_position = False
+    """Whether the layer treats every position of (b, positions, ...) by itself."""
+
+    normalises = False
+    """Whether the layer normalises, so that estimator "norm" is for it."""
+
+    @abstractmethod
+    def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """Return whole per-sample gradients, as every rule does."""
+
+    @property
+    def factored(self) -> Factored | None:
+        """The rule itself, where a weight's gradient is a sum of products."""
+        return None
+
+    def packs(self, dims: int) -> bool:
+        """Return whether samples may be packed in (b, positions, ...) of so many dims."""
+        return self.by_position and dims >= 3
+
+
+class _Called(LayerRule):
+    """A rule that is a function."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.by_position = bool(getattr(rule, "by_position", False))
+
+    def __call__(self, module: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        return self._rule(module, x, g)
+
+
+class Factored(LayerRule):
     """Rule for a layer with ``weight`` and ``bias`` whose weight's gradient is Σ_t o_t i_tᵀ.
 
     The features i_t of a position come from the layer's input alone and o_t from its output
@@ -61,6 +95,15 @@ class Factored(ABC):
 
     inputs_dim = 1
     """Along which dim of the weight, 0 or 1, input features run; output features: the other."""
+
+    @property
+    def factored(self) -> Factored:
+        """The rule itself."""
+        return self
+
+    def packs(self, dims: int) -> bool:
+        """Return whether samples may be packed: with one dim of positions and one of features."""
+        return self.by_position and dims == 3
 
     @abstractmethod
     def accepts(self, module: Any, x: Tensor) -> bool:
@@ -182,11 +225,11 @@ def register_recogniser(recogniser: Recogniser) -> Recogniser:
     return recogniser
 
 
-def recognise(module: nn.Module) -> Rule | None:
+def recognise(module: nn.Module) -> LayerRule | None:
     """Return the rule for a module by its type, or by what it computes."""
-    rule = find_rule(module)
     found = (recogniser(module) for recogniser in _RECOGNISERS)
-    return rule or next((other for other in found if other is not None), None)
+    rule = find_rule(module) or next((other for other in found if other is not None), None)
+    return rule if rule is None or isinstance(rule, LayerRule) else _Called(rule)
 
 
 def _name(kind: type | str) -> str:
