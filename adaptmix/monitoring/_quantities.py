@@ -12,7 +12,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix._simplex import effective_domains
 from adaptmix._types import DomainStats, Weights
-from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain, variance_ratio
+from adaptmix.monitoring._efficiency import efficiency
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._uncertainty import gain_error, grad_std_error, loss_error, noise_error
 from adaptmix.probe._coverage import Coverage
@@ -33,7 +33,7 @@ class Update:
         in_force: (K,) shares the next step is drawn with.
         sizes: (K,) rows of each domain.
         lengths: (K,) mean tokens per row; ones with unit "sample".
-        drawing: how rows are drawn, as ``efficiency.variance_ratio`` takes it.
+        drawing: how rows are drawn, as ``efficiency`` takes it.
         per_token: whether the unit is "token".
         observing: whether the weights are only proposed.
         coverage: what the gradient probe sees; None without one.
@@ -136,15 +136,16 @@ def _columns(update: Update) -> list[tuple[str, FloatArray]]:
 
 def _overall(update: Update) -> dict[str, float]:
     weights, stats, drawing = update.weights, update.stats, update.drawing
-    gain = predicted_gain(weights, stats, **drawing)
-    doubt = gain_error(gain, weights, stats, sampler=str(drawing.get("sampler", "stratified")))
+    found = efficiency(update.in_force, weights, stats, **drawing)
+    sampler = str(drawing.get("sampler", "stratified"))
+    doubt = gain_error(found.predicted, weights, stats, sampler=sampler)
     coverage = update.coverage
     return {
-        "variance_ratio": variance_ratio(update.in_force, weights, stats, **drawing),
-        "predicted_gain": gain,
+        "variance_ratio": found.ratio,
+        "predicted_gain": found.predicted,
         "predicted_gain_error": doubt.error,
         "predicted_gain_bias": doubt.bias,
-        "proposed_gain": sampling_gain(weights, stats, **drawing),
+        "proposed_gain": found.proposed,
         "effective_domains": effective_domains(weights.sampling),
         "coverage": np.nan if coverage is None else coverage.least,
         "overhead": update.overhead,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,14 @@ def record(data: bytes) -> bytes:
     Source:
         The format of TFRecord files, https://www.tensorflow.org/tutorials/load_data/tfrecord.
     """
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, _masked(length), data, _masked(data)))
+    return b"".join((_head(len(data)), data, _masked(data)))
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int) -> bytes:
+    """Return a length and its checksum; the records of a run have few different lengths."""
+    packed = struct.pack("<Q", length)
+    return packed + _masked(packed)
 
 
 def _masked(data: bytes) -> bytes:
@@ -54,9 +60,9 @@ def crc32c(data: bytes) -> int:
 @cache
 def _tables() -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
     """Return (512, 256) contributions of a byte, by its place in a block, and the places."""
-    last = np.arange(256, dtype=np.uint32)
+    last: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        last = (last >> 1) ^ np.where(last & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+        last = (last >> np.uint32(1)) ^ (last & np.uint32(1)) * np.uint32(_POLYNOMIAL)
     tables = np.empty((_BLOCK, 256), dtype=np.uint32)
     tables[-1] = last
     for place in range(_BLOCK - 2, -1, -1):
