@@ -1,4 +1,4 @@
-"""What the rooms of adaptmix hand to each other: domains, their statistics and their weights."""
+"""What the rooms of AdaptMix hand to each other: domains, their statistics and their weights."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Weights:
 
     @classmethod
     def proportional(cls, importance: ArrayLike) -> Weights:
-        """Return the weights of a run without adaptmix: p = π and w = 1."""
+        """Return the weights of a run without AdaptMix: p = π and w = 1."""
         pi = vector("importance", importance, minimum=0.0)
         return cls(pi, np.ones_like(pi), pi)
 
@@ -165,6 +165,8 @@ class DomainStats:
         loss_count: (K,) effective number of samples behind ``loss_var``; ``seen`` when left out.
         noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
         noise_count: (K,) effective number of samples behind ``noise``; ``seen`` when left out.
+        holdout_loss: (K,) mean loss of held-out samples, which are never trained on.
+        holdout_count: (K,) effective number of samples behind ``holdout_loss``; 0 when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
         grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
             single row in a step; ``count`` when left out.
@@ -192,6 +194,8 @@ class DomainStats:
     loss_count: FloatArray
     noise: FloatArray
     noise_count: FloatArray
+    holdout_loss: FloatArray
+    holdout_count: FloatArray
     grad_var: FloatArray
     grad_freedom: FloatArray
     grad_sq: FloatArray
@@ -213,6 +217,8 @@ class DomainStats:
         loss_count: ArrayLike | None = None,
         noise: ArrayLike | None = None,
         noise_count: ArrayLike | None = None,
+        holdout_loss: ArrayLike | None = None,
+        holdout_count: ArrayLike | None = None,
         grad_var: ArrayLike | None = None,
         grad_freedom: ArrayLike | None = None,
         grad_sq: ArrayLike | None = None,
@@ -232,6 +238,8 @@ class DomainStats:
             "loss_count": seen if loss_count is None else loss_count,
             "noise": noise,
             "noise_count": seen if noise_count is None else noise_count,
+            "holdout_loss": holdout_loss,
+            "holdout_count": holdout_count,
             "grad_var": grad_var,
             "grad_freedom": count if grad_freedom is None else grad_freedom,
             "grad_sq": grad_sq,
@@ -251,7 +259,8 @@ class DomainStats:
                 "DomainStats fields must have shape (K,), grad_gram (K, K), with one K >= 1; "
                 f"got shapes {sorted(shapes)}."
             )
-        unknown = dict.fromkeys(("seen", "loss_count", "noise_count", "grad_sq_freedom"), 0.0)
+        counts = ("seen", "loss_count", "noise_count", "holdout_count", "grad_sq_freedom")
+        unknown = dict.fromkeys(counts, 0.0)
         unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
         unknown["tokens_per_row"] = 1.0
         for name in given:

@@ -58,7 +58,7 @@ def test_a_directory_without_a_run_ends_the_command(
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 2
-    assert "adaptmix report: run must hold events of adaptmix" in capsys.readouterr().err
+    assert "adaptmix report: run must hold events of AdaptMix" in capsys.readouterr().err
 
 
 def test_a_harmful_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ def test_adapts_both_weights() -> None:
         update_every=5,
         measure_every=1,
         lag=2,
+        holdout=None,
     )
     with controller.watch(net) as handle:
         assert handle.coverage is not None
@@ -120,8 +121,18 @@ def test_rows_weights_and_parameters_do_not_depend_on_workers(accumulation: int)
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 17, 39])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Path) -> None:
+    policy = "joint" if stop % 2 else "variance_aware"
+
     def make(net: nn.Module) -> runs.Run:
-        controller = Controller(runs.mixture(), update_every=5, measure_every=3, lag=4, seed=2)
+        controller = Controller(
+            runs.mixture(),
+            policy=policy,
+            update_every=5,
+            measure_every=3,
+            lag=4,
+            seed=2,
+            holdout=0.2,
+        )
         controller.watch(net)
         return runs.Run(controller, net, accumulation=2, batch_size=6, num_workers=workers)
 

@@ -121,7 +121,7 @@ def test_a_state_fits_only_its_own_run() -> None:
     with pytest.raises(StateError, match="seed must be what the saved run had: 0; got 1"):
         Controller(runs.mixture(), policy="static", seed=1).load_state_dict(state)
     with pytest.raises(StateError, match=r"^policy\.class must be what .*Static'; got"):
-        Controller(runs.mixture(), policy="fgls").load_state_dict(state)
+        Controller(runs.mixture(), policy="fgls", holdout=None).load_state_dict(state)
     with pytest.raises(StateError, match=r"^plan\.completed must be in the state"):
         Controller(runs.mixture(), policy="static").load_state_dict({**state, "plan": {}})
     resumed = Controller(runs.mixture(), policy="static")

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 @pytest.mark.filterwarnings("default::adaptmix.errors.NoiseWarning")
 def test_noise_is_out_of_sample_only() -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), policy="fgls", update_every=2)
+    controller = Controller(runs.mixture(), policy="fgls", update_every=2, holdout=None)
     with pytest.warns(NoiseWarning, match="'[abc]' repeats"):
         runs.Run(controller, net, steps=30).train()
     frozen = controller.statistics.noise
@@ -48,7 +48,7 @@ def test_noise_is_out_of_sample_only() -> None:
 
 def test_non_finite_losses_stay_out_of_the_statistics() -> None:
     net = runs.model()
-    controller = Controller(runs.mixture(), policy="joint", update_every=2)
+    controller = Controller(runs.mixture(), policy="joint", update_every=2, holdout=None)
     controller.watch(net)
     with pytest.warns(NonFiniteWarning, match="were left out of the statistics"):
         for (inputs, targets, _), draw in controller.loader(12, steps=12).with_draws():

@@ -97,8 +97,8 @@ def test_the_version_is_the_distributions() -> None:
         (
             DomainStats(seen=[3, 4], grad_var=[1.23456, np.nan]),
             "DomainStats(count=[inf, inf], seen=[3, 4], age=[inf, inf], loss_count=[3, 4], "
-            "noise_count=[3, 4], grad_var=[1.23, nan], grad_freedom=[inf, inf], "
-            "grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], tokens_per_row=[1, 1])",
+            "noise_count=[3, 4], holdout_count=[0, 0], grad_var=[1.23, nan], "
+            "grad_freedom=[inf, inf], grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], tokens_per_row=[1, 1])",
         ),
     ],
 )

@@ -127,6 +127,7 @@ COUNTS = {
     "grad_freedom",
     "tokens_per_row",
     "grad_sq_freedom",
+    "holdout_count",
 }
 
 

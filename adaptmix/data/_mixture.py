@@ -137,6 +137,8 @@ class Mixture(Dataset[Any]):
         self._sizes = np.array(sizes, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
+        self._firsts = self._starts
+        self._gaps: NDArray[np.int64] | None = None
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -150,6 +152,23 @@ class Mixture(Dataset[Any]):
         other = copy(self)
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        return other
+
+    def without(self, apart: NDArray[np.int64]) -> Mixture:
+        """Return the same rows and importance, where some are not among ``rows_of`` any domain.
+
+        Args:
+            apart: (n,) which ones; not all of any domain.
+        """
+        other = copy(self)
+        lost = np.bincount(self.domain_of(apart), minlength=len(self.domains))
+        other._sizes = self._sizes - lost
+        other._firsts = np.concatenate([[0], np.cumsum(other._sizes)])
+        kept = np.ones(len(self), dtype=np.bool_)
+        kept[apart] = False
+        places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
+        other._gaps = places - np.arange(places.size)
+        other.info = Domains(self.info.names, other._sizes, self.info.importance)
         return other
 
     @property
@@ -195,7 +214,10 @@ class Mixture(Dataset[Any]):
             domains: the number of the domain of all of them, or (n,) one of each.
             positions: (n,) each in [0, its domain's size).
         """
-        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domains]
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
+        if self._gaps is not None:
+            # The n-th row that is left comes after as many others as lie before it.
+            places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
@@ -31,7 +32,8 @@ class StepRows:
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows.
+        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
+        held: (N,) bool, which rows are held out; None where the step has none.
     """
 
     step: int
@@ -40,6 +42,7 @@ class StepRows:
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
     row_shares: FloatArray
+    held: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -48,6 +51,7 @@ class StepRows:
             rows=self.rows[order],
             domains=self.domains[order],
             fresh=self.fresh[order],
+            held=None if self.held is None else self.held[order],
         )
 
 
@@ -64,6 +68,7 @@ class Plan:
         lag: as for ``Schedule``.
         seed: as for ``Schedule``, and of each domain's order of rows.
         counts: as for ``Schedule``.
+        holdout: rows of the mixture that ride in measured steps; none when None.
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class Plan:
         lag: int,
         seed: int,
         counts: str = "stratified",
+        holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
+        self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
         self._source: RowSource = PermutedRows(mixture, seed=seed)
         self.starts = 0  # how often drawing has begun
@@ -141,28 +148,41 @@ class Plan:
             step += together
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        counted = [self.schedule.step(step, size=size) for step in steps]
-        drawn, places = self._drawn[steps.start], np.arange(size)
+        riding = [self._holdout.of_step(step, size) for step in steps]
+        counted = [
+            self.schedule.step(step, size=size, held=len(held))
+            for step, held in zip(steps, riding, strict=True)
+        ]
+        drawn = self._drawn[steps.start]
         domains, numbers = [], []
         for step, found in zip(steps, counted, strict=True):
             present = np.flatnonzero(found.counts)
             counts = found.counts[present]
+            ends = np.cumsum(counts)
+            order = found.order
             # The k-th row of a domain in the step is number k of those after the ones drawn before.
-            firsts = drawn[present] - (np.cumsum(counts) - counts)
-            numbers.append((np.repeat(firsts, counts) + places)[found.order])
-            domains.append(np.repeat(present, counts)[found.order])
+            firsts = drawn[present] - (ends - counts)
+            numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
+            domains.append(np.repeat(present, counts)[order])
             self._drawn[step + 1] = drawn = drawn + found.counts
         taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
+        stops = np.cumsum([each.size for each in domains]).tolist()
         return [
-            StepRows(
-                step=step,
-                rows=taken.rows[i * size : (i + 1) * size],
-                domains=domains[i],
-                fresh=taken.fresh[i * size : (i + 1) * size],
-                domain_shares=found.domain_shares,
-                row_shares=found.counts / size,
+            _put_in(
+                held,
+                StepRows(
+                    step=step,
+                    rows=taken.rows[stop - each.size : stop],
+                    domains=each,
+                    fresh=taken.fresh[stop - each.size : stop],
+                    domain_shares=found.domain_shares,
+                    row_shares=found.counts / size,
+                ),
+                found.held,
             )
-            for i, (step, found) in enumerate(zip(steps, counted, strict=True))
+            for step, stop, each, found, held in zip(
+                steps, stops, domains, counted, riding, strict=True
+            )
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,3 +204,17 @@ class Plan:
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
+
+
+def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
+    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
+    if not len(riding):
+        return trained
+    K = trained.row_shares.size
+    rows, domains = np.empty((2, held.size), dtype=np.int64)
+    rows[held], rows[~held] = riding.rows, trained.rows
+    domains[held], domains[~held] = riding.domains, trained.domains
+    fresh = np.zeros(held.size, dtype=np.bool_)
+    fresh[~held] = trained.fresh
+    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
+    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)

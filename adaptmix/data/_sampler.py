@@ -182,6 +182,7 @@ class PlanSampler(Sampler[list[int]]):
             domains=drawn.domains[mine].copy(),
             rows=drawn.rows[mine].copy(),
             fresh=drawn.fresh[mine].copy(),
+            held=None if drawn.held is None else drawn.held[mine].copy(),
             domain_shares=drawn.domain_shares,
             row_shares=drawn.row_shares,
             ordinal=drawn.step * layout.accumulation + micro,

@@ -30,7 +30,7 @@ _TIMES_OVER, _MORE_THAN_ALL = 4.0, 2.0
 _LOSS_WEIGHTS = (0.25, 4.0)
 # Noise variances this far apart, 30 times in deviation, are hardly of one unit.
 _OTHER_UNIT = 1000.0
-# A weight this much off what it is without adaptmix has moved.
+# A weight this much off what it is without AdaptMix has moved.
 _MOVED = 1.1
 
 

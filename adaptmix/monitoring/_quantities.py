@@ -90,6 +90,9 @@ QUANTITIES = (
         lambda update: noise_error(update.stats),
         column="noise",
     ),
+    Quantity(
+        "holdout_loss", lambda update: update.stats.holdout_loss, column="loss of held-out rows"
+    ),
     Quantity("samples_seen", lambda update: update.stats.seen),
     Quantity("epochs", lambda update: update.stats.seen / update.sizes, column="epochs"),
     Quantity(

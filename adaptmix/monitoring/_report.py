@@ -1,4 +1,4 @@
-"""A table of what adaptmix sees and does, for people."""
+"""A table of what AdaptMix sees and does, for people."""
 
 from __future__ import annotations
 

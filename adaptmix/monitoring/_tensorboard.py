@@ -86,7 +86,7 @@ def tolerant(warn: WarnOnce) -> Iterator[None]:
     except Exception as error:  # writers of all kinds raise all kinds
         warn(
             LoggingWarning,
-            f"adaptmix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
+            f"AdaptMix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
             "disk, or choose another directory.",
         )
 

@@ -97,7 +97,7 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     of χ² that has the same mean and variance.
 
     Args:
-        row_shares: (K,) shares of rows without adaptmix.
+        row_shares: (K,) shares of rows without AdaptMix.
         stats: whose ``grad_freedom`` counts for domains with a row or more in every step, and whose
             ``count`` for the others, for they are told by single rows.
         rows: of a step's global batch; None when not known.

@@ -44,9 +44,7 @@ class Steering:
 
     def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
         self._domains = domains
-        if not isinstance(policy, str):
-            _check(policy)
-        self._policy = named(policy) if isinstance(policy, str) else with_shrinkage(policy)
+        self._policy = _chosen(policy)
         self._given = _written(policy)
         # As it is now: a policy that remembers something in itself is the same one later on.
         self.description = describe(self._policy)
@@ -215,6 +213,23 @@ class Steering:
         self._free, self._pins, self._wanted = free, pins, pins
         self.proposed = self._pinned(pins)
         self._state, self._fresh = saved["state"], False
+
+
+def requirements(policy: Policy | str) -> frozenset[str]:
+    """Return the statistics that a policy, or the one of that name, reads.
+
+    Raises:
+        TypeError: an object that is no policy.
+        ValueError: an unknown name.
+    """
+    return _chosen(policy).requires
+
+
+def _chosen(policy: Policy | str) -> Policy:
+    if isinstance(policy, str):
+        return named(policy)
+    _check(policy)
+    return with_shrinkage(policy)
 
 
 def _written(policy: object) -> str:

@@ -57,7 +57,7 @@ class AdaptMixCallback(Callback):
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
         update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
+        counts, half_life, min_coverage, holdout: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -83,6 +83,7 @@ class AdaptMixCallback(Callback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
@@ -105,6 +106,7 @@ class AdaptMixCallback(Callback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "holdout": holdout,
             },
         )
         self._head, self._accumulation = head, accumulation

@@ -44,7 +44,7 @@ class AdaptMixCallback(TrainerCallback):
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
             is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
             loss is recognised as a cross-entropy or squared error of logits and labels.
-        importance: how much each domain matters, by name; as much as without adaptmix when None.
+        importance: how much each domain matters, by name; as much as without AdaptMix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
         loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
@@ -58,7 +58,7 @@ class AdaptMixCallback(TrainerCallback):
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
         update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
+        counts, half_life, min_coverage, holdout: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,6 +85,7 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -105,6 +106,7 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "holdout": holdout,
             },
         )
         self._trainer: Trainer | None = None
@@ -233,7 +235,7 @@ class AdaptMixCallback(TrainerCallback):
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise ObjectiveError(
-                "Batches of an adaptmix loader must be trained in the run it is of."
+                "Batches of an AdaptMix loader must be trained in the run it is of."
             )
         draw = self._sampler.take(number)
         if not self._weighting.rehearsed:

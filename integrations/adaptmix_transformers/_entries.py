@@ -49,7 +49,7 @@ class AdaptMixMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     Args:
         args: of the Trainer.
-        adaptmix: the callback, which has all settings; None to train without adaptmix.
+        adaptmix: the callback, which has all settings; None to train without AdaptMix.
         kwargs: of the Trainer.
 
     Raises:

@@ -73,7 +73,7 @@ def mixing(domains: int) -> FloatArray:
 
 
 def planned(domains: int, size: int, batch: int) -> Batches:
-    """Plan with adaptmix: exact rows without replacement, shuffled in each epoch."""
+    """Plan with AdaptMix: exact rows without replacement, shuffled in each epoch."""
     mixture = Mixture({str(i): Numbers(size) for i in range(domains)})
     plan = Plan(mixture, shares=mixing(domains), lag=10**6, seed=0)
     return iter(PlanSampler(plan, Layout(batch), steps=10**6))

@@ -196,7 +196,7 @@ def test_a_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     messages = warned_of_logs(run.train)
     assert len(messages) == 1
-    assert "adaptmix could not log (FileNotFoundError" in messages[0]
+    assert "AdaptMix could not log (FileNotFoundError" in messages[0]
     same = logged_run(tmp_path / "others").train()
     assert run.controller.completed == 30
     assert run.weights == same.weights

@@ -120,6 +120,7 @@ def test_a_domain_never_seen_is_unknown() -> None:
         "noise_count",
         "tokens_per_row",
         "grad_sq_freedom",
+        "holdout_count",
     }
     assert empty.supplied() == {"seen", "age"} | counts
     running.add_losses(3, loss_sums(np.array([1.0, 3.0]), NONE))
@@ -250,7 +251,7 @@ def test_state_round_trip() -> None:
     for step in range(1, 5):
         add(running, step)
     running.add_noise(4, rng.random(2), np.ones(2), np.array([5.0, 0.0]))
-    running.add_noise(4, rng.random(2), np.array([1.0, 0.0]), np.ones(2), held_out=True)
+    running.add_noise(4, rng.random(2), np.array([1.0, 0.0]), np.ones(2), recorded=True)
     running.skipped = 3.0
     restored.load_state_dict(checkpoint.decode(checkpoint.encode(running.state_dict())))
     for step in range(5, 9):
@@ -263,11 +264,11 @@ def test_state_round_trip() -> None:
     np.testing.assert_array_equal(gram(left), gram(right))
 
 
-def test_held_out_noise_replaces_what_was_known() -> None:
+def test_recorded_noise_replaces_what_was_known() -> None:
     running = RunningStatistics(2, half_life=2.0, gram=True)
     four = np.full(2, 4.0)
     running.add_noise(1, 9 * four, four, four)
-    running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
+    running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
     assert ones(running, 2).noise.tolist() == [3.0, 9.0]
     assert ones(running, 4).noise_count.tolist() == [2.0, 4.0]
     running.add_noise(3, four, four, four)  # of rows trained on: from now on for the other alone
@@ -275,13 +276,23 @@ def test_held_out_noise_replaces_what_was_known() -> None:
     np.testing.assert_allclose(ones(running, 3).noise, [3.0, mean], rtol=1e-14)
     # Four rows that count half and four that count whole are worth (2 + 4)² / (1 + 4) equal ones.
     np.testing.assert_allclose(ones(running, 3).noise_count, [2.0, 7.2], rtol=1e-14)
-    running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
+    running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
     np.testing.assert_allclose(ones(running, 4).noise, [0.5, mean], rtol=1e-14)
 
 
 @pytest.mark.parametrize(
     "part",
-    ["seen", "last_seen", "losses", "noise", "noise_squares", "held_out", "gradients", "gram"],
+    [
+        "seen",
+        "last_seen",
+        "losses",
+        "noise",
+        "noise_squares",
+        "recorded",
+        "held_out",
+        "gradients",
+        "gram",
+    ],
 )
 def test_a_state_of_other_domains_is_refused(part: str) -> None:
     running, other = (

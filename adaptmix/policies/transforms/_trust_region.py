@@ -33,7 +33,7 @@ class TrustRegion:
     t ≤ 1 with KL(q ‖ q + t (q̂ − q)) ≤ limit, both for the shares p and for u = π w, which is a
     distribution over domains too. One t serves both, so that shares and the loss weights they fit
     stay together. Seen from q, no domain can lose all of its share at once, yet one that has none
-    may get some. Before the first update the weights are those of a run without adaptmix.
+    may get some. Before the first update the weights are those of a run without AdaptMix.
 
     Args:
         limit: nats per update, > 0; infinity lets every proposal pass.

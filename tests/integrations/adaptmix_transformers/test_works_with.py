@@ -136,7 +136,7 @@ def test_the_default_objective_is_the_trainers_own(tmp_path: Path) -> None:
 
 
 class InOrder(hf.RecordingTrainer):
-    """A Trainer without adaptmix that takes rows as they come."""
+    """A Trainer without AdaptMix that takes rows as they come."""
 
     def _get_train_sampler(self, *args: Any) -> Any:
         rows: Any = self.train_dataset
