@@ -274,6 +274,13 @@ class TrainedRun(Run):
         """What the variance of a step depends on beside weights and statistics."""
         return {"rows": self._step_rows or None, "sampler": self._plan.counts}
 
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """What the report tells beside weights and statistics."""
+        observing = not self._settings.adapting
+        told = {"unit": self.unit, "observing": observing, "figures": self._steering.figures}
+        return {**told, **self._drawing}
+
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
         measurements = self._measurements
@@ -291,5 +298,6 @@ class TrainedRun(Run):
                 observing=not self._settings.adapting,
                 coverage=measurements.coverage,
                 overhead=self._stopwatch.overhead,
+                figures=self._steering.figures,
             )
         )

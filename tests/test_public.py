@@ -24,7 +24,7 @@ EXPORTS = {
     "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
     "adaptmix.policies": {
         *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
-        *("Chain", "chain", "Floor", "Shrink", "Smooth", "TrustRegion", "WarmUp"),
+        *("Chain", "chain", "Floor", "Shrink", "Smooth", "Transfer", "TrustRegion", "WarmUp"),
         *("Policy", "Preparation", "Refinement", "Run", "Start"),
     },
     "adaptmix.solvers": {
@@ -98,7 +98,8 @@ def test_the_version_is_the_distributions() -> None:
             DomainStats(seen=[3, 4], grad_var=[1.23456, np.nan]),
             "DomainStats(count=[inf, inf], seen=[3, 4], age=[inf, inf], loss_count=[3, 4], "
             "noise_count=[3, 4], holdout_count=[0, 0], grad_var=[1.23, nan], "
-            "grad_freedom=[inf, inf], grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], tokens_per_row=[1, 1])",
+            "grad_freedom=[inf, inf], grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], "
+            "tokens_per_row=[1, 1])",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
 
 def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
-    other = _weighted(group) or (group.observing and _noise_apart(group) is not None)
+    other = _weighted(group) or (group.observing and _other_policies(group))
     if gain.nothing_to_gain and not other and not helped:
         yield Advice(
             "Remove AdaptMix",
@@ -89,6 +89,11 @@ def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -
             f"gradient {figure(gain.predicted.value)} times less noisy than proportional sampling. "
             "Train without it, and measure again when the mixture or the model changes.",
         )
+
+
+def _other_policies(group: Group) -> bool:
+    """Whether something else than the gradient's variance speaks for a policy."""
+    return _noise_apart(group) is not None or any(True for _ in _transfer(group))
 
 
 def _weighted(group: Group) -> bool:
@@ -183,6 +188,7 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
             f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is."
             f"{_price(group)}",
         )
+    yield from _transfer(group)
     apart = _noise_apart(group)
     if apart is not None:
         noisy, quiet, ratio = apart
@@ -191,6 +197,20 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
             f"Noise: the targets of {noisy} are {figure(ratio)} times as noisy as those of "
             f"{quiet}. Loss weights against noise can help where all domains learn the same "
             f"thing; they change the objective, so compare held-out losses.{_price(group)}",
+        )
+
+
+def _transfer(group: Group) -> Iterator[Advice]:
+    """Say what domains lend each other, where the policy that observed could tell."""
+    run = group.first
+    helps = np.nan_to_num(run.final("helps"))
+    if helps.sum() > _MOVED:
+        names = [run.domains[i] for i in np.argsort(-helps, kind="stable") if helps[i] > 0.0]
+        yield Advice(
+            'Try policy="transfer"',
+            f"Transfer: training on {listed(names)} as well takes {share(float(helps.sum()))} of "
+            "the mean squared error of the gradient that counts away. It changes the objective, so "
+            f"compare held-out losses.{_price(group)}",
         )
 
 

@@ -54,13 +54,12 @@ def efficiency(
     """
     if np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all():
         return Efficiency()
-    counts = weights.importance * weights.loss
+    counts = weights.objective
     variance = StepVariance.of(counts, stats, rows=rows, sampler=sampler)
     K = counts.size
     best = variance.at(variance.best(np.zeros(K), np.ones(K)))
     now, plain, proposed = (
-        variance.at(variance.row_shares(each))
-        for each in (shares, weights.importance, weights.sampling)
+        variance.at(variance.row_shares(each)) for each in (shares, weights.plain, weights.sampling)
     )
     least = min(best, plain)
     return Efficiency(_over(now, min(least, now)), _over(plain, least), _over(plain, proposed))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Update:
         observing: whether the weights are only proposed.
         coverage: what the gradient probe sees; None without one.
         overhead: share of the time that measuring takes; NaN while not known.
+        figures: (K,) what the policy believes, by name.
     """
 
     names: tuple[str, ...]
@@ -51,6 +52,12 @@ class Update:
     observing: bool = False
     coverage: Coverage | None = None
     overhead: float = np.nan
+    figures: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def unknown(self) -> FloatArray:
+        """(K,) NaN."""
+        return np.full(len(self.names), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +65,21 @@ class Quantity:
     """A figure of each domain that is recorded, and shown, wherever it is known.
 
     A new one is a line of ``QUANTITIES``: it is logged then, read back, and a column of the page.
+    So are figures of a policy that have no line here, under their own names.
 
     Attributes:
         tag: its name in the record; that of its standard errors ends with ``_error``.
         of: returns (K,) values, NaN where they are not known.
         error: returns (K,) standard errors; None without.
         column: its heading in the table of the page; not shown there when "".
+        share: whether it is shown in percent.
     """
 
     tag: str
     of: Callable[[Update], FloatArray]
     error: Callable[[Update], FloatArray] | None = None
     column: str = ""
+    share: bool = False
 
 
 QUANTITIES = (
@@ -97,9 +107,24 @@ QUANTITIES = (
     Quantity("epochs", lambda update: update.stats.seen / update.sizes, column="epochs"),
     Quantity(
         "tokens_per_row",
-        lambda update: update.lengths if update.per_token else np.full(len(update.names), np.nan),
+        lambda update: update.lengths if update.per_token else update.unknown,
+    ),
+    Quantity(
+        "objective",
+        lambda update: update.figures.get("objective", update.unknown),
+        column="share of the objective",
+        share=True,
+    ),
+    Quantity(
+        "helps",
+        lambda update: update.figures.get("helps", update.unknown),
+        column="helps the target by",
+        share=True,
     ),
 )
+_LISTED = frozenset(quantity.tag for quantity in QUANTITIES)
+# What the page shows in other places.
+_ELSEWHERE = {*WEIGHTS, *(PROPOSED + tag for tag in WEIGHTS), "heldout_loss"}
 # Those that every run has, with a probe and losses.
 CHARTED = ("loss", "grad_std", "samples_seen", "epochs")
 CHARTED_OVERALL = (
@@ -109,6 +134,13 @@ CHARTED_OVERALL = (
     "effective_domains",
     "coverage",
 )
+
+
+def shown(tags: Iterable[str]) -> list[Quantity]:
+    """Return what the page has a column for, of what was recorded."""
+    unlisted = [tag for tag in tags if tag not in _LISTED | _ELSEWHERE and not tag.endswith(ERROR)]
+    own = [Quantity(tag, lambda update: update.unknown, column=tag) for tag in unlisted]
+    return [quantity for quantity in QUANTITIES if quantity.column] + own
 
 
 def weight_tags(*, observing: bool) -> tuple[str, ...]:
@@ -134,6 +166,7 @@ def _columns(update: Update) -> list[tuple[str, FloatArray]]:
         columns.append((quantity.tag, quantity.of(update)))
         if quantity.error is not None:
             columns.append((quantity.tag + ERROR, quantity.error(update)))
+    columns += [(tag, of) for tag, of in update.figures.items() if tag not in _LISTED]
     return columns
 
 

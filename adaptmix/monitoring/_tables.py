@@ -10,7 +10,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix.monitoring._comparison import Comparison
 from adaptmix.monitoring._groups import Group
-from adaptmix.monitoring._quantities import ERROR, QUANTITIES
+from adaptmix.monitoring._quantities import ERROR, Quantity, shown
 from adaptmix.monitoring._record import RunRecord
 from adaptmix.monitoring._words import figure, grouped, share, signed, with_margin
 
@@ -66,7 +66,8 @@ def table(
         proposed += " of tokens"
     columns[proposed] = _moves(run.importance, _mean(judged, "sampling_weight"))
     columns["loss weight"] = [figure(value) for value in _mean(judged, "loss_weight")]
-    columns |= {q.column: _with_errors(judged, q.tag) for q in QUANTITIES if q.column}
+    for quantity in shown(run.by_domain):
+        columns[quantity.column] = _with_errors(judged, quantity)
     columns |= _heldout(groups, run, comparison)
     kept = {name: cells for name, cells in columns.items() if any(cell != "–" for cell in cells)}
     rows = []
@@ -104,10 +105,12 @@ def _moves(start: FloatArray, end: FloatArray) -> list[str]:
     ]
 
 
-def _with_errors(group: Group, quantity: str) -> list[str]:
+def _with_errors(group: Group, quantity: Quantity) -> list[str]:
     """Return means over runs, with the standard errors of the runs' own estimates."""
-    values = _mean(group, quantity)
-    errors = np.array([run.final(f"{quantity}{ERROR}") for run in group.runs])
+    values = _mean(group, quantity.tag)
+    if quantity.share:
+        return ["–" if not np.isfinite(value) else share(value) for value in values]
+    errors = np.array([run.final(f"{quantity.tag}{ERROR}") for run in group.runs])
     of_means = np.linalg.norm(errors, axis=0) / len(errors)
     return [
         "–" if not np.isfinite(value) else with_margin(float(value), float(error))

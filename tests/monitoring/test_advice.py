@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,14 @@ def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
     )
     assert all("what this run's measuring did, 1.2 % more" in text for text in found.values())
     assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
+
+
+def test_an_observed_run_hears_what_domains_lend_each_other() -> None:
+    run = made.record(mode="observe", gain=1.01, doubt=0.01, **LIKE_NOTHING)
+    helps = dict(zip(run.domains, map(made.constant, (0.0, 0.2, 0.15)), strict=True))
+    found = titles(replace(run, by_domain={**run.by_domain, "helps": helps}))
+    assert list(found) == ['Try policy="transfer"']
+    assert "training on code and news as well takes 35 % of the mean" in found[next(iter(found))]
 
 
 def test_where_only_noise_differs_loss_weights_are_what_is_left_to_try() -> None:
