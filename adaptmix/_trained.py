@@ -136,7 +136,17 @@ class TrainedRun(Run):
         adapting = self._settings.adapting
         self._measurements.start_lengths(domains, tokens, known=told, adapting=adapting)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
+        self._record(
+            loss,
+            draw,
+            factors,
+            values,
+            tokens,
+            noise,
+            segments=draw.segments,
+            samples=samples,
+            outputs=outputs,
+        )
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows; they replace a domain's training residuals.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,14 @@ def test_importing_adaptmix_imports_nothing_slow() -> None:
 
 def test_the_version_is_the_distributions() -> None:
     assert adaptmix.__version__ == importlib.metadata.version("adaptmix")
+
+
+def test_the_texts_name_one_version() -> None:
+    root = ROOT.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    (cited,) = re.findall(r"^version: (.+)$", (root / "CITATION.cff").read_text(), re.M)
+    changed = re.findall(r"^## \[(.+?)\]", (root / "CHANGELOG.md").read_text(), re.M)
+    assert version == cited == changed[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ part                         what it is for
 ``loss_gradients``,             the proof that a loss is a sum of one term per row, by gradients
 ``couplings``,
 ``uneven_targets``
+``find_segments``            where a collator packed rows into fewer
 ``refusing_moved_rows``      the proof that rows enter the model in the order of the batch
 ``BackwardProof``            the proof that the loss is differentiated once, as it is
 ``Replacements``,            a trainer's methods and random states, which are given back
@@ -41,6 +42,7 @@ from adaptmix.data import (
     Loader,
     PlanSampler,
     as_mixture,
+    find_segments,
     loader_options,
     numbered_loader,
     own_randomness,
@@ -60,7 +62,7 @@ from adaptmix.statistics import Watch
 from adaptmix.trainers._additivity import couplings, loss_gradients
 from adaptmix.trainers._entry import refusing_moved_rows
 from adaptmix.trainers._head import WeightedHead, scale_rows
-from adaptmix.trainers._inputs import LossInputs, find_loss_inputs
+from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
 from adaptmix.trainers._replacements import Replacements
@@ -91,6 +93,7 @@ __all__ = [
     "count_labels",
     "couplings",
     "find_loss_inputs",
+    "find_segments",
     "gather",
     "halves",
     "load_state",
@@ -98,6 +101,7 @@ __all__ = [
     "loss_gradients",
     "make_sampler",
     "numbered_loader",
+    "over_rows",
     "own_randomness",
     "refusing_moved_rows",
     "register_head",
