@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -140,15 +139,15 @@ def test_pages_say_what_the_figures_say(kind: str, words: str) -> None:
 def test_the_table_has_a_column_for_whatever_was_recorded() -> None:
     record = made.record()
     plain = page([record]).html
-    names = ("noise", "helps the target by", "loss of held-out rows", "a policy's own")
-    assert not any(f">{html.escape(name)}</th>" in plain for name in names)
+    names = ("noise", "helps the target by", "loss of held-out rows", "own")
+    assert not any(f">{name}</th>" in plain for name in names)
     figures = {
         tag: dict.fromkeys(record.domains, made.constant(value))
         for tag, value in (("noise", 2.0), ("helps", 0.125), ("holdout_loss", 1.5), (names[3], 7.0))
     }
     text = page([replace(record, by_domain={**record.by_domain, **figures})]).html
     for name, cell in zip(names, ("2.00", "12 %", "1.50", "7.00"), strict=True):
-        assert f">{html.escape(name, quote=True)}</th>" in text
+        assert f">{name}</th>" in text
         assert f"<td>{cell}</td>" in text
 
 
