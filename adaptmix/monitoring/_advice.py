@@ -49,6 +49,7 @@ def advise(group: Group, gain: Gains, comparison: Comparison | None) -> list[Adv
     found = [
         *_baseline(comparison),
         *_nothing_to_gain(group, gain, comparison),
+        *_dear(group, gain),
         *_not_attained(group, gain, comparison),
         *_harm(comparison),
         *_past_the_best(group),
@@ -80,7 +81,8 @@ def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
 
 def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
-    if gain.nothing_to_gain and not _weighted(group) and not helped:
+    other = _weighted(group) or (group.observing and _other_policies(group))
+    if gain.nothing_to_gain and not other and not helped:
         yield Advice(
             "Remove AdaptMix",
             "Domains' gradients are about equally noisy: the best shares would make a step's "
@@ -89,9 +91,28 @@ def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -
         )
 
 
+def _other_policies(group: Group) -> bool:
+    """Whether something else than the gradient's variance speaks for a policy."""
+    return _noise_apart(group) is not None or any(True for _ in _transfer(group))
+
+
 def _weighted(group: Group) -> bool:
     """Whether loss weights moved."""
-    return any(np.nanmax(np.abs(run.final("loss_weight") - 1.0)) > _MOVED for run in group.runs)
+    moved = [np.abs(run.final("loss_weight") - 1.0) for run in group.runs]
+    return any(np.nanmax(each, initial=0.0) > _MOVED for each in moved)
+
+
+def _dear(group: Group, gain: Gains) -> Iterator[Advice]:
+    """Tell when a larger batch would make gradients as quiet for less time."""
+    predicted, cost = gain.predicted.value, group.overhead
+    if gain.known and not gain.nothing_to_gain and predicted - 1.0 < cost:
+        yield Advice(
+            "Pay less for the gain",
+            f"Measuring takes {share(cost)} more time. A batch {figure(predicted)} times larger "
+            f"makes the gradient as quiet as the best shares do, for at most "
+            f"{share(predicted - 1.0)}. Measure less often (`update_every=`), or take the larger "
+            "batch. The share of measuring falls as steps take longer.",
+        )
 
 
 def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
@@ -164,8 +185,10 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
         yield Advice(
             'Try policy="variance_aware"',
             "Variance: domains' gradients differ in noise, so shares can make a step's gradient "
-            f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is.",
+            f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is."
+            f"{_price(group)}",
         )
+    yield from _transfer(group)
     apart = _noise_apart(group)
     if apart is not None:
         noisy, quiet, ratio = apart
@@ -173,8 +196,28 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
             'Try policy="joint"',
             f"Noise: the targets of {noisy} are {figure(ratio)} times as noisy as those of "
             f"{quiet}. Loss weights against noise can help where all domains learn the same "
-            "thing; they change the objective, so compare held-out losses.",
+            f"thing; they change the objective, so compare held-out losses.{_price(group)}",
         )
+
+
+def _transfer(group: Group) -> Iterator[Advice]:
+    """Say what domains lend each other, where the policy that observed could tell."""
+    run = group.first
+    helps = np.nan_to_num(run.final("helps"))
+    if helps.sum() > _MOVED:
+        names = [run.domains[i] for i in np.argsort(-helps, kind="stable") if helps[i] > 0.0]
+        yield Advice(
+            'Try policy="transfer"',
+            f"Transfer: training on {listed(names)} as well takes {share(float(helps.sum()))} of "
+            "the mean squared error of the gradient that counts away. It changes the objective, so "
+            f"compare held-out losses.{_price(group)}",
+        )
+
+
+def _price(group: Group) -> str:
+    """Return what a policy costs: adapting measures what observing measures."""
+    cost = group.overhead
+    return f" It costs what this run's measuring did, {share(cost)} more time." if cost >= 0 else ""
 
 
 def _noise_apart(group: Group) -> tuple[str, str, float] | None:

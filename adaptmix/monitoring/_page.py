@@ -27,7 +27,10 @@ from adaptmix.monitoring._tables import rows_seen, table
 # More small pictures than this are folded, and many more are not drawn.
 _SHOWN, _DRAWN = 12, 24
 _CODE = re.compile(r"`([^`]+)`")
-_INSTALL = 'A page needs the extra "report": pip install "adaptmix[report]".'
+_INSTALL = (
+    'A page is drawn with Jinja and Matplotlib, the extra "report": pip install jinja2 matplotlib, '
+    'or pip install ".[report]" in a clone of AdaptMix.'
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterato
         worse = len(comparison.worse)
         tone = verdict.WORSE if worse else ""
         yield Tile(f"{worse} of {len(comparison.domains)}", "domains worse", tone)
-    overhead = _overhead(judged)
+    overhead = judged.overhead
     if np.isfinite(overhead):
         yield Tile(words.share(overhead), "more time, for measuring")
 
@@ -227,15 +230,10 @@ def _unseen(groups: Sequence[Group]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _overhead(group: Group) -> float:
-    known = [run.overall["overhead"].last for run in group.runs if "overhead" in run.overall]
-    return float(np.mean(known)) if known else float("nan")
-
-
 def _costs(groups: Sequence[Group]) -> Iterator[tuple[str, ...]]:
     """Yield label, runs, steps, rows, seconds per step and overhead of each group."""
     for group in groups:
-        run, overhead = group.first, _overhead(group)
+        run, overhead = group.first, group.overhead
         pace = float(np.mean([one.seconds / max(one.steps, 1) for one in group.runs]))
         yield (
             group.label,

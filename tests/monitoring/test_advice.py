@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,15 @@ def test_nothing_to_gain() -> None:
     assert "1.01 times less noisy" in found["Remove AdaptMix"]
     # Loss weights that moved do something else than sampling, so its gain decides nothing.
     assert "Remove AdaptMix" not in titles(made.record(weights=[0.5, 1.0, 1.5], **quiet))
+
+
+def test_measuring_that_costs_more_than_a_larger_batch() -> None:
+    title = "Pay less for the gain"
+    found = titles(made.record(mode="observe", gain=1.08, doubt=0.005, overhead=0.15))
+    assert "Measuring takes 15 % more time. A batch 1.08 times larger" in found[title]
+    assert "for at most 8.0 %" in found[title]
+    assert title not in titles(made.record(mode="observe", gain=1.08, overhead=0.05))
+    assert title not in titles(made.record(mode="observe", gain=1.01, doubt=0.005, overhead=0.15))
 
 
 def test_a_gain_that_shares_do_not_attain() -> None:
@@ -109,7 +119,21 @@ def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
         "the targets of code are 4.00 times as noisy as those of web"
         in (found['Try policy="joint"'])
     )
+    assert all("what this run's measuring did, 1.2 % more" in text for text in found.values())
     assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
+
+
+def test_an_observed_run_hears_what_domains_lend_each_other() -> None:
+    run = made.record(mode="observe", gain=1.01, doubt=0.01, **LIKE_NOTHING)
+    helps = dict(zip(run.domains, map(made.constant, (0.0, 0.2, 0.15)), strict=True))
+    found = titles(replace(run, by_domain={**run.by_domain, "helps": helps}))
+    assert list(found) == ['Try policy="transfer"']
+    assert "training on code and news as well takes 35 % of the mean" in found[next(iter(found))]
+
+
+def test_where_only_noise_differs_loss_weights_are_what_is_left_to_try() -> None:
+    quiet: dict[str, Any] = {"mode": "observe", "gain": 1.01, "doubt": 0.01}
+    assert list(titles(made.record(noise=[1.0, 4.0, 2.0], **quiet))) == ['Try policy="joint"']
 
 
 def test_a_loss_that_rises_again() -> None:
