@@ -31,6 +31,8 @@ _EVALUATE = (
     "steps of every run; the Hugging Face Trainer's evaluations do so themselves."
 )
 _EARLIER = 0.01
+# Shares that come so near to the best ones attain what these predict.
+_ATTAINED = 0.01
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def observed(group: Group, gain: Gains) -> Verdict:
 def _proposal(gain: Gains) -> str:
     if not gain.proposed > 0.0:
         return ""
+    if gain.proposed > gain.predicted.value - _ATTAINED:
+        return "the policy's proposals attain that"
     if gain.proposed < 1.0 - NO_DIFFERENCE:
         return f"those that the policy proposes, {figure(1.0 / gain.proposed)} times noisier"
     return f"those that the policy proposes, {figure(gain.proposed)} times"

@@ -209,6 +209,11 @@ def test_runs_that_cannot_be_compared_are_told_what_is_missing(
             "sampling (95 % interval 1.16 to 1.24); those that the policy proposes, 1.18 times.",
         ),
         (
+            {"gain": 1.2, "doubt": 0.02, "proposed": 1.21},
+            "Worth a try",
+            "(95 % interval 1.16 to 1.24); the policy's proposals attain that.",
+        ),
+        (
             {"gain": 1.2, "doubt": 0.02, "proposed": 0.8},
             "Worth a try",
             "those that the policy proposes, 1.25 times noisier.",
