@@ -45,17 +45,23 @@ rows whose labels are all masked      have no loss; the objective is the mean ov
 evaluation                            eval_loss_<domain>, and their mean by importance as
                                       eval_weighted_loss, for metric_for_best_model
 TRL SFTTrainer, DPOTrainer,           at the log-probabilities, or rewards; a sample is a pair. DPO
-RewardTrainer                         with all losses but aot and aot_unpaired, which sort pairs
+RewardTrainer, CPOTrainer,            with all losses but aot and aot_unpaired, which sort pairs;
+ORPOTrainer, KTOTrainer               KTO with apo_zero_unpaired, which has no baseline of the batch
+rows flattened or packed by the       weights and statistics stay those of the rows that were drawn;
+collator (TRL's padding_free,         rows that see each other are warned of
+DataCollatorWithFlattening)
+TRL's packing=True                    with AdaptMixMixin, which packs each domain by itself; a pack
+                                      is a sample, and every token counts the same
 TensorBoard, W&B, log_history         adaptmix/... with every logged loss; charts by quantity on
                                       TensorBoard's page Custom Scalars
 ====================================  ============================================================
 
 Refused by name, with what to do instead: streaming datasets, DeepSpeed and FSDP, DataParallel,
-tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their fused
-loss never builds the logits), samplers of one's own, TRL's packing and ``padding_free`` (they mix
-domains in a row; rows packed within one domain are fine), GRPO, RLOO, KTO, distillation and
-Sentence Transformers, and any loss that is no sum of one term per row: contrastive and ranking
-losses, hard-example mining, a second head that is not among the outputs, a learnt temperature.
+tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their
+fused loss never builds the logits), samplers of one's own, packs with rows of several domains,
+GRPO, RLOO, distillation and Sentence Transformers, and any loss that is no sum of one term
+per row: contrastive and ranking losses, hard-example mining, a second head that is not among the
+outputs, a learnt temperature.
 
 That a loss is such a sum is proved, not assumed. In the first and in every measured step its mixed
 second derivatives between rows must vanish, and a hinge or maximum must be of one row. Before the
