@@ -163,6 +163,10 @@ class ParameterMap:
         """Return whether a parameter is left out."""
         return index in self._refused
 
+    def refused_all(self, indices: Iterable[int]) -> bool:
+        """Return whether all of these are left out."""
+        return bool(self._refused) and self._refused.issuperset(indices)
+
     def refuse_used_outside(
         self, losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
     ) -> None:

@@ -45,6 +45,7 @@ _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _TERMS = frozenset({"add", "sub", "add_", "sub_", "__iadd__", "__isub__"})
+_NO_TENSORS = frozenset({torch.Size, torch.dtype, torch.device, bool, int, float, type(None)})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
 
 
@@ -93,22 +94,23 @@ class Functions(TorchFunctionMode):
             with self:  # it is written in terms of operations that are to be seen
                 return UNGUARDED_ATTENTION(*args, **kwargs)
         output = func(*args, **kwargs)
+        if self.pauses.steps or type(output) in _NO_TENSORS:
+            return output
         if isinstance(output, Tensor):
             self._see(func, args, kwargs, [output])
-        elif isinstance(output, (tuple, list)) and any(isinstance(o, Tensor) for o in output):
-            self._see(func, args, kwargs, [o for o in output if isinstance(o, Tensor)])
+        elif isinstance(output, (tuple, list)):
+            outputs = [o for o in output if isinstance(o, Tensor)]
+            if outputs:
+                self._see(func, args, kwargs, outputs)
         return output
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
-        if self.pauses.steps:
-            return
-        tensors = list(tensors_of((*args, *kwargs.values())))
-        if not tensors:
-            self.tracker.made(getattr(func, "__name__", ""), outputs)
-            return
-        found = [(t, self._source(t)) for t in tensors]
-        own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
+        tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
+        if not tensors:
+            self.tracker.made(name, outputs)
+            return
+        own = {id(t): source for t in tensors if (source := self._source(t)) is not None}
         if HEADS:
             for tensor in tensors:
                 if type(tensor.grad_fn).__name__ in HEADS:
@@ -116,7 +118,7 @@ class Functions(TorchFunctionMode):
         if not own:
             self.tracker.mark(name, tensors, args, outputs)
             return
-        others = [t for t, source in found if source is None and id(t) not in self.claimed]
+        others = [t for t in tensors if id(t) not in own and id(t) not in self.claimed]
         batch = {id(t): rows for t in others if (rows := self.rows(t)) is not None}
         sources = list(own.values())
         if not batch and any(t.requires_grad for t in others):
@@ -129,13 +131,14 @@ class Functions(TorchFunctionMode):
             self._cross(func, name, args, kwargs, own, inputs, outputs)
         else:
             leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
+            looked_up = _looked_up(args, kwargs, sources) if name == "embedding" else None
             for output in outputs:
                 if output.is_floating_point() and id(output) not in own:
-                    self._sources[id(output)] = Source(output, leaves)
+                    self._sources[id(output)] = Source(output, leaves, looked_up)
 
     def _source(self, tensor: Tensor) -> Source | None:
         source = self._sources.get(id(tensor))
-        if source is not None or not isinstance(tensor, nn.Parameter):
+        if source is not None or not tensor.is_leaf or not isinstance(tensor, nn.Parameter):
             return source
         number = self.parameters.number(tensor)
         if number is None or id(tensor) in self.claimed:
@@ -163,7 +166,9 @@ class Functions(TorchFunctionMode):
             self._lose(sources)
             return
         left = dict(own)
-        if name in _GROUPED:
+        if name in _TERMS:
+            self._places(name, args, kwargs, left, inputs, output, rows)
+        elif name in _GROUPED:
             self._experts(args, kwargs, left, output, rows)
         elif name in _MATRIX:
             self._layer(name, args, kwargs, left, output, rows)
@@ -176,6 +181,29 @@ class Functions(TorchFunctionMode):
                 uses.append(Use((source,), per_sample))
         if uses:
             self.listener.on_operation(uses, inputs, output, rows)
+
+    def _places(
+        self,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        left: dict[int, Source],
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        rows: Rows,
+    ) -> None:
+        """Tell of embeddings of the same places that are added to every row, as of a layer."""
+        for identity, source in list(left.items()):
+            options, shape, row = source.looked_up, source.tensor.shape, output.shape[1:]
+            if options is None or rows.arrange is not None or not row:
+                continue
+            if kwargs or "sub" in name or shape[-len(row) :] != row or shape.numel() != row.numel():
+                continue
+            ((index, parameter),) = source.leaves.items()
+            layer = _embedding(parameter, index, options.get("padding_idx"))
+            each = options["input"].reshape(row[:-1]).expand(output.shape[:-1])
+            self.listener.on_call(layer, [each, *inputs], output, rows)
+            del left[identity]
 
     def _recur(
         self, func: Any, args: Any, sources: Sequence[Source], outputs: Sequence[Tensor]
@@ -264,15 +292,7 @@ class Functions(TorchFunctionMode):
             options = embedding_options(args, kwargs)
             if pad != Padding(of_inputs=True) or parameter.ndim != 2 or depends_on_batch(options):
                 return
-            padding_idx = options.get("padding_idx")
-            module = SimpleNamespace(
-                weight=parameter,
-                bias=None,
-                padding_idx=padding_idx,
-                num_embeddings=parameter.shape[0],
-                embedding_dim=parameter.shape[1],
-            )
-            layer = Layer(module, Lookup(), {"weight": index})
+            layer = _embedding(parameter, index, options.get("padding_idx"))
         else:
             module = SimpleNamespace(weight=parameter, bias=None)
             layer = Layer(module, Matrix(transposed=pad.of_inputs), {"weight": index})
@@ -324,3 +344,24 @@ class Functions(TorchFunctionMode):
 
     def _lose(self, sources: Sequence[Source]) -> None:
         self.listener.refuse([index for source in sources for index in source.leaves])
+
+
+def _looked_up(args: Any, kwargs: Any, sources: Sequence[Source]) -> Mapping[str, Any] | None:
+    """Return the options of an embedding, where its weight is a parameter and rows are apart."""
+    options, (weight, *more) = embedding_options(args, kwargs), sources
+    whole = not more and weight.tensor.ndim == 2 and len(weight.leaves) == 1
+    if not whole or weight.tensor is not next(iter(weight.leaves.values())):
+        return None
+    return None if depends_on_batch(options) else options
+
+
+def _embedding(parameter: Tensor, index: int, padding_idx: int | None) -> Layer:
+    """Return the layer that an embedding by function is."""
+    module = SimpleNamespace(
+        weight=parameter,
+        bias=None,
+        padding_idx=padding_idx,
+        num_embeddings=parameter.shape[0],
+        embedding_dim=parameter.shape[1],
+    )
+    return Layer(module, Lookup(), {"weight": index})

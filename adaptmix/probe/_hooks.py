@@ -63,9 +63,10 @@ class ModelHooks:
         layer = self._layers.get(id(module))
         claimed: tuple[int, ...] = ()
         if layer is not None:
-            x = _first((*args, *kwargs.values()))
+            x = _first((*args, *kwargs.values()) if kwargs else args)
             if x is not None and functions.rows(x) is not None:
-                claimed = tuple(id(p) for p in module.parameters(recurse=False))
+                own = module._parameters.values()
+                claimed = tuple([id(parameter) for parameter in own if parameter is not None])
                 functions.claimed.update(claimed)
         elif isinstance(module, nn.MultiheadAttention):
             query = args[0] if args else kwargs["query"]
@@ -77,7 +78,8 @@ class ModelHooks:
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         functions = self._functions
         _, claimed, functions.tracker.attention = self._calls.pop()
-        functions.claimed.difference_update(claimed)
+        if claimed:
+            functions.claimed.difference_update(claimed)
         if not self._calls:
             functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if not claimed or output is None:  # a forward that was broken off
@@ -101,7 +103,7 @@ def _rows(values: Iterable[Any]) -> int | None:
     for value in values:
         if isinstance(value, Tensor):
             if value.ndim:
-                return len(value)
+                return value.shape[0]
         elif hasattr(value, "values"):
             found = _rows(value.values())
             if found is not None:

@@ -169,6 +169,8 @@ class GradientProbe:
             observing: whether it is.
             step: optimizer steps completed, which the projections are drawn by.
         """
+        if not (observing or self._observing):
+            return
         self._observe(observing and self._attached)
         if self._observing and self._projections is not None:
             self._projections.redraw(step)
