@@ -10,7 +10,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix._simplex import effective_domains
 from adaptmix._types import DomainStats, Weights
-from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain, variance_ratio
+from adaptmix.monitoring._efficiency import Efficiency
 from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._uncertainty import gain_error, grad_std_error, loss_error, noise_error
 from adaptmix.probe._coverage import Coverage
@@ -77,7 +77,7 @@ def scalars(
         in_force: (K,) shares the next step is drawn with.
         sizes: (K,) rows of each domain.
         lengths: (K,) mean tokens per row; ones with unit "sample".
-        drawing: how rows are drawn, as ``efficiency.variance_ratio`` takes it.
+        drawing: how rows are drawn, as ``Efficiency`` takes it.
         per_token: whether the unit is "token".
         observing: whether the weights are only proposed.
         coverage: what the gradient probe sees; None without one.
@@ -103,14 +103,15 @@ def scalars(
         for quantity, column in table.items()
         for label, value in zip(labels, column, strict=True)
     }
-    gain = predicted_gain(weights, stats, **drawing)
+    efficiency = Efficiency(weights, stats, **drawing)
+    gain = efficiency.predicted_gain
     doubt = gain_error(gain, weights, stats, sampler=str(drawing.get("sampler", "stratified")))
     overall = (
-        variance_ratio(in_force, weights, stats, **drawing),
+        efficiency.ratio(in_force),
         gain,
         doubt.error,
         doubt.bias,
-        sampling_gain(weights, stats, **drawing),
+        efficiency.sampling_gain,
         effective_domains(weights.sampling),
         np.nan if coverage is None else coverage.least,
         overhead,

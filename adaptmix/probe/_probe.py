@@ -235,7 +235,7 @@ class GradientProbe:
             )
         self._finish()
         batch, self._follower.upcoming = self._follower.upcoming, self._new_batch()
-        self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
+        batch.operations = self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
         if segments is not None and not self._isolation_known:

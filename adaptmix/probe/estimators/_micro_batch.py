@@ -38,6 +38,7 @@ class MicroBatch(ABC):
         self.sizes: Counter[int] = Counter()  # first dims of the calls' inputs
         self.rows = 0  # that the model's outermost call is of
         self.kinds: set[Kind] = set()  # of its calls
+        self.operations: set[str] = set()  # between its calls, by their nodes' names
         self.precision = torch.float64  # the coarsest that a call computes in
         self._parameters = parameters
         self._num_domains = num_domains
