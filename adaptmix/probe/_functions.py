@@ -73,6 +73,7 @@ class Functions(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.closed = False  # while a layer runs in which there is nothing else to see
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
 
@@ -82,6 +83,7 @@ class Functions(TorchFunctionMode):
         self._sources.clear()
         self._heads.clear()
         self.claimed.clear()
+        self.closed = False
 
     def rows(self, tensor: Tensor) -> Rows | None:
         """Return how a tensor runs over samples; None where it has none, as far as is known."""
@@ -94,7 +96,7 @@ class Functions(TorchFunctionMode):
             with self:  # it is written in terms of operations that are to be seen
                 return UNGUARDED_ATTENTION(*args, **kwargs)
         output = func(*args, **kwargs)
-        if self.pauses.steps or type(output) in _NO_TENSORS:
+        if self.closed or self.pauses.steps or type(output) in _NO_TENSORS:
             return output
         if isinstance(output, Tensor):
             self._see(func, args, kwargs, [output])

@@ -66,6 +66,13 @@ class RowTracker:
         """Note how a tensor runs over samples."""
         self._marks.set(tensor, rows)
 
+    def keep(self, taken: Tensor, output: Tensor, rows: Rows) -> None:
+        """Note that the output of a layer runs over samples as what it took does."""
+        if rows.arrange is not None or not output.ndim or output.shape[0] != taken.shape[0]:
+            return
+        if rows is not ONE_EACH or output.shape[0] != self.samples:
+            self._marks.set(output, rows)
+
     def _is_constant(self, tensor: Tensor) -> bool:
         """Return whether a tensor is made of numbers and buffers alone, which have no samples."""
         return id(tensor) in self.buffers or self._marks.get(tensor) is NO_ROWS
