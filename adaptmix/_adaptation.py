@@ -33,7 +33,7 @@ class Adaptation:
         warn: of the run.
 
     Attributes:
-        weights: those in force; in mode "observe" those of a run without adaptmix.
+        weights: those in force; in mode "observe" those of a run without AdaptMix.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from adaptmix.monitoring import page, read_runs
+from adaptmix.monitoring import page, read_runs, save_picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,14 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "directories; LABEL=RUN names a run, and runs of one label are one group",
     )
     command.add_argument("--html", metavar="FILE", help="write the page here")
+    command.add_argument("--picture", metavar="FILE", help="write a picture of the weights here")
     given = parser.parse_args(arguments)
     try:
-        made = page(read_runs(given.runs))
+        records = read_runs(given.runs)
+        made = page(records)
         if given.html:
             made.save(given.html)
+        if given.picture:
+            save_picture(records, given.picture)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"adaptmix report: {error}\n")
     print(made.text)
     if given.html:
         print(f"page: {given.html}")
+    if given.picture:
+        print(f"picture: {given.picture}")
     return 0

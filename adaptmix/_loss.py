@@ -149,7 +149,12 @@ class DomainLossScaler:
         """
         table = _factors(weights, draw.domain_shares * lengths * micro_rows)
         factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
-        return factors.dot(rows.values), factors
+        if draw.held is None:
+            return factors.dot(rows.values), factors
+        held = draw.held.to(factors.device, non_blocking=True)
+        factors = factors.masked_fill(held, 0.0)
+        # Not times 0: a held-out row's loss may have overflowed.
+        return factors.dot(rows.values.masked_fill(held, 0.0)), factors
 
     def multipliers(self, draw: Draw, weights: Weights, *, lengths: FloatArray) -> Tensor:
         """Return what each row's share of a mean over rows, or tokens, is multiplied by, (B,).
@@ -160,7 +165,8 @@ class DomainLossScaler:
             lengths: as in ``weighted``.
         """
         divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        return _factors(weights, divisor)[draw.domains]
+        factors = _factors(weights, divisor)[draw.domains]
+        return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
         """Return what a mean over the step's rows, or tokens, divides by on average, per row.
@@ -207,7 +213,7 @@ def _unpacked(
 
 
 def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
-    """Return (K,) π w / divisor, 0 where nothing is sampled."""
-    counts = weights.importance * weights.loss
+    """Return (K,) α / divisor, 0 where nothing is sampled."""
+    counts = weights.objective
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
     return torch.from_numpy(table)

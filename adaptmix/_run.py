@@ -16,6 +16,7 @@ from adaptmix._settings import Settings
 from adaptmix._types import DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
 from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
+from adaptmix.data._holdout import FROM_HELD_OUT, Holdout, holdout_sizes
 from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import sample_numbers
 from adaptmix.errors import StateError
@@ -25,7 +26,7 @@ from adaptmix.monitoring._stopwatch import Stopwatch
 from adaptmix.monitoring._texts import Caution, installed_version
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.policies._runner import Steering
+from adaptmix.policies._runner import Steering, requirements
 from adaptmix.processes._agreement import Agreement
 from adaptmix.statistics import Measurements, known_lengths
 
@@ -49,6 +50,7 @@ class Run:
         lag: as for ``Controller``.
         seed: as for ``Controller``.
         tokens_per_row: as for ``Controller``.
+        holdout: as for ``Controller``.
         group: the data-parallel processes; all of them when None.
     """
 
@@ -62,9 +64,20 @@ class Run:
         lag: int,
         seed: int,
         tokens_per_row: Mapping[str, float] | Count | None,
+        holdout: str | float | None,
         group: ProcessGroup | None,
     ) -> None:
-        self.mixture = mixture
+        if not isinstance(mixture, Mixture):
+            raise TypeError(
+                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
+                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
+            )
+        needed = bool(requirements(policy) & FROM_HELD_OUT) and settings.adapting
+        sizes = holdout_sizes(holdout, mixture.sizes, needed=needed, adapting=settings.adapting)
+        every, half_life = settings.measure_every, settings.half_life
+        self._holdout = Holdout(mixture, sizes, seed=seed, every=every, half_life=half_life)
+        # From here on a domain's rows are those that are trained on.
+        self.mixture = mixture = self._holdout.training
         self._settings = settings
         self._warn = WarnOnce()
         self._scaler = DomainLossScaler(settings.unit)
@@ -81,6 +94,7 @@ class Run:
             per_token=settings.per_token,
             tokens_per_row=self._tokens_per_row,
             gram=few or "grad_gram" in self._steering.requires,
+            riding=self._holdout.sizes > 0,
             warn=self._warn,
             group=group,
         )
@@ -93,7 +107,9 @@ class Run:
             warn=self._warn,
         )
         shares = self._adaptation.row_shares
-        self._plan = Plan(mixture, shares=shares, lag=lag, seed=seed, counts=counts)
+        self._plan = Plan(
+            mixture, shares=shares, lag=lag, seed=seed, counts=counts, holdout=self._holdout
+        )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
@@ -106,7 +122,7 @@ class Run:
 
     @property
     def weights(self) -> Weights:
-        """The weights last published; in mode "observe" those of a run without adaptmix."""
+        """The weights last published; in mode "observe" those of a run without AdaptMix."""
         return self._adaptation.weights
 
     @property
@@ -157,6 +173,7 @@ class Run:
         self, layout: Layout, steps: int, epoch_steps: int | None, *, finish_epochs: bool = False
     ) -> PlanSampler:
         self._check_step_rows(layout)
+        self._holdout.check(layout.step_rows)
 
         def prepare() -> None:
             self._step_rows, self._horizon = layout.step_rows, steps
@@ -248,7 +265,9 @@ class Run:
                 values=values,
                 outputs=outputs,
             )
-        measurements.record(domains, values, tokens, noise=terms, fresh=fresh)
+        held = draw.held
+        held = None if held is None else held.to(tokens.device, non_blocking=True)
+        measurements.record(domains, values, tokens, noise=terms, fresh=fresh, held=held)
         self._order.record(draw)
 
     def _arm(self) -> None:
@@ -269,7 +288,8 @@ class Run:
         """Return what a run is, in plain values: the same in every process and when it goes on."""
         return {
             "domains": list(self.mixture.domains),
-            "sizes": self.mixture.sizes.tolist(),
+            "sizes": (self.mixture.sizes + self._holdout.sizes).tolist(),
+            "holdout": self._holdout.sizes.tolist(),
             "importance": self.mixture.importance.tolist(),
             "labels": self.mixture.labels_digest,
             "policy": self._steering.description,
@@ -287,7 +307,7 @@ class Run:
             "watched": self._measurements.probe is not None,
             "pins": self._steering.wanted_pins,
             "sampling_weights": self.weights.sampling,
-            "loss_weights": self.weights.loss,
+            "objective": self.weights.objective,
             "row_lengths": self._measurements.lengths,
         }
 

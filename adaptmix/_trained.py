@@ -85,9 +85,9 @@ class TrainedRun(Run):
         return self._scaler.multipliers(draw, self.weights, lengths=self._measurements.lengths)
 
     def expected_tokens(self, draw: Draw) -> float:
-        """Return the mean tokens of the rows of a step that a draw is of; losses with "sample".
+        """Return the expected supervised tokens per row of the step that a draw belongs to.
 
-        With unit "sample" a row has one loss, or none where all of its labels are masked.
+        With unit "sample" it is the expected share of rows that have a supervised label.
         """
         return self._scaler.mean_length(draw, self._measurements.lengths)
 
@@ -110,7 +110,7 @@ class TrainedRun(Run):
             factors: (B,) what ``loss`` multiplies each row's own loss by: its mean over tokens, or
                 with unit "token" their sum.
             losses: as for ``Controller.loss``; unknown when None.
-            mask: as for ``Controller.loss``; without ``losses`` it tells tokens alone.
+            mask: as for ``Controller.loss``; without ``losses`` only its counts are used.
             noise: as for ``Controller.loss``.
             samples: as for ``Controller.loss``.
             outputs: the tensors that rows' losses are computed from, where ``loss`` has more than
@@ -136,10 +136,20 @@ class TrainedRun(Run):
         adapting = self._settings.adapting
         self._measurements.start_lengths(domains, tokens, known=told, adapting=adapting)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
+        self._record(
+            loss,
+            draw,
+            factors,
+            values,
+            tokens,
+            noise,
+            segments=draw.segments,
+            samples=samples,
+            outputs=outputs,
+        )
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
-        """Add noise terms of held-out rows, once training has been through all of a domain.
+        """Add noise terms of held-out rows; they replace a domain's training residuals.
 
         Args:
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals, of rows that are never
@@ -161,7 +171,7 @@ class TrainedRun(Run):
         Args:
             losses: mean held-out loss by domain name.
             errors: their standard errors, for instance the rows' standard deviation over the
-                square root of their number; they tell how sure a comparison of two runs is.
+                square root of their number. A comparison of two runs takes its intervals from them.
 
         Raises:
             TypeError: a loss or an error that is no number.
@@ -176,10 +186,10 @@ class TrainedRun(Run):
         self._log.write_evaluation(self.completed, losses, errors)
 
     def abandon_step(self) -> None:
-        """Forget what was recorded of a step that was not finished; it is trained anew.
+        """Forget what was recorded of an unfinished step; the step is trained anew.
 
-        For a step that an exception cut short, such as a lack of memory. Iterating a loader and
-        loading a state do it by themselves. Set gradients to zero, too. Between steps it does
+        Call it where an exception, such as a lack of memory, cut a step short, and set gradients to
+        zero. Iterating a loader and loading a state call it themselves. Between steps it does
         nothing.
         """
         self._order.abandon_step()
@@ -188,8 +198,8 @@ class TrainedRun(Run):
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain tensors, numbers and strings.
 
-        Every process must call it, for sums that are not yet added up are gathered. What it
-        returns is the same on all, and any number of processes may load it.
+        Every process must call it, because sums are gathered from all. It returns the same on
+        each, and any number of processes may load it.
 
         Raises:
             ValueError: called between the micro-batches of a step.
@@ -274,6 +284,13 @@ class TrainedRun(Run):
         """What the variance of a step depends on beside weights and statistics."""
         return {"rows": self._step_rows or None, "sampler": self._plan.counts}
 
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """What the report tells beside weights and statistics."""
+        observing = not self._settings.adapting
+        told = {"unit": self.unit, "observing": observing, "figures": self._steering.figures}
+        return {**told, **self._drawing}
+
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
         measurements = self._measurements
@@ -290,4 +307,5 @@ class TrainedRun(Run):
             observing=not self._settings.adapting,
             coverage=measurements.coverage,
             overhead=self._stopwatch.overhead,
+            figures=self._steering.figures,
         )

@@ -32,27 +32,26 @@ class Controller(TrainedRun):
 
     Args:
         mixture: the domains and their rows.
-        model: to watch from the beginning, as ``watch`` does; none when None.
+        model: the model whose gradients are measured, as by ``watch``; ``watch`` it later if None.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
-            it is, whatever is measured. Policies by name shrink noisy statistics first
-            (``policies.Shrink``); a policy object is used as it is.
+            it is. A policy that has a name, and the name, shrink noisy statistics first
+            (``policies.Shrink``). A chain, and a policy of your own, is used as it is.
         update_every: optimizer steps between updates of the weights.
         measure_every: optimizer steps between measurements of per-sample gradients;
             ``update_every`` when None.
-        estimator: of gradient statistics. "sketch": unbiased, from random projections of each
-            sample's gradient, a few percent of a step per measurement; "exact": from whole
-            per-sample gradients; "norm": from those of normalisation layers only, the cheapest,
-            whose variances are right relative to each other only, and roughly.
+        estimator: how gradient statistics are measured. "sketch": from random projections of each
+            sample's gradient, without bias; "exact": from whole per-sample gradients; "norm": from
+            those of normalisation layers alone, where only ratios of variances are right, roughly.
         counts: "stratified": each domain's rows in a batch are its share, rounded up or down;
             "multinomial": each row's domain is drawn on its own.
-        lag: steps until new shares are drawn with; at least how far the loader's workers run ahead.
-        seed: of everything that is drawn.
+        lag: optimizer steps until new shares are drawn with. Loader workers may run ahead by it.
+        seed: of the random draws of rows and of the projections, >= 0.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
             supervised token).
         mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
-            "observe" measures and logs what would be done, and trains on Σ π (mean loss per unit),
-            drawn by importance: what an adapting run starts from, and is compared with.
-        half_life: optimizer steps after which statistics count half.
+            "observe" measures and logs what would be done. It draws rows by importance and trains
+            on Σ π (mean loss per unit): the objective that an adapting run starts from.
+        half_life: optimizer steps after which a measurement counts half.
         tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
             name, or a function of a batch that returns each row's, (B,), by which a sample of each
             domain is counted before training. When None, all rows must have the same number. With
@@ -60,9 +59,11 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
-        process_group: the data-parallel processes, which train on different rows; all processes
-            when None. Ranks that share a model's layers (tensor parallelism) have to see the same
-            rows, so each of them belongs to a group of its own: ``mesh["dp"].get_group()``.
+        holdout: share or number of each domain's rows that are never trained on, a quarter at most.
+            A few ride in each measured step, with multiplier 0, and tell losses and noise. "auto":
+            2 % (16 to 2 000 rows) where the policy reads these, and none in mode "observe".
+        process_group: the data-parallel ranks, which train on different rows; all ranks when None.
+            Tensor-parallel ranks must see the same rows: give them ``mesh["dp"].get_group()``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -89,13 +90,9 @@ class Controller(TrainedRun):
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if not isinstance(mixture, Mixture):
-            raise TypeError(
-                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
-                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
-            )
         settings = Settings(
             mode=mode,
             unit=unit,
@@ -113,6 +110,7 @@ class Controller(TrainedRun):
             lag=lag,
             seed=seed,
             tokens_per_row=tokens_per_row,
+            holdout=holdout,
             group=group_of(process_group),
         )
         if model is not None:
@@ -207,8 +205,8 @@ class Controller(TrainedRun):
     ) -> Tensor:
         """Return the scalar to call ``backward()`` on, and record the statistics.
 
-        Summed over the micro-batches of a step and averaged over processes, its gradient is that
-        of Σ π w L in expectation. There is nothing left to divide by accumulation.
+        Its gradient, summed over the micro-batches of a step and averaged over processes, is that
+        of Σ π w L in expectation. Do not divide it by the accumulation.
 
         Args:
             losses: (B,) or (B, T, …) unreduced losses of this micro-batch.
@@ -265,8 +263,7 @@ class Controller(TrainedRun):
         Raises:
             BatchOrderError: called without ``loss``, or before all micro-batches of the step.
             MissingStatisticError: the policy needs what the run does not supply.
-            ObjectiveError: in the first step, losses that were divided by the
-                accumulation once more.
+            ObjectiveError: in the first step, losses that were divided by the accumulation.
             ProcessMismatchError: when an update is due, processes that do not agree.
         """
         accumulation = self._order.accumulation
@@ -293,10 +290,9 @@ class Controller(TrainedRun):
         """Hold or bound one domain's weights, whatever the policy says; the others keep proportion.
 
         Before training they hold from the first batch on. In a run, new loss weights count at
-        once, and new shares ``lag`` + 1 steps later. Each call replaces the
-        domain's bounds, so that ``pin(domain)`` takes them off. With several processes all of them
-        call it, and it counts from the next step on in which an update is due, when they are
-        known to have asked for the same.
+        once, and new shares ``lag`` + 1 steps later. Each call replaces the domain's bounds, and
+        ``pin(domain)`` takes them off. With several processes all of them must call it; it then
+        counts from the next update on.
 
         Args:
             domain: its name.
@@ -314,7 +310,7 @@ class Controller(TrainedRun):
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
 
-        What cannot be written is a LoggingWarning, and training goes on without a log.
+        Where something cannot be written, a LoggingWarning says so and training goes on.
 
         Args:
             target: a directory, or a SummaryWriter.
@@ -328,8 +324,8 @@ class Controller(TrainedRun):
         """Return a table of the proposed weights and the statistics, and what they predict.
 
         Args:
-            html: where to write the page that tells whether it helped, from what ``log_to`` wrote
-                so far; ``adaptmix report`` writes it of several runs. Not written when None.
+            html: file for the page that says whether it helped, made of what ``log_to`` wrote so
+                far; no page when None. ``adaptmix report`` makes one of several runs.
 
         Raises:
             ValueError: ``html`` without ``log_to``.
@@ -341,9 +337,7 @@ class Controller(TrainedRun):
             self.mixture.domains,
             self.proposed,
             self.statistics,
-            unit=self.unit,
-            observing=not self._settings.adapting,
-            **self._drawing,
+            **self._shown,
         )
 
     def _repr_html_(self) -> str | None:

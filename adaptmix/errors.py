@@ -31,19 +31,19 @@ __all__ = [
 
 
 class LagError(ValueError):
-    """The loader asked for a step whose shares are not published yet: it runs ahead of the lag."""
+    """A loader draws a step whose shares are not known yet: it runs ahead by more than ``lag``."""
 
 
 class BatchOrderError(ValueError):
-    """A batch is trained out of turn, or it is not known which batch losses are of."""
+    """A batch is trained out of turn, or losses cannot be matched with a batch."""
 
 
 class StateError(ValueError):
-    """A saved state does not fit the controller that should load it."""
+    """A saved state is damaged, or belongs to another run than the controller that loads it."""
 
 
 class ProcessMismatchError(ValueError):
-    """Processes that train together do not agree; raised on every one of them."""
+    """Processes that train together were built or used differently; all of them raise it."""
 
 
 class MissingStatisticError(ValueError):
@@ -59,7 +59,7 @@ class AdaptMixWarning(UserWarning):
 
 
 class MissingStatisticWarning(AdaptMixWarning):
-    """In mode "observe" a policy proposes nothing, for the run does not supply what it needs."""
+    """In mode "observe" a policy proposes no weights, for a statistic is missing."""
 
 
 class NonFiniteWarning(AdaptMixWarning):
@@ -67,27 +67,27 @@ class NonFiniteWarning(AdaptMixWarning):
 
 
 class CoverageWarning(AdaptMixWarning):
-    """The gradient probe sees less of the model's trainable parameters than it should."""
+    """The gradient probe measures too little of the trainable parameters or of the gradient."""
 
 
 class PackingWarning(AdaptMixWarning):
-    """Rows that are packed together see each other, or it could not be checked that they do not."""
+    """Rows that are packed together influence each other, or this could not be checked."""
 
 
 class RowOrderWarning(AdaptMixWarning):
-    """It is not known whether a batch, or the model inside, keeps rows in the order drawn."""
+    """It could not be shown that a collator or a model keeps rows in the order of the draw."""
 
 
 class NoiseWarning(AdaptMixWarning):
-    """A domain repeats, so its training residuals no longer estimate out-of-sample noise."""
+    """A domain's rows repeat, so its training residuals no longer estimate its noise."""
 
 
 class UnseenDomainWarning(AdaptMixWarning):
-    """A domain has not been sampled yet, so its statistics are the pooled ones."""
+    """A domain has not been sampled yet; its statistics are the mean of the others'."""
 
 
 class RowLengthWarning(AdaptMixWarning):
-    """Mean tokens per row are estimated while the run goes on, not known from its start."""
+    """Mean tokens per row are estimated during the run, because they were not given."""
 
 
 class ExhaustedLoaderWarning(AdaptMixWarning):
@@ -95,11 +95,11 @@ class ExhaustedLoaderWarning(AdaptMixWarning):
 
 
 class TooFewRowsWarning(AdaptMixWarning):
-    """Nothing is known yet of what the policy goes by: no row told it in an observed step."""
+    """The policy waits: no measured step had rows that supply the statistics it reads."""
 
 
 class LengthGroupingWarning(AdaptMixWarning):
-    """Rows are to be grouped by length, but a step has one micro-batch, so all are padded alike."""
+    """Grouping rows by length does nothing, because a step has only one micro-batch."""
 
 
 class LoggingWarning(AdaptMixWarning):
@@ -107,11 +107,11 @@ class LoggingWarning(AdaptMixWarning):
 
 
 class FreshStartWarning(AdaptMixWarning):
-    """A run is resumed from a checkpoint that holds no state of adaptmix."""
+    """A run is resumed from a checkpoint without a state of AdaptMix; statistics begin anew."""
 
 
 class CollapseWarning(AdaptMixWarning):
-    """One domain has nearly all of the batch, or of the objective."""
+    """One domain has nearly the whole batch, or nearly the whole objective."""
 
 
 class RegressionWarning(AdaptMixWarning):
@@ -119,8 +119,8 @@ class RegressionWarning(AdaptMixWarning):
 
 
 class RepetitionWarning(AdaptMixWarning):
-    """A domain's rows are drawn many times over, far more often than those of the others."""
+    """A domain's rows are drawn many times over, and far more often than other domains' rows."""
 
 
 class LossWeightWarning(AdaptMixWarning):
-    """Loss weights all but switch a domain off, or make it count several times what was stated."""
+    """A loss weight is near 0, or counts a domain several times its importance."""

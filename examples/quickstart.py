@@ -1,11 +1,11 @@
-"""Does adaptmix help? Train a small language model without it and with it, and read the verdict.
+"""Does AdaptMix help? Train a small language model without it and with it, and read the verdict.
 
     pip install "adaptmix[examples]"
     python quickstart.py                                  # on text that every Python carries
     python quickstart.py --data mine=a.txt yours=b.txt    # on your own files
 
 Two of Python's domains are long text. Two are questions with a short answer: the gradient of such a
-row varies more, so adaptmix draws more of them. What is trained stays the mean over domains.
+row varies more, so AdaptMix draws more of them. What is trained stays the mean over domains.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def row_losses(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def train(domains: Domains, folder: Path, mode: str, seed: int, args: argparse.Namespace) -> None:
-    """Train from scratch. This is the loop that you have, with adaptmix in it."""
+    """Train from scratch. This is the loop that you have, with AdaptMix in it."""
     torch.manual_seed(seed)
     model = ByteLM().to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)

@@ -1,4 +1,4 @@
-"""Pretrain a small causal LM with the Trainer on several domains, with adaptmix as a callback.
+"""Pretrain a small causal LM with the Trainer on several domains, with AdaptMix as a callback.
 
 pip install "adaptmix[transformers]" datasets
 python train_transformers.py                                  # text that every Python carries

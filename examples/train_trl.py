@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL on several domains, with adaptmix as a callback.
+"""Supervised fine-tuning with TRL on several domains, with AdaptMix as a callback.
 
 pip install "adaptmix[transformers]" trl
 python train_trl.py                          # questions of three kinds, made on the spot

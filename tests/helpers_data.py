@@ -80,4 +80,5 @@ def same_step(left: StepRows, right: StepRows) -> bool:
         and np.array_equal(left.fresh, right.fresh)
         and np.array_equal(left.domain_shares, right.domain_shares)
         and np.array_equal(left.row_shares, right.row_shares)
+        and np.array_equal(left.held, right.held)  # type: ignore[arg-type]
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptmix import Controller, Mixture, noise
+from adaptmix import Controller, Draw, Mixture, noise
+from adaptmix._run import Run as ControllerRun
 
 SIZES = (40, 24, 9)
 FEATURES, CLASSES = 6, 4
@@ -42,6 +44,19 @@ def model(seed: int = 0) -> nn.Sequential:
 def parameters(net: nn.Module) -> Tensor:
     """All parameters as one vector."""
     return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def record_draws(monkeypatch: pytest.MonkeyPatch) -> list[Draw]:
+    """Return a list that gets the draw of each micro-batch that is trained from here on."""
+    draws: list[Draw] = []
+    native = ControllerRun._record
+
+    def record(run: ControllerRun, total: Tensor, draw: Draw, *args: Any, **options: Any) -> None:
+        draws.append(draw)
+        native(run, total, draw, *args, **options)
+
+    monkeypatch.setattr(ControllerRun, "_record", record)
+    return draws
 
 
 class _Scale(torch.autograd.Function):
@@ -141,3 +156,9 @@ class Run:
 def plain_loader(mix: Mixture, rows: list[list[int]]) -> DataLoader[Any]:
     """Batches of the given rows from an ordinary DataLoader."""
     return DataLoader(mix, batch_sampler=rows)
+
+
+def started(controller: Controller, **options: Any) -> tuple[Controller, Any]:
+    """A controller whose first batch of eight was drawn, and its draw."""
+    loader = controller.loader(8, steps=4, **options)
+    return controller, next(iter(loader.with_draws()))[1]

@@ -30,12 +30,15 @@ def test_runs_are_grouped_compared_and_written_about(
         logged(tmp_path / "runs" / f"plain-{seed}", mode="observe", seed=seed, loss=2.0)
         logged(tmp_path / "runs" / f"mixed-{seed}", mode="adapt", seed=seed, loss=1.5 + seed / 100)
     target = tmp_path / "page.html"
-    assert main(["report", str(tmp_path / "runs"), "--html", str(target)]) == 0
+    picture = tmp_path / "weights.png"
+    asked = ["report", str(tmp_path / "runs"), "--html", str(target), "--picture", str(picture)]
+    assert main(asked) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert out.startswith("It helped. Sampling")
     # 0.495 ± 12.706 · 0.005.
     assert "held-out loss is 0.495 ± 0.064 lower after 12 steps" in out
-    assert out.endswith(f"page: {target}\n")
+    assert out.endswith(f"page: {target}\npicture: {picture}\n")
     text = target.read_text(encoding="utf-8")
     assert "plain" in text
     assert "mixed" in text
@@ -55,7 +58,7 @@ def test_a_directory_without_a_run_ends_the_command(
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 2
-    assert "adaptmix report: run must hold events of adaptmix" in capsys.readouterr().err
+    assert "adaptmix report: run must hold events of AdaptMix" in capsys.readouterr().err
 
 
 def test_a_harmful_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,10 @@ from tests import runs
 RECORDS = Path(__file__).parent / "golden"
 RUNS: dict[str, dict[str, Any]] = {
     "variance_aware": {"controller": {"policy": "variance_aware"}},
-    "joint": {"controller": {"policy": "joint", "half_life": 30}, "run": {"accumulation": 3}},
+    "joint": {
+        "controller": {"policy": "joint", "half_life": 30, "holdout": None},
+        "run": {"accumulation": 3},
+    },
     "erma": {"controller": {"policy": "erma", "estimator": "exact"}},
     "fgls": {"controller": {"policy": "fgls", "lag": 4}, "run": {"num_workers": 2}},
 }

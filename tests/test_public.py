@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ EXPORTS = {
     "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
     "adaptmix.policies": {
         *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
-        *("Chain", "chain", "Floor", "Shrink", "Smooth", "TrustRegion", "WarmUp"),
+        *("Chain", "chain", "Floor", "Shrink", "Smooth", "Transfer", "TrustRegion", "WarmUp"),
         *("Policy", "Preparation", "Refinement", "Run", "Start"),
     },
     "adaptmix.solvers": {
@@ -83,6 +85,14 @@ def test_the_version_is_the_distributions() -> None:
     assert adaptmix.__version__ == importlib.metadata.version("adaptmix")
 
 
+def test_the_texts_name_one_version() -> None:
+    root = ROOT.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    (cited,) = re.findall(r"^version: (.+)$", (root / "CITATION.cff").read_text(), re.M)
+    changed = re.findall(r"^## \[(.+?)\]", (root / "CHANGELOG.md").read_text(), re.M)
+    assert version == cited == changed[0]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -97,8 +107,9 @@ def test_the_version_is_the_distributions() -> None:
         (
             DomainStats(seen=[3, 4], grad_var=[1.23456, np.nan]),
             "DomainStats(count=[inf, inf], seen=[3, 4], age=[inf, inf], loss_count=[3, 4], "
-            "noise_count=[3, 4], grad_var=[1.23, nan], grad_freedom=[inf, inf], "
-            "grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], tokens_per_row=[1, 1])",
+            "noise_count=[3, 4], holdout_count=[0, 0], grad_var=[1.23, nan], "
+            "grad_freedom=[inf, inf], grad_sq_freedom=[0, 0], grad_mean_pairs=[inf, inf], "
+            "tokens_per_row=[1, 1])",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adaptmix._checks import FloatArray
 from adaptmix.data._layout import Layout
+from adaptmix.data._segments import Segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Draw:
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
         tokens: (B,) supervised tokens of each row, where they are counted in the batch.
+        segments: where the collator packed the rows into fewer; None where it did not.
+        held: (B,) bool, which rows are held out and do not count in the loss; None where none are.
     """
 
     domains: Tensor
@@ -45,6 +48,8 @@ class Draw:
     row_shares: FloatArray
     plan: object
     tokens: Tensor | None = None
+    segments: Segments | None = None
+    held: Tensor | None = None
 
     @classmethod
     def build(
@@ -59,6 +64,7 @@ class Draw:
         step: int,
         layout: Layout,
         plan: object,
+        held: NDArray[np.bool_] | None = None,
     ) -> Draw:
         """Build the tensors of a draw from the plan's arrays."""
         return cls(
@@ -72,6 +78,7 @@ class Draw:
             domain_shares=domain_shares,
             row_shares=row_shares,
             plan=plan,
+            held=torch.from_numpy(held) if held is not None and held.any() else None,
         )
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,9 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.state._identity import digest
+
+if TYPE_CHECKING:
+    from adaptmix.data._rows import RowSource
 
 
 class _MapStyle(Protocol):
@@ -32,8 +35,9 @@ class Mixture(Dataset[Any]):
     Args:
         datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
             a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
-        importance: how much each domain matters in the end (π); one positive number per domain,
-            normalised to sum to one. Proportional to the domains' sizes when None.
+        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
+            normalised to sum to one. A domain with 0 is auxiliary: policy "transfer" trains on it
+            as far as it helps those that count. Proportional to the domains' sizes when None.
 
     Raises:
         TypeError: a dataset without a length (an iterable one), or names that are not strings.
@@ -137,6 +141,8 @@ class Mixture(Dataset[Any]):
         self._sizes = np.array(sizes, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
+        self._firsts = self._starts
+        self._gaps: NDArray[np.int64] | None = None
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -150,6 +156,33 @@ class Mixture(Dataset[Any]):
         other = copy(self)
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        return other
+
+    def row_source(self, *, seed: int) -> RowSource:
+        """Return what chooses the rows of each domain; a subclass may return its own.
+
+        Args:
+            seed: of the run.
+        """
+        from adaptmix.data._rows import PermutedRows  # reads mixtures
+
+        return PermutedRows(self, seed=seed)
+
+    def without(self, apart: NDArray[np.int64]) -> Mixture:
+        """Return the same rows and importance, where some are not among ``rows_of`` any domain.
+
+        Args:
+            apart: (n,) which ones; not all of any domain.
+        """
+        other = copy(self)
+        lost = np.bincount(self.domain_of(apart), minlength=len(self.domains))
+        other._sizes = self._sizes - lost
+        other._firsts = np.concatenate([[0], np.cumsum(other._sizes)])
+        kept = np.ones(len(self), dtype=np.bool_)
+        kept[apart] = False
+        places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
+        other._gaps = places - np.arange(places.size)
+        other.info = Domains(self.info.names, other._sizes, self.info.importance)
         return other
 
     @property
@@ -188,9 +221,17 @@ class Mixture(Dataset[Any]):
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
 
-    def rows_of(self, domain: int, positions: ArrayLike) -> NDArray[np.int64]:
-        """Return the rows at ``positions`` (each in [0, sizes[domain])) within one domain."""
-        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._starts[domain]
+    def rows_of(self, domains: int | NDArray[np.int64], positions: ArrayLike) -> NDArray[np.int64]:
+        """Return the rows at ``positions`` within their domain, or each within its own.
+
+        Args:
+            domains: the number of the domain of all of them, or (n,) one of each.
+            positions: (n,) each in [0, its domain's size).
+        """
+        places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
+        if self._gaps is not None:
+            # The n-th row that is left comes after as many others as lie before it.
+            places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:

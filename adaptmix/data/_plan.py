@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
 from adaptmix.state import _schema as schema
 
-# Steps that are drawn at once.
-_TOGETHER = 8
+# Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
+_STEPS = 8
+_ROWS = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,8 @@ class StepRows:
         domains: (N,) int64 domain of each row.
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows.
+        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
+        held: (N,) bool, which rows are held out; None where the step has none.
     """
 
     step: int
@@ -41,6 +41,7 @@ class StepRows:
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
     row_shares: FloatArray
+    held: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
         """Return the same rows, with all that belongs to them, in another order."""
@@ -49,6 +50,7 @@ class StepRows:
             rows=self.rows[order],
             domains=self.domains[order],
             fresh=self.fresh[order],
+            held=None if self.held is None else self.held[order],
         )
 
 
@@ -65,6 +67,7 @@ class Plan:
         lag: as for ``Schedule``.
         seed: as for ``Schedule``, and of each domain's order of rows.
         counts: as for ``Schedule``.
+        holdout: rows of the mixture that ride in measured steps; none when None.
     """
 
     def __init__(
@@ -75,9 +78,12 @@ class Plan:
         lag: int,
         seed: int,
         counts: str = "stratified",
+        holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
+        self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
+        self._source = mixture.row_source(seed=seed)
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -129,43 +135,54 @@ class Plan:
     def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.
 
-        A few are drawn together, as far as the shares in force are known: one by one, in between
-        training steps that leave nothing of the drawing in the caches, each takes several times as
-        long.
+        A few are drawn together, as far as the shares in force are known: what they cost is mostly
+        the same however many rows there are.
         """
         self.starts += 1
-        drawing = self._draw(start, stop, size)
-        ahead: deque[StepRows] = deque()
-        for step in range(start, stop):
-            if not ahead:
-                known = self.completed + self.lag + 1 - step
-                ahead.extend(islice(drawing, max(1, min(_TOGETHER, known))))
-            yield ahead.popleft()
+        step = start
+        while step < stop:
+            known = self.completed + self.lag + 1 - step
+            together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
+            yield from self._draw(range(step, step + together), size)
+            step += together
 
-    def _draw(self, start: int, stop: int, size: int) -> Iterator[StepRows]:
-        sources: dict[int, RowSource] = {}
-        drawn = self._drawn[start]
-        for step in range(start, stop):
-            counted = self.schedule.step(step, size=size)
-            counts, order = counted.counts, counted.order
-            present = np.flatnonzero(counts)
-            taken = []
-            for domain, count, before in zip(
-                present.tolist(), counts[present].tolist(), drawn[present].tolist(), strict=True
-            ):
-                if domain not in sources:
-                    sources[domain] = PermutedRows(self.mixture, domain, seed=self.seed)
-                taken.append(sources[domain].take(before, count))
-            drawn = drawn + counts
-            self._drawn[step + 1] = drawn
-            yield StepRows(
-                step=step,
-                rows=np.concatenate([part.rows for part in taken])[order],
-                domains=np.repeat(present, counts[present])[order],
-                fresh=np.concatenate([part.fresh for part in taken])[order],
-                domain_shares=counted.domain_shares,
-                row_shares=counts / size,
+    def _draw(self, steps: range, size: int) -> list[StepRows]:
+        riding = [self._holdout.of_step(step, size) for step in steps]
+        counted = [
+            self.schedule.step(step, size=size, held=len(held))
+            for step, held in zip(steps, riding, strict=True)
+        ]
+        drawn = self._drawn[steps.start]
+        domains, numbers = [], []
+        for step, found in zip(steps, counted, strict=True):
+            present = np.flatnonzero(found.counts)
+            counts = found.counts[present]
+            ends = np.cumsum(counts)
+            order = found.order
+            # The k-th row of a domain in the step is number k of those after the ones drawn before.
+            firsts = drawn[present] - (ends - counts)
+            numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
+            domains.append(np.repeat(present, counts)[order])
+            self._drawn[step + 1] = drawn = drawn + found.counts
+        taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
+        stops = np.cumsum([each.size for each in domains]).tolist()
+        return [
+            _put_in(
+                held,
+                StepRows(
+                    step=step,
+                    rows=taken.rows[stop - each.size : stop],
+                    domains=each,
+                    fresh=taken.fresh[stop - each.size : stop],
+                    domain_shares=found.domain_shares,
+                    row_shares=found.counts / size,
+                ),
+                found.held,
             )
+            for step, stop, each, found, held in zip(
+                steps, stops, domains, counted, riding, strict=True
+            )
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
@@ -186,3 +203,17 @@ class Plan:
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
+
+
+def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
+    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
+    if not len(riding):
+        return trained
+    K = trained.row_shares.size
+    rows, domains = np.empty((2, held.size), dtype=np.int64)
+    rows[held], rows[~held] = riding.rows, trained.rows
+    domains[held], domains[~held] = riding.domains, trained.domains
+    fresh = np.zeros(held.size, dtype=np.bool_)
+    fresh[~held] = trained.fresh
+    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
+    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)

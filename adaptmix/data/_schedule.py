@@ -27,12 +27,14 @@ class StepCounts:
         counts: (K,) int64 rows of each domain.
         domain_shares: (K,) what multipliers divide by: a domain's realised share of the rows where
             every step is sure of one, its expected share otherwise. They need not add up to 1.
-        order: (N,) the order in which the step's rows, sorted by domain, are trained.
+        order: (M,) the order in which the step's rows, sorted by domain, are trained.
+        held: (N,) bool, where held-out rows are among them; N − M.
     """
 
     counts: NDArray[np.int64]
     domain_shares: FloatArray
     order: NDArray[np.int64]
+    held: NDArray[np.bool_]
 
 
 class Schedule:
@@ -91,15 +93,26 @@ class Schedule:
             )
         return self._history[max(start for start in self._history if start <= step)]
 
-    def step(self, step: int, *, size: int) -> StepCounts:
+    def step(self, step: int, *, size: int, held: int = 0) -> StepCounts:
         """Return how many of a step's ``size`` rows each domain has.
+
+        Args:
+            step: the optimizer step.
+            size: rows of its global batch.
+            held: how many of them are held out. The others are shared out as if they were the
+                whole batch, and ``domain_shares`` are shares of the ``size`` rows all the same, so
+                that multipliers are those of a batch without held-out rows.
 
         Raises:
             LagError: as ``shares_at`` does.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
-        counts, divisor = self._counts(self.shares_at(step), size, rng)
-        return StepCounts(counts, divisor, rng.permutation(size))
+        trained = size - held
+        counts, divisor = self._counts(self.shares_at(step), trained, rng)
+        divisor = divisor * (trained / size) if held else divisor
+        order = rng.permutation(size)
+        apart = order >= trained
+        return StepCounts(counts, divisor, order[~apart] if held else order, apart)
 
     def _counts(
         self, shares: FloatArray, size: int, rng: np.random.Generator

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptmix.monitoring._page import Page, page
+    from adaptmix.monitoring._picture import save_picture
     from adaptmix.monitoring._reading import read_runs
     from adaptmix.monitoring._record import RunRecord, Series
 
-__all__ = ["Page", "RunRecord", "Series", "page", "read_runs"]
+__all__ = ["Page", "RunRecord", "Series", "page", "read_runs", "save_picture"]
 
 _MODULES = {
     "Page": "_page",
@@ -21,6 +22,7 @@ _MODULES = {
     "read_runs": "_reading",
     "RunRecord": "_record",
     "Series": "_record",
+    "save_picture": "_picture",
 }
 
 

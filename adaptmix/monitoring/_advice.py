@@ -232,7 +232,8 @@ def _noise(group: Group) -> Iterator[Advice]:
         yield Advice(
             "Measure noise on held-out rows",
             "Rows that were trained on look less noisy than they are, and loss weights answer to "
-            "noise. Pass terms of held-out rows: `controller.record_noise(terms, domain)`.",
+            'noise. Leave `holdout` at "auto", or pass terms of rows of your own: '
+            "`controller.record_noise(terms, domain)`.",
         )
 
 

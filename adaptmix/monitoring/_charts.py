@@ -34,7 +34,7 @@ _EARLY = 0.15
 _LONGEST = 22
 # More points than a chart has pixels are no use.
 _POINTS = 240
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "adaptmix",
     "font.size": 9,
@@ -129,14 +129,14 @@ def weights_chart(group: Group, names: Sequence[str], *, quantity: str, title: s
         if quantity == "loss_weight":
             axes.axhline(1.0, color=FAINT, linewidth=1.0, linestyle=(0, (2, 3)))
         for i, one in known:
-            _draw(axes, one, domain_colour(i))
+            draw(axes, one, domain_colour(i))
         if quantity == "sampling_weight":
             axes.set_ylim(bottom=0.0)
-            _percent(axes)
+            percent(axes)
         else:
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.9), max(high, 1.1))
-        _finish(axes, max(int(one.steps[-1]) for _, one in known))
+        finish(axes, max(int(one.steps[-1]) for _, one in known))
         note = "only proposed: the run drew rows by importance" if group.observing else ""
         svg = inline(figure, name=quantity, title=title)
     shown = f"Proposed {title[0].lower()}{title[1:]}" if group.observing else title
@@ -153,9 +153,9 @@ def gain_chart(group: Group) -> Chart | None:
     second = proposed if group.observing and proposed is not None else attained
     with _figure(_SIZE) as (figure, axes):
         axes.axhline(1.0, color=FAINT, linewidth=1.0, linestyle=(0, (2, 3)))
-        _draw(axes, predicted, group_colour(0), dashed=True)
-        _draw(axes, second, group_colour(1))
-        _finish(axes, int(predicted.steps[-1]))
+        draw(axes, predicted, group_colour(0), dashed=True)
+        draw(axes, second, group_colour(1))
+        finish(axes, int(predicted.steps[-1]))
         svg = inline(figure, name="gain", title="How much less noisy the gradient is")
     words = "solid: the proposed shares" if group.observing else "solid: the shares in force"
     return Chart(
@@ -231,9 +231,9 @@ def _loss_svg(
         return None
     with _figure(size) as (figure, axes):
         for i, one in known:
-            _draw(axes, one, group_colour(i))
+            draw(axes, one, group_colour(i))
         last = max(int(one.steps[-1]) for _, one in known)
-        _finish(axes, last)
+        finish(axes, last)
         late = np.concatenate(
             [
                 values[one.steps >= _EARLY * last]
@@ -251,20 +251,25 @@ def _figure(size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure, figure.add_subplot()
 
 
-def _draw(axes: Axes, one: Line, colour: str, *, dashed: bool = False) -> None:
+def draw(
+    axes: Axes, one: Line, colour: str, *, dashed: bool = False, label: str | None = None
+) -> None:
+    """Draw a curve and the band of its runs."""
     style: Any = (0, (4, 2)) if dashed else "-"
     marker = "o" if one.steps.size < 3 else ""
     if (one.high > one.low).any():
         axes.fill_between(one.steps, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(one.steps, one.mean, color=colour, linestyle=style, marker=marker, markersize=3.5)
+    form: Any = {"linestyle": style, "marker": marker, "markersize": 3.5}
+    axes.plot(one.steps, one.mean, color=colour, label=label, **form)
 
 
-def _finish(axes: Axes, last: int) -> None:
+def finish(axes: Axes, last: int) -> None:
+    """Set the ticks of both axes, of steps from 0 to the last."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, last)
@@ -273,5 +278,6 @@ def _finish(axes: Axes, last: int) -> None:
     axes.set_xlabel("step", loc="right", labelpad=1.0)
 
 
-def _percent(axes: Axes) -> None:
+def percent(axes: Axes) -> None:
+    """Write the values as percentages."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{100.0 * value:g} %")

@@ -34,16 +34,15 @@ class Efficiency:
         self._weights = weights
         self._known = not (np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all())
         if self._known:
-            used = weights.importance * weights.loss
-            self._variance = StepVariance.of(used, stats, rows=rows, sampler=sampler)
+            self._variance = StepVariance.of(weights.objective, stats, rows=rows, sampler=sampler)
 
     @cached_property
     def _proportional(self) -> float:
-        return self._at(self._weights.importance)
+        return self._at(self._weights.plain)
 
     @cached_property
     def _least(self) -> float:
-        K = self._weights.importance.size
+        K = self._weights.plain.size
         best = self._variance.best(np.zeros(K), np.ones(K))
         return min(self._variance.at(best), self._proportional)
 
@@ -61,7 +60,7 @@ class Efficiency:
     @property
     def predicted_gain(self) -> float:
         """How many times quieter the best shares are than sampling by importance."""
-        return self.ratio(self._weights.importance)
+        return self.ratio(self._weights.plain)
 
     @property
     def sampling_gain(self) -> float:

@@ -24,6 +24,7 @@ PER_DOMAIN = (
     "grad_std_error",
     "noise",
     "noise_error",
+    "holdout_loss",
     "samples_seen",
     "epochs",
     "tokens_per_row",
@@ -67,6 +68,7 @@ def scalars(
     observing: bool = False,
     coverage: Coverage | None = None,
     overhead: float = np.nan,
+    figures: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, float]:
     """Return what one update has to show, by tag; what is not known is left out.
 
@@ -82,6 +84,7 @@ def scalars(
         observing: whether the weights are only proposed.
         coverage: what the gradient probe sees; None without one.
         overhead: share of the time that measuring takes; NaN while not known.
+        figures: (K,) what the policy believes, by name.
     """
     columns = (
         stats.loss_mean,
@@ -90,6 +93,7 @@ def scalars(
         grad_std_error(stats),
         stats.noise,
         noise_error(stats),
+        stats.holdout_loss,
         stats.seen,
         stats.seen / sizes,
         lengths if per_token else np.full_like(lengths, np.nan),
@@ -97,6 +101,7 @@ def scalars(
     both = (weights.sampling, weights.loss)
     table = dict(zip(weight_tags(observing=observing), both, strict=True))
     table |= dict(zip(PER_DOMAIN, columns, strict=True))
+    table |= figures or {}
     labels = safe_names(names)
     values = {
         f"{quantity}/{label}": float(value)

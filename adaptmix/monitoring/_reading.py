@@ -44,7 +44,7 @@ def read_runs(paths: Iterable[str | PathLike[str]]) -> list[RunRecord]:
         found = list(_below(folder, label))
         if not found:
             raise ValueError(
-                f"run must hold events of adaptmix; none lie in or below {folder}. Log with "
+                f"run must hold events of AdaptMix; none lie in or below {folder}. Log with "
                 "controller.log_to(directory), or with a trainer that logs to TensorBoard."
             )
         records += found
@@ -93,7 +93,7 @@ class _Run:
 
     @property
     def holds_a_record(self) -> bool:
-        """Whether adaptmix wrote here."""
+        """Whether AdaptMix wrote here."""
         return bool(self._configuration) or any(tag.startswith(_ROOT) for tag in self._scalars)
 
     def record(self, label: str) -> RunRecord:
@@ -163,7 +163,7 @@ def _load(folder: Path) -> tuple[Mapping[str, Series], Mapping[str, list[str]], 
 
 
 def _own(tag: str) -> str | None:
-    """Return a tag as adaptmix gave it, or None if it is another's."""
+    """Return a tag as AdaptMix gave it, or None if it is another's."""
     if tag.startswith(_TRAINER_HELDOUT):
         return tag
     before, found, rest = tag.rpartition(_ROOT)

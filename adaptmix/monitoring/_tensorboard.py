@@ -11,7 +11,6 @@ from adaptmix._warn_once import WarnOnce
 from adaptmix.errors import LoggingWarning
 from adaptmix.monitoring._eventfile import EventFile
 from adaptmix.monitoring._names import safe_names
-from adaptmix.monitoring._quantities import CHARTED, CHARTED_OVERALL, weight_tags
 from adaptmix.monitoring._texts import (
     CONFIGURATION,
     NOT_MEASURED,
@@ -26,62 +25,17 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PREFIX = "adaptmix/"
-_HELDOUT = "heldout_loss"
+HELDOUT = "heldout_loss"
 # TensorBoard gives each run a colour, so each domain is a run; with more a legend is no help.
 _MOST_RUNS = 50
 
 
-def layout(
-    names: Sequence[str],
-    *,
-    prefix: str = "",
-    heldout: str | None = None,
-    observing: bool = False,
-) -> dict[str, dict[str, list[Any]]]:
-    """Return a custom-scalars layout with all domains of a quantity on one chart.
-
-    Args:
-        names: K domain names.
-        prefix: what a trainer puts before the tags.
-        heldout: what stands before a domain's name in the tags of held-out losses; None when
-            they are not logged.
-        observing: whether weights are only proposed.
-    """
-    root = f"{prefix}{PREFIX}"
-    labels = safe_names(names)
-    charts = {
-        quantity: [f"{root}{quantity}/{label}" for label in labels]
-        for quantity in (*weight_tags(observing=observing), *CHARTED)
-    }
-    if heldout is not None:
-        charts[_HELDOUT] = [f"{heldout}{name}" for name in names]
-    charts |= {tag: [root + tag] for tag in CHARTED_OVERALL}
-    return {"adaptmix": {title: ["Multiline", tags] for title, tags in charts.items()}}
-
-
-def lay_out(
-    writer: Any,
-    names: Sequence[str],
-    *,
-    prefix: str = "",
-    heldout: str | None = None,
-    observing: bool = False,
-    coverage: Coverage | None = None,
+def write_unseen(
+    writer: Any, root: str, coverage: Coverage | None, step: int | None = None
 ) -> None:
-    """Write what stands beside the scalars of a trainer: their layout, and what is not seen.
-
-    Args:
-        writer: a SummaryWriter, or what writes like one.
-        names: K domain names.
-        prefix: as for ``layout``.
-        heldout: as for ``layout``.
-        observing: as for ``layout``.
-        coverage: what the gradient probe sees; None without one.
-    """
-    charts = layout(names, prefix=prefix, heldout=heldout, observing=observing)
-    writer.add_custom_scalars(charts)
+    """Write which modules the gradient probe does not see, if there are any."""
     if coverage is not None and coverage.unseen:
-        writer.add_text(f"{prefix}{PREFIX}{NOT_MEASURED}", _unseen_table(coverage))
+        writer.add_text(f"{root}{NOT_MEASURED}", _unseen_table(coverage), step)
 
 
 class RecordTexts:
@@ -132,7 +86,7 @@ def tolerant(warn: WarnOnce) -> Iterator[None]:
     except Exception as error:  # writers of all kinds raise all kinds
         warn(
             LoggingWarning,
-            f"adaptmix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
+            f"AdaptMix could not log ({type(error).__name__}: {error}). Training goes on. Free the "
             "disk, or choose another directory.",
         )
 
@@ -196,8 +150,7 @@ class TensorBoardLog:
         """
         if coverage is not None and coverage.unseen != self._unseen:
             self._unseen = dict(coverage.unseen)
-            tag, table = f"{PREFIX}{NOT_MEASURED}", _unseen_table(coverage)
-            self._write(lambda files: files.overall.add_text(tag, table, step))
+            self._write(lambda files: write_unseen(files.overall, PREFIX, coverage, step))
         self._write(lambda files: files.add_scalars(values, step))
 
     def write_evaluation(
@@ -207,7 +160,7 @@ class TensorBoardLog:
         errors: Mapping[str, float] | None = None,
     ) -> None:
         """Write held-out losses by domain, and their standard errors where they are known."""
-        tables = ((_HELDOUT, losses), (f"{_HELDOUT}_error", errors or {}))
+        tables = ((HELDOUT, losses), (f"{HELDOUT}_error", errors or {}))
         values = {
             f"{quantity}/{self._labels[name]}": value
             for quantity, table in tables
@@ -238,8 +191,50 @@ class TensorBoardLog:
                 self._files = _Files(self._target, tuple(self._labels.values()), self._step)
             write(self._files)
             if flush:
-                self._files.overall.flush()
+                self._files.flush()
             self._failed = False
+
+
+class DomainRuns:
+    """One event file for each domain, in a folder of its own below a run's.
+
+    Args:
+        folder: of the run.
+        labels: K names of the domains' folders; over 50 have none.
+        step: what is there from this step on is void.
+    """
+
+    def __init__(self, folder: str, labels: Sequence[str], *, step: int) -> None:
+        few = labels if len(labels) <= _MOST_RUNS else ()
+        self._files = {label: EventFile(f"{folder}/{label}", step=step) for label in few}
+
+    @property
+    def there(self) -> bool:
+        """Whether domains have folders."""
+        return bool(self._files)
+
+    def write(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Write ``<quantity>/<domain>`` as ``adaptmix/<quantity>`` of a domain's run.
+
+        Returns:
+            The values that are of no domain's run.
+        """
+        others: dict[str, float] = {}
+        own: dict[str, dict[str, float]] = {}
+        for tag, value in values.items():
+            quantity, _, label = tag.partition("/")
+            if label in self._files:
+                own.setdefault(label, {})[quantity] = value
+            else:
+                others[tag] = value
+        for label, table in own.items():
+            self._files[label].add_summary(_summary(table), step)
+        return others
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        for file in self._files.values():
+            file.flush()
 
 
 class _Files:
@@ -256,22 +251,29 @@ class _Files:
         self.overall = EventFile(str(target), step=step) if given else target
         self.folder = str(self.overall.log_dir)
         self.texts = RecordTexts(self.overall)
-        few = labels if len(labels) <= _MOST_RUNS else ()
-        self._domains = {label: EventFile(f"{self.folder}/{label}", step=step) for label in few}
+        self._domains = DomainRuns(self.folder, labels, step=step)
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write values by tag: one event for each run, which is many times faster."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        overall = self._domains.write(step, values)
+        if overall:
+            _event_writer(self.overall).add_summary(_summary(overall), step)
 
-        entries: dict[str, list[Any]] = {}
-        for tag, value in values.items():
-            quantity, _, label = tag.partition("/")
-            owner, shown = (label, quantity) if label in self._domains else ("", tag)
-            entry = Summary.Value(tag=f"{PREFIX}{shown}", simple_value=float(value))
-            entries.setdefault(owner, []).append(entry)
-        for owner, own in entries.items():
-            file = self._domains.get(owner) or _event_writer(self.overall)
-            file.add_summary(Summary(value=own), step)
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        self._domains.flush()
+        self.overall.flush()
+
+
+def _summary(values: Mapping[str, float]) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(
+        value=[
+            Summary.Value(tag=f"{PREFIX}{tag}", simple_value=float(value))
+            for tag, value in values.items()
+        ]
+    )
 
 
 def _event_writer(writer: Any) -> Any:

@@ -17,11 +17,11 @@ class Run:
     """What a policy may ask of the run that it is for.
 
     Args:
-        batch_size: rows of a step's global batch; when None, so many that every count is large.
+        batch_size: rows of a step's global batch; None stands for very many.
         horizon: optimizer steps of the whole run; None when not known.
         counts: "stratified" or "multinomial", how a step's rows are divided among domains.
-        start: weights of the first step, which refinements go on from; in the first stage of a
-            chain, and when None, those of a run without adaptmix.
+        start: weights of the first step, from which refinements move on; None stands for those of
+            a run without AdaptMix.
 
     Raises:
         TypeError: a number that is no integer.
@@ -48,7 +48,7 @@ class Start(NamedTuple):
     """What ``init`` may return in place of a state: the weights to start with, and the state.
 
     They hold from the first batch on. A policy that returns a state alone starts with the weights
-    of a run without adaptmix: sampling by importance, and loss weights of 1.
+    of a run without AdaptMix: sampling by importance, and loss weights of 1.
     """
 
     weights: Weights
@@ -64,11 +64,15 @@ class Policy(Protocol):
 
     @property
     def requires(self) -> frozenset[str]:
-        """The DomainStats fields it reads; a run that does not supply one is an error."""
+        """The DomainStats fields it reads; a run that does not supply one is an error.
+
+        A policy that can weight domains of importance 0 has an attribute ``auxiliary`` that is
+        true; any other is refused where there are such domains.
+        """
         ...
 
     def init(self, domains: Domains, run: Run) -> State | Start:
-        """Return the state before the first update, and the weights to start with if it likes."""
+        """Return the state before the first update, or a ``Start`` with the first weights, too."""
         ...
 
     def update(self, stats: DomainStats, state: State) -> tuple[Weights, State]:

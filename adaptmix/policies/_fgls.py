@@ -24,15 +24,15 @@ class FGLS:
     best linear unbiased estimator (Aitken). Feasible, because σ² is estimated; one-shot, because
     that happens within the one training run.
 
-    Noise must be in one unit. Where domains have outputs in different units (targets in kilometres
-    and in metres), residuals are no measure of how noisy a domain is, and the domain with the large
-    numbers is all but switched off: in tried tasks the error on the raw objective rose by 67 %.
-    Standardise the targets of each domain first, or supply dispersions (``adaptmix.noise``).
+    Noise must be in one unit. Where targets are in different units, such as kilometres and metres,
+    the domain with the large numbers gets nearly no weight; in tried tasks the error on the raw
+    objective rose by 67 %. Standardise the targets of each domain first, or supply dispersions
+    (``adaptmix.noise``).
 
     Args:
-        use_sizes: whether n is the domains' true size. That turns small domains down, however
-            much they matter, and is right only where all domains share one optimum. By default
-            n ∝ π, so that equal noise gives loss weights of exactly 1.
+        use_sizes: whether n is the domain's number of rows. Small domains then get little weight,
+            whatever their importance, which is right only where all domains share one optimum. By
+            default n ∝ π, so that equal noise gives loss weights of exactly 1.
 
     Source:
         Salmani et al., arXiv:2511.06913, algorithm "One-shot FGLS".

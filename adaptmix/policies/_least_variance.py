@@ -44,7 +44,7 @@ def least_variance_shares(
     loss: FloatArray,
     stats: DomainStats,
     *,
-    lower: float | None,
+    lower: float | FloatArray | None,
     upper: float,
     rows: int | None,
     sampler: str | None,
@@ -61,8 +61,8 @@ def least_variance_shares(
         importance: (K,) π.
         loss: (K,) w.
         stats: statistics; what is not known of a domain is the others' mean.
-        lower: least share of the step's rows; when None a part of the domain's proportional share
-            that costs next to nothing.
+        lower: least share of the step's rows, one or (K,); when None a part of the domain's
+            proportional share that costs next to nothing.
         upper: greatest share of the step's rows.
         rows: of a step's global batch; None when not known.
         sampler: "stratified" or "multinomial".
@@ -101,7 +101,7 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     of χ² that has the same mean and variance.
 
     Args:
-        row_shares: (K,) shares of rows without adaptmix.
+        row_shares: (K,) shares of rows without AdaptMix.
         stats: whose ``grad_freedom`` counts for domains with a row or more in every step, and whose
             ``count`` for the others, for they are told by single rows.
         rows: of a step's global batch; None when not known.

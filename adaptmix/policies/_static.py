@@ -14,7 +14,7 @@ from adaptmix.policies._base import Run, Start
 
 @dataclass(frozen=True)
 class Static:
-    """The same weights from the first batch on; by default those of a run without adaptmix.
+    """The same weights from the first batch on; by default those of a run without AdaptMix.
 
     Args:
         sampling: share of rows per domain, normalised to sum to one; importance when None.

@@ -23,7 +23,7 @@ class VarianceAware:
     the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone it keeps
     w = 1; in a chain it takes the loss weights of the stage before.
 
-    It does no harm: the predicted variance is never above that of proportional sampling, p = π, and
+    The predicted variance is never above that of proportional sampling, p = π, and
     p = π stays where the predicted gain is no larger than noise alone predicts in 1 of 20 decisions
     (``policies/_least_variance.py``). With unit "token" p are shares of tokens, while counts,
     bounds and the variance are of rows, of which a step has a fixed number.
@@ -53,7 +53,7 @@ class VarianceAware:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The second moment, which single rows tell; the variance is used where it is known."""
+        """The second moment, which single rows suffice for; the variance is used where known."""
         return frozenset({"grad_sq"})
 
     def init(self, domains: Domains, run: Run) -> dict[str, Any]:

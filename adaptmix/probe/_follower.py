@@ -84,7 +84,7 @@ class Follower:
                 # Backward hooks inherit autocast where backward() is called inside of it.
                 with torch.no_grad(), _full_precision(device):
                     g = pad.outputs(rows.first(gradient.detach()))
-                    batch.add(layer, size, _taken(kept), g, rows.ids)
+                    batch.add(layer, size, _taken(kept), g, rows)
 
         # On the output and not on the module, whose backward hooks forbid in-place activations.
         output.register_hook(on_backward)

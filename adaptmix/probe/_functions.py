@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from adaptmix.probe._by_function import embedding, experts, looked_up, matrix
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe._operations import (
     UNGUARDED_ATTENTION,
@@ -29,16 +29,12 @@ from adaptmix.probe._rows import EXPANDING, RowTracker
 from adaptmix.probe._tracked import (
     ONE_EACH,
     Listener,
-    Padding,
     Rows,
     Source,
     Use,
-    matrix_rows,
     second_first,
     tensors_of,
 )
-from adaptmix.probe.rules._embedding import Lookup
-from adaptmix.probe.rules._linear import Experts, Matrix
 from adaptmix.probe.rules._registry import HEADS
 
 _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
@@ -133,10 +129,10 @@ class Functions(TorchFunctionMode):
             self._cross(func, name, args, kwargs, own, inputs, outputs)
         else:
             leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
-            looked_up = _looked_up(args, kwargs, sources) if name == "embedding" else None
+            options = looked_up(args, kwargs, sources) if name == "embedding" else None
             for output in outputs:
                 if output.is_floating_point() and id(output) not in own:
-                    self._sources[id(output)] = Source(output, leaves, looked_up)
+                    self._sources[id(output)] = Source(output, leaves, options)
 
     def _source(self, tensor: Tensor) -> Source | None:
         source = self._sources.get(id(tensor))
@@ -202,7 +198,7 @@ class Functions(TorchFunctionMode):
             if kwargs or "sub" in name or shape[-len(row) :] != row or shape.numel() != row.numel():
                 continue
             ((index, parameter),) = source.leaves.items()
-            layer = _embedding(parameter, index, options.get("padding_idx"))
+            layer = embedding(parameter, index, options.get("padding_idx"))
             each = options["input"].reshape(row[:-1]).expand(output.shape[:-1])
             self.listener.on_call(layer, [each, *inputs], output, rows)
             del left[identity]
@@ -231,21 +227,12 @@ class Functions(TorchFunctionMode):
         """Tell of rows that are multiplied by one of several stacked weights each."""
         x, weight = args[0], args[1]
         source = left.get(id(weight))
-        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
-        if source is None or rows.ids is None or offsets is None or x.ndim != 2:
+        if source is None or rows.ids is None:
             return
-        (index, parameter), *more = source.leaves.items()
-        turned = weight is not parameter
-        like = parameter.mT if turned else parameter
-        if more or weight.stride() != like.stride() or weight.shape != like.shape:
-            return
-        places = torch.arange(len(x), device=x.device)
-        experts = torch.searchsorted(offsets.long(), places, right=True)
-        experts = experts.clamp(max=len(parameter) - 1)
-        module = SimpleNamespace(weight=parameter, bias=None, experts=experts)
-        del left[id(weight)]
-        layer = Layer(module, Experts(transposed=not turned), {"weight": index})
-        self.listener.on_call(layer, [x], output, rows)
+        layer = experts(args, kwargs, source)
+        if layer is not None:
+            del left[id(weight)]
+            self.listener.on_call(layer, [x], output, rows)
 
     def _head(self, output: Tensor) -> None:
         """Tell of a head that is fused with the loss, given the function's first output."""
@@ -286,20 +273,10 @@ class Functions(TorchFunctionMode):
             args = args[1:]
         x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight", kwargs.get("other"))
         source = left.get(id(weight)) if isinstance(weight, Tensor) else None
-        found = None if source is None else matrix_rows(source, turned=name != "linear")
-        if source is None or found is None or id(x) in left:
-            return
-        (index, parameter), pad = next(iter(source.leaves.items())), found
-        if name == "embedding":
-            options = embedding_options(args, kwargs)
-            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or depends_on_batch(options):
-                return
-            layer = _embedding(parameter, index, options.get("padding_idx"))
-        else:
-            module = SimpleNamespace(weight=parameter, bias=None)
-            layer = Layer(module, Matrix(transposed=pad.of_inputs), {"weight": index})
-        del left[id(weight)]
-        self.listener.on_call(layer, [x], output, rows, pad)
+        found = None if source is None or id(x) in left else matrix(name, args, kwargs, source)
+        if found is not None:
+            del left[id(weight)]
+            self.listener.on_call(found[0], [x], output, rows, found[1])
 
     def _gradients(
         self,
@@ -346,24 +323,3 @@ class Functions(TorchFunctionMode):
 
     def _lose(self, sources: Sequence[Source]) -> None:
         self.listener.refuse([index for source in sources for index in source.leaves])
-
-
-def _looked_up(args: Any, kwargs: Any, sources: Sequence[Source]) -> Mapping[str, Any] | None:
-    """Return the options of an embedding, where its weight is a parameter and rows are apart."""
-    options, (weight, *more) = embedding_options(args, kwargs), sources
-    whole = not more and weight.tensor.ndim == 2 and len(weight.leaves) == 1
-    if not whole or weight.tensor is not next(iter(weight.leaves.values())):
-        return None
-    return None if depends_on_batch(options) else options
-
-
-def _embedding(parameter: Tensor, index: int, padding_idx: int | None) -> Layer:
-    """Return the layer that an embedding by function is."""
-    module = SimpleNamespace(
-        weight=parameter,
-        bias=None,
-        padding_idx=padding_idx,
-        num_embeddings=parameter.shape[0],
-        embedding_dim=parameter.shape[1],
-    )
-    return Layer(module, Lookup(), {"weight": index})

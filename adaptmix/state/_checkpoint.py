@@ -87,7 +87,7 @@ def unseal(state: Any) -> dict[str, Any]:
     if type(state.get("schema")) is not int or state["schema"] != SCHEMA:
         raise StateError(
             f"schema must be {SCHEMA}; got {brief(state.get('schema'))}. The state is damaged, or "
-            "was written by another version of adaptmix."
+            "was written by another version of AdaptMix."
         )
     content = {key: state[key] for key in state if key not in ("schema", _CHECKSUMS)}
     sums = state.get(_CHECKSUMS)
@@ -233,6 +233,6 @@ def load(path: str | os.PathLike[str]) -> Any:
         except Exception as error:  # whatever a broken file makes a parser raise
             reason = brief(str(error).partition("\n")[0])
             raise StateError(
-                f"{path} must be a file that adaptmix wrote; it is damaged, or of another kind "
+                f"{path} must be a file that AdaptMix wrote; it is damaged, or of another kind "
                 f"({type(error).__name__}: {reason}). {_ANOTHER}"
             ) from error

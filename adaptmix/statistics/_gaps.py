@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptmix._types import Domains, DomainStats
 from adaptmix._warn_once import WarnOnce
@@ -33,27 +34,30 @@ def warn_of_coverage(found: Coverage, *, required: float, warn: WarnOnce) -> boo
     return trusted
 
 
-def warn_of_gaps(stats: DomainStats, domains: Domains, *, in_sample: bool, warn: WarnOnce) -> None:
+def warn_of_gaps(
+    stats: DomainStats, domains: Domains, *, in_sample: NDArray[np.bool_], warn: WarnOnce
+) -> None:
     """Warn of domains that were not seen, or whose noise is no longer out of sample.
 
     Args:
         stats: the running estimates.
         domains: that they are of.
-        in_sample: whether noise is read, and told by rows that are trained on alone.
+        in_sample: (K,) whether noise is read, and told by rows that are trained on alone.
         warn: of the run.
     """
-    unseen = np.flatnonzero(stats.seen == 0)
+    # Where nothing adapts, a domain that does not count is not drawn.
+    unseen = np.flatnonzero((stats.seen == 0) & (domains.importance > 0.0))
     if unseen.size:
         warn(
             UnseenDomainWarning,
             f"{unseen.size} of {len(domains)} domains were not sampled yet (the first is "
             f"{domains.names[unseen[0]]!r}); they get the others' mean statistics.",
         )
-    repeating = np.flatnonzero(stats.seen > domains.sizes)
-    if repeating.size and in_sample:
+    repeating = np.flatnonzero((stats.seen > domains.sizes) & in_sample)
+    if repeating.size:
         warn(
             NoiseWarning,
             f"Domain {domains.names[repeating[0]]!r} repeats: its noise is kept as estimated in "
-            "the first pass, for fitted rows look less noisy than they are. Pass held-out rows to "
-            "controller.record_noise(noise, domain) to keep it up to date.",
+            "the first pass, for fitted rows look less noisy than they are. Leave holdout at "
+            '"auto", or pass terms of rows of your own to controller.record_noise(noise, domain).',
         )

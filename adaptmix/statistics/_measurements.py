@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from adaptmix._checks import FloatArray
@@ -58,6 +59,7 @@ class Measurements:
         tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
             rows that have it; estimated when None.
         gram: whether inner products between domains' mean gradients are kept.
+        riding: (K,) which domains have held-out rows that ride in batches; none when None.
         warn: of the run.
         group: the processes; all of them when None.
     """
@@ -72,10 +74,12 @@ class Measurements:
         per_token: bool,
         tokens_per_row: list[float] | None,
         gram: bool = False,
+        riding: NDArray[np.bool_] | None = None,
         warn: WarnOnce,
         group: ProcessGroup | None = None,
     ) -> None:
         K = len(domains)
+        self._riding = np.zeros(K, dtype=np.bool_) if riding is None else riding
         self.probe: GradientProbe | None = None
         self._domains = domains
         self._estimator = estimator
@@ -87,7 +91,7 @@ class Measurements:
         self._running = RunningStatistics(K, half_life=half_life, gram=gram)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
-        self._supplied = Supplied(gram=gram)
+        self._supplied = Supplied(gram=gram, riding=bool(self._riding.any()))
         self._asked = False
         self._group = group
         self._warn = warn
@@ -167,21 +171,22 @@ class Measurements:
         *,
         noise: NoiseTerms | None,
         fresh: Tensor,
+        held: Tensor | None = None,
     ) -> None:
         """Add a micro-batch; the arguments are those of ``DomainSums.add``."""
         tokens = self._counted(tokens)
         self._supplied.noise |= noise is not None
         self._supplied.losses |= losses is not None
-        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh)
+        self._on(tokens.device).add(domains, losses, tokens, noise=noise, fresh=fresh, held=held)
 
     def _counted(self, tokens: Tensor) -> Tensor:
         """Return (B,) tokens, or whether there is any where a row has one loss."""
         return tokens if self._per_token else tokens.clamp(max=1)
 
     def record_noise(self, domain: int, noise: NoiseTerms) -> None:
-        """Add noise terms of one domain's held-out rows."""
-        self._on(noise.residual.device).add_held_out(domain, noise)
-        self._supplied.noise = self._supplied.held_out = True
+        """Add noise terms of rows of one domain that are evaluated apart from training."""
+        self._on(noise.residual.device).add_recorded(domain, noise)
+        self._supplied.noise = self._supplied.recorded = True
 
     def close_step(
         self, step: int, *, due: bool, observed: bool, adapting: bool = True, agree: Agree
@@ -276,8 +281,8 @@ class Measurements:
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
         """Warn of domains that were not seen, or whose noise is no longer out of sample."""
-        in_sample = "noise" in required and not self._supplied.held_out
-        warn_of_gaps(stats, self._domains, in_sample=in_sample, warn=self._warn)
+        kept_up = self._riding | self._supplied.recorded | ("noise" not in required)
+        warn_of_gaps(stats, self._domains, in_sample=~kept_up, warn=self._warn)
 
     def _on(self, device: torch.device) -> DomainSums:
         if self._sums is None:
@@ -297,7 +302,7 @@ class Measurements:
             "sums": None if sums is None else sums.numpy(),
             "noise_given": "noise" in self._supplied.agreed,
             "losses_given": "losses" in self._supplied.agreed,
-            "held_out": self._supplied.held_out,
+            "recorded": self._supplied.recorded,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "measurements") -> None:
@@ -312,7 +317,7 @@ class Measurements:
             "lengths": schema.mapping,
             "window": schema.maybe(schema.mapping),
             "sums": schema.maybe(schema.array(None, len(FIELDS), K)),
-            **dict.fromkeys(("noise_given", "losses_given", "held_out"), schema.flag),
+            **dict.fromkeys(("noise_given", "losses_given", "recorded"), schema.flag),
         }
         saved = schema.read(state, fields, name=name)
         gram = self._running.gram
@@ -329,5 +334,5 @@ class Measurements:
         self._running, self._lengths, self._window, self._sums = running, lengths, window, sums
         supplied = self._supplied
         supplied.noise, supplied.losses = saved["noise_given"], saved["losses_given"]
-        supplied.held_out, supplied.agreed = saved["held_out"], self.told
+        supplied.recorded, supplied.agreed = saved["recorded"], self.told
         self._asked = False

@@ -11,17 +11,21 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import DomainStats
 from adaptmix.state import _schema as schema
 from adaptmix.statistics._discounted import DiscountedSums, ratio
+from adaptmix.statistics._held_out import NAMES, HeldOutSums
 from adaptmix.statistics._scatter import SquareScatter
-from adaptmix.statistics._sums import FIELDS, HELD_OUT, NOISE
+from adaptmix.statistics._sums import FIELDS, HELD_OUT, NOISE, RECORDED
 
 
 class RunningStatistics:
     """Turns sums over processes into DomainStats.
 
     Variances are centred within each window of steps (with its degrees of freedom), so that a
-    mean which drifts while the model learns does not count as variance. Noise of held-out rows
-    replaces what was known of a domain's noise, for older residuals hold the misfit of the model as
-    it was, and a domain that has any goes by held-out rows alone from then on.
+    mean which drifts while the model learns does not count as variance.
+
+    Noise is that of rows the model has not fitted: rows it is trained on for the first time, and
+    held-out rows that ride in batches. Where there are such, the others fade with time. Noise that
+    is recorded replaces what was known of a domain's noise, for older residuals hold the misfit of
+    the model as it was, and a domain that has any goes by that alone from then on.
 
     Args:
         num_domains: K.
@@ -45,7 +49,8 @@ class RunningStatistics:
         self._noise = DiscountedSums(NOISE, (K,), half_life=half_life)
         # Σ w² for discounts w, which fall twice as fast as w: for the effective number of rows.
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
-        self._held_out = np.zeros(K, dtype=bool)
+        self._recorded = np.zeros(K, dtype=bool)
+        self._held_out = HeldOutSums(K, half_life=half_life)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._square_scatter = SquareScatter(K, half_life=half_life)
         self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
@@ -68,7 +73,8 @@ class RunningStatistics:
         freedom = np.maximum(n - 1.0, 0.0)
         self._losses.add(step, n > 0, count=n, loss=s["loss"], scatter=scatter, freedom=freedom)
         self.add_noise(step, *(s[name] for name in NOISE))
-        self.add_noise(step, *(s[name] for name in HELD_OUT), held_out=True)
+        self.add_noise(step, *(s[name] for name in RECORDED), recorded=True)
+        self._held_out.add(step, **dict(zip(NAMES, (s[name] for name in HELD_OUT), strict=True)))
 
     def add_noise(
         self,
@@ -77,15 +83,15 @@ class RunningStatistics:
         expected: FloatArray,
         rows: FloatArray,
         *,
-        held_out: bool = False,
+        recorded: bool = False,
     ) -> None:
         """Add (K,) noise terms of rows the model has not been trained on, and how many they are."""
-        told = (expected > 0) & (held_out | ~self._held_out)
+        told = (expected > 0) & (recorded | ~self._recorded)
         terms = {"residual": residual, "expected": expected, "noise_rows": rows}
-        if held_out:
+        if recorded:
             self._noise.replace(step, told, **terms)
             self._noise_squares.replace(step, told, rows=rows)
-            self._held_out = self._held_out | told
+            self._recorded = self._recorded | told
         else:
             self._noise.add(step, told, **terms)
             self._noise_squares.add(step, told, rows=rows)
@@ -143,6 +149,8 @@ class RunningStatistics:
         losses, gradients = self._losses, self._gradients
         grad_var = ratio(gradients["scatter"], gradients["freedom"])
         mean_sq = ratio(self._own["products"], self._own["pairs"]) / lengths**2
+        noise, noise_count = self._noise_estimate(step)
+        held_out = self._held_out
         return DomainStats(
             count=gradients.faded("count", step),
             seen=self.seen,
@@ -150,8 +158,10 @@ class RunningStatistics:
             loss_mean=ratio(losses["loss"], losses["count"]) / lengths,
             loss_var=ratio(losses["scatter"], losses["freedom"]) / lengths,
             loss_count=losses.faded("freedom", step),
-            noise=ratio(self._noise["residual"], self._noise["expected"]),
-            noise_count=self._noise_count(),
+            noise=noise,
+            noise_count=noise_count,
+            holdout_loss=ratio(held_out["loss"], held_out["count"]) / lengths,
+            holdout_count=_effective(held_out["count"], held_out.squares),
             grad_var=np.maximum(grad_var, 0.0) / lengths,
             grad_freedom=gradients.faded("freedom", step),
             grad_sq=ratio(gradients["square"], gradients["count"]) / lengths,
@@ -171,11 +181,18 @@ class RunningStatistics:
         gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
         return gram
 
-    def _noise_count(self) -> FloatArray:
-        """Return (Σ w)² / Σ w² over the rows behind the noise (Kish's effective sample size)."""
-        squares = self._noise_squares["rows"]
-        rows = np.square(self._noise["noise_rows"])
-        return np.divide(rows, squares, out=np.zeros_like(rows), where=squares > 0.0)
+    def _noise_estimate(self, step: int) -> tuple[FloatArray, FloatArray]:
+        """Return (K,) noise and the effective number of rows behind it."""
+        held_out = self._held_out
+        riding = (held_out["expected"] > 0.0) & ~self._recorded
+        residual, expected, rows = (
+            np.where(riding, self._noise.faded(name, step) + held_out[name], self._noise[name])
+            for name in NOISE
+        )
+        squares = self._noise_squares
+        faded = squares.faded("rows", step) + held_out.squares
+        counted = np.where(riding, faded, squares["rows"])
+        return ratio(residual, expected), _effective(rows, counted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain arrays and numbers."""
@@ -186,7 +203,8 @@ class RunningStatistics:
             "losses": self._losses.state_dict(),
             "noise": self._noise.state_dict(),
             "noise_squares": self._noise_squares.state_dict(),
-            "held_out": self._held_out,
+            "recorded": self._recorded,
+            "held_out": self._held_out.state_dict(),
             "gradients": self._gradients.state_dict(),
             "square_scatter": self._square_scatter.state_dict(),
             "mass": self._mass.state_dict(),
@@ -201,8 +219,9 @@ class RunningStatistics:
             StateError: a damaged state.
         """
         K = self.seen.size
-        sums: dict[str, DiscountedSums | SquareScatter] = {
+        sums: dict[str, DiscountedSums | SquareScatter | HeldOutSums] = {
             "losses": self._losses,
+            "held_out": self._held_out,
             "noise": self._noise,
             "noise_squares": self._noise_squares,
             "gradients": self._gradients,
@@ -215,11 +234,17 @@ class RunningStatistics:
             "seen": schema.array(K, minimum=0.0),
             "skipped": schema.number(minimum=0.0),
             "last_seen": schema.array(K, minimum=0.0, unknown=-np.inf),
-            "held_out": schema.array(K, dtype=np.bool_),
+            "recorded": schema.array(K, dtype=np.bool_),
             **dict.fromkeys(sums, schema.mapping),
         }
         saved = schema.read(state, fields, name=name)
         for part, target in sums.items():
             target.load_state_dict(saved[part], name=f"{name}.{part}")
         self.seen, self.skipped = saved["seen"], saved["skipped"]
-        self._last_seen, self._held_out = saved["last_seen"], saved["held_out"]
+        self._last_seen, self._recorded = saved["last_seen"], saved["recorded"]
+
+
+def _effective(rows: FloatArray, squares: FloatArray) -> FloatArray:
+    """Return (Σ w)² / Σ w² over rows with weights w (Kish's effective sample size)."""
+    squared = np.square(rows)
+    return np.divide(squared, squares, out=np.zeros_like(squared), where=squares > 0.0)

@@ -11,8 +11,9 @@ from torch import Tensor
 from adaptmix.noise import NoiseTerms
 
 NOISE = ("residual", "expected", "noise_rows")
-HELD_OUT = tuple(f"held_out_{name}" for name in NOISE)
-FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", *NOISE, *HELD_OUT, "skipped")
+RECORDED = tuple(f"recorded_{name}" for name in NOISE)
+HELD_OUT = tuple(f"held_out_{name}" for name in ("count", "loss", *NOISE))
+FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", *NOISE, *RECORDED, *HELD_OUT, "skipped")
 # Micro-batches that may wait: enough for overhead to vanish, few enough to stay small.
 _WAITING = 64
 _INDEX = {name: i for i, name in enumerate(FIELDS)}
@@ -26,14 +27,16 @@ class _MicroBatch(NamedTuple):
         tokens: (B,) supervised tokens.
         fresh: (B,) bool.
         terms: (terms, B) losses, where they are told, and both noise terms, where they are.
-        told_by: whether losses, and whether noise.
+        held: (B,) bool, or None where no row is held out.
+        told_by: whether losses, whether noise, and whether some rows are held out.
     """
 
     domains: Tensor
     tokens: Tensor
     fresh: Tensor
     terms: Tensor | None
-    told_by: tuple[bool, bool]
+    held: Tensor | None
+    told_by: tuple[bool, bool, bool]
 
 
 class DomainSums:
@@ -41,8 +44,9 @@ class DomainSums:
 
     The rows of ``tensor`` are ``FIELDS``: rows and tokens trained on; number, sum and sum of
     squares of finite losses; residual and expected noise terms of rows trained on and how many rows
-    they are of, and the same of rows held out; samples left out because their loss was not finite.
-    All additive over micro-batches and processes.
+    they are of, and the same of rows that ``add_recorded`` told of; number and sum of finite losses
+    of held-out rows that rode in batches, and their noise terms; samples left out because their
+    loss was not finite. All additive over micro-batches and processes.
 
     Micro-batches wait until ``tensor`` is asked for and are added together then: a step launches a
     copy, not the two dozen small operations that the sums take. Those of an unfinished step can be
@@ -83,6 +87,7 @@ class DomainSums:
         *,
         noise: NoiseTerms | None,
         fresh: Tensor,
+        held: Tensor | None = None,
     ) -> None:
         """Add one micro-batch without waiting for the device.
 
@@ -92,12 +97,13 @@ class DomainSums:
             tokens: (B,) supervised tokens.
             noise: (B,) terms, or None.
             fresh: (B,) bool; only fresh rows tell the noise, for the model has not fitted them.
+            held: (B,) bool, which rows are held out; none when None.
         """
         told = [term.detach() for term in (losses, *(noise or ())) if term is not None]
         # A copy, for a loss may be changed in place before it is added.
         terms = torch.stack(told) if told else None
-        told_by = (losses is not None, noise is not None)
-        self._unfinished.append(_MicroBatch(domains, tokens, fresh, terms, told_by))
+        told_by = (losses is not None, noise is not None, held is not None)
+        self._unfinished.append(_MicroBatch(domains, tokens, fresh, terms, held, told_by))
 
     def finish_step(self) -> None:
         """Keep the micro-batches of the step for good."""
@@ -113,14 +119,16 @@ class DomainSums:
     @torch.no_grad()
     def _add_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for (with_losses, with_noise), alike in groupby(waiting, key=lambda batch: batch.told_by):
-            domains, tokens, fresh, terms, _ = zip(*alike, strict=True)
+        for told_by, alike in groupby(waiting, key=lambda batch: batch.told_by):
+            with_losses, with_noise, with_held = told_by
+            domains, tokens, fresh, terms, held, _ = zip(*alike, strict=True)
             self._add_rows(
                 torch.cat(domains),
                 torch.cat(tokens),
                 torch.cat(fresh),
                 torch.cat(terms, dim=1).double() if with_losses or with_noise else None,
                 with_losses,
+                torch.cat(held) if with_held else None,
             )
 
     def _add_rows(
@@ -130,10 +138,12 @@ class DomainSums:
         fresh: Tensor,
         terms: Tensor | None,
         with_losses: bool,
+        held: Tensor | None,
     ) -> None:
         columns = torch.zeros(len(FIELDS), len(domains), dtype=torch.float64, device=tokens.device)
         columns[_INDEX["rows"]] = 1.0
         columns[_INDEX["tokens"]] = tokens
+        fresh = fresh if held is None else fresh | held
         if terms is not None:
             finite = terms.isfinite()
             kept = torch.ones_like(fresh)
@@ -149,14 +159,16 @@ class DomainSums:
                 told = kept & fresh & finite.all(0)
                 columns[_INDEX["residual"] : _INDEX["noise_rows"]] = torch.where(told, terms, 0.0)
                 columns[_INDEX["noise_rows"]] = told
+        if held is not None:
+            _set_apart(columns, held)
         self._tensor.index_add_(1, domains, columns)
 
     @torch.no_grad()
-    def add_held_out(self, domain: int, noise: NoiseTerms) -> None:
-        """Add noise terms of one domain's held-out rows."""
+    def add_recorded(self, domain: int, noise: NoiseTerms) -> None:
+        """Add noise terms of rows of one domain that are evaluated apart from training."""
         residual, expected = (term.detach().double() for term in noise)
         told = residual.isfinite() & expected.isfinite()
-        for name, term in zip(HELD_OUT, (residual, expected, told.double()), strict=True):
+        for name, term in zip(RECORDED, (residual, expected, told.double()), strict=True):
             self._tensor[_INDEX[name], domain] += torch.where(told, term, 0.0).sum()
 
     def take(self) -> Tensor:
@@ -164,3 +176,10 @@ class DomainSums:
         taken = self.tensor
         self._tensor = torch.zeros_like(taken)
         return taken
+
+
+def _set_apart(columns: Tensor, held: Tensor) -> None:
+    """Move what (fields, B) columns tell of held-out rows to the fields that are for them."""
+    trained = [_INDEX[name] for name in ("count", "loss", *NOISE)]
+    columns[[_INDEX[name] for name in HELD_OUT]] = torch.where(held, columns[trained], 0.0)
+    columns[[_INDEX[name] for name in ("rows", "tokens", "loss_sq")] + trained] *= ~held

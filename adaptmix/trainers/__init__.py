@@ -18,11 +18,13 @@ part                         what it is for
 ``loss_gradients``,             the proof that a loss is a sum of one term per row, by gradients
 ``couplings``,
 ``uneven_targets``
+``find_segments``            where a collator packed rows into fewer
 ``refusing_moved_rows``      the proof that rows enter the model in the order of the batch
 ``BackwardProof``            the proof that the loss is differentiated once, as it is
-``Replacements``,            a trainer's methods, loggers and random states, which are given back
-``RecordTexts``,
+``Replacements``,            a trainer's methods and random states, which are given back
 ``own_randomness``
+``TrainerBoard``,            charts and texts in a trainer's TensorBoard logger; what cannot be
+``tolerant``                 logged is a warning
 ``save_state``,              states in a trainer's checkpoint folder
 ``load_state``
 ``register_head``            per-sample gradients of heads that a trainer fuses with its loss
@@ -40,6 +42,7 @@ from adaptmix.data import (
     Loader,
     PlanSampler,
     as_mixture,
+    find_segments,
     loader_options,
     numbered_loader,
     own_randomness,
@@ -47,7 +50,8 @@ from adaptmix.data import (
     tensors_of,
 )
 from adaptmix.monitoring._names import safe_names
-from adaptmix.monitoring._tensorboard import PREFIX, RecordTexts, lay_out, tolerant
+from adaptmix.monitoring._tensorboard import PREFIX, tolerant
+from adaptmix.monitoring._trainer_board import TrainerBoard
 from adaptmix.probe import Coverage
 from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import FusedHead, Side, register_head
@@ -58,7 +62,7 @@ from adaptmix.statistics import Watch
 from adaptmix.trainers._additivity import couplings, loss_gradients
 from adaptmix.trainers._entry import refusing_moved_rows
 from adaptmix.trainers._head import WeightedHead, scale_rows
-from adaptmix.trainers._inputs import LossInputs, find_loss_inputs
+from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
 from adaptmix.trainers._replacements import Replacements
@@ -78,10 +82,10 @@ __all__ = [
     "LossInputs",
     "Matrix",
     "PlanSampler",
-    "RecordTexts",
     "Replacements",
     "Settings",
     "Side",
+    "TrainerBoard",
     "WarnOnce",
     "Watch",
     "WeightedHead",
@@ -89,14 +93,15 @@ __all__ = [
     "count_labels",
     "couplings",
     "find_loss_inputs",
+    "find_segments",
     "gather",
     "halves",
-    "lay_out",
     "load_state",
     "loader_options",
     "loss_gradients",
     "make_sampler",
     "numbered_loader",
+    "over_rows",
     "own_randomness",
     "refusing_moved_rows",
     "register_head",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptmix.data import Mixture, sample_lengths
+from adaptmix.data import Mixture, Segments, find_segments, sample_lengths
 
 IGNORED = -100
 _PER_DOMAIN = 64  # enough for a mean, and done in well under a second
@@ -43,17 +43,25 @@ def count_labels(
     numbers: list[Tensor] = []
     shapes: set[int] = set()
 
-    def count(batch: Any) -> Tensor | None:
-        labels = _labels(batch)
+    def collated(rows: list[Any]) -> tuple[Any, Segments | None]:
+        batch = collate(rows)
+        return batch, find_segments(rows, batch)
+
+    def count(collated: tuple[Any, Segments | None]) -> Tensor | None:
+        labels, segments = _labels(collated[0]), collated[1]
         if labels is None:
             return None
         shapes.add(labels.ndim)
-        first = int(shifted and labels.ndim == 2)
-        numbers.append((labels.reshape(len(labels), -1)[:, first:] != IGNORED).sum(1).cpu())
+        kept = labels.reshape(len(labels), -1) != IGNORED
+        if shifted and labels.ndim == 2:
+            kept = kept[:, 1:]  # of the position before each
+        if segments is not None:
+            kept = segments.unpack(segments.completed(kept, fill=False), fill=False)
+        numbers.append(kept.sum(1).cpu())
         return numbers[-1]
 
     sampled = sample_lengths(
-        mixture, collate, count, seed=seed, per_domain=_PER_DOMAIN, strict=False
+        mixture, collated, count, seed=seed, per_domain=_PER_DOMAIN, strict=False
     )
     if sampled is None:
         return Labels()

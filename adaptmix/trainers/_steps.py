@@ -1,4 +1,4 @@
-"""As many steps as a trainer takes without adaptmix."""
+"""As many steps as a trainer takes without AdaptMix."""
 
 from __future__ import annotations
 

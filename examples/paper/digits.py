@@ -75,6 +75,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         estimator="exact",
         lag=0,
         seed=seed,
+        holdout=None,
     )
     controller.watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)

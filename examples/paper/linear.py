@@ -84,6 +84,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
         estimator="exact",
         lag=0,
         seed=seed,
+        holdout=None,
     )
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

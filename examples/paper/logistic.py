@@ -71,7 +71,13 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     torch.nn.init.zeros_(model.weight)
     chosen = make_policy(policy, mixture, Joint())
     controller = Controller(
-        mixture, policy=chosen, measure_every=10, estimator="exact", lag=0, seed=seed
+        mixture,
+        policy=chosen,
+        measure_every=10,
+        estimator="exact",
+        lag=0,
+        seed=seed,
+        holdout=None,
     )
     controller.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

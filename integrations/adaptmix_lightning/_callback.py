@@ -13,7 +13,7 @@ from adaptmix import Controller
 from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
-from adaptmix.trainers import Layout, RecordTexts, Settings, WarnOnce, Watch
+from adaptmix.trainers import Layout, Settings, TrainerBoard, WarnOnce, Watch
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning import _logs as logs
 from adaptmix_lightning import _state as state
@@ -57,7 +57,7 @@ class AdaptMixCallback(Callback):
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
         update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
+        counts, half_life, min_coverage, holdout: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -83,6 +83,7 @@ class AdaptMixCallback(Callback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
@@ -105,6 +106,7 @@ class AdaptMixCallback(Callback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "holdout": holdout,
             },
         )
         self._head, self._accumulation = head, accumulation
@@ -115,7 +117,7 @@ class AdaptMixCallback(Callback):
         self._loader: PlannedLoader | None = None
         self._weighting: Weighting | None = None
         self._watch: Watch | None = None
-        self._texts: list[RecordTexts] = []
+        self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._limit: float = 1.0
@@ -269,7 +271,7 @@ class AdaptMixCallback(Callback):
         if any(name.startswith("grad_") for name in controller.requires):
             self._watch = controller.watch(pl_module)
         coverage = None if self._watch is None else self._watch.coverage
-        self._texts = logs.begin(trainer, controller, coverage, self._warn_of_logs)
+        self._boards = logs.begin(trainer, controller, coverage, self._warn_of_logs)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -298,11 +300,11 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
-            logs.write(trainer, self.controller, self._warn_of_logs)
+            logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was found."""
-        logs.tell(self._texts, self.controller, self._warn_of_logs)
+        logs.write_texts(self._boards, self.controller, self._warn_of_logs)
         _log.info("%s", self.controller.report())
 
     def on_exception(

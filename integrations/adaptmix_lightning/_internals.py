@@ -72,7 +72,7 @@ def max_steps(trainer: Trainer) -> int:
 
 
 def epoch_batches(trainer: Trainer, loader: Any, limit: float) -> int:
-    """Return the batches this process would train in an epoch without adaptmix.
+    """Return the batches this process would train in an epoch without AdaptMix.
 
     Args:
         trainer: of the run.

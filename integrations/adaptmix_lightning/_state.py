@@ -1,4 +1,4 @@
-"""What Lightning's checkpoints hold of adaptmix."""
+"""What Lightning's checkpoints hold of AdaptMix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(controller: Controller, state: Mapping[str, Any]) -> None:
 def warn_of_fresh_start() -> None:
     """Say that the trainer goes on, and adaptmix begins."""
     warnings.warn(
-        "The run goes on without a state of adaptmix, so weights and statistics start "
+        "The run goes on without a state of AdaptMix, so weights and statistics start "
         "from the beginning.",
         FreshStartWarning,
         stacklevel=3,

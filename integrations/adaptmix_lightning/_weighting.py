@@ -276,7 +276,7 @@ def wrap_training_step(module: Any, step: Callable[..., Any]) -> Callable[[], No
 
 
 def reduced(output: Any) -> Any:
-    """Return a training step's output with per-sample losses averaged, as without adaptmix."""
+    """Return a training step's output with per-sample losses averaged, as without AdaptMix."""
     if isinstance(output, Mapping):
         return {key: reduced(value) if key == "loss" else value for key, value in output.items()}
     return output.mean() if isinstance(output, Tensor) else output

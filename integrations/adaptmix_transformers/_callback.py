@@ -15,13 +15,9 @@ from adaptmix.policies import Policy
 from adaptmix.trainers import (
     PREFIX,
     PlanSampler,
-    RecordTexts,
     Replacements,
-    WarnOnce,
     Watch,
-    lay_out,
     numbered_loader,
-    tolerant,
 )
 from adaptmix_transformers import _checkpoints as checkpoints
 from adaptmix_transformers import _heads  # noqa: F401 (registers the heads that TRL fuses)
@@ -29,6 +25,7 @@ from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers._entries import wrap_entries
 from adaptmix_transformers._evaluation import Evaluation
+from adaptmix_transformers._logs import Logs
 from adaptmix_transformers._reading import UserLoss
 from adaptmix_transformers._refusals import refuse_unsupported
 from adaptmix_transformers._setup import Settings, controller_of, sampler_of
@@ -47,7 +44,7 @@ class AdaptMixCallback(TrainerCallback):
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
             is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
             loss is recognised as a cross-entropy or squared error of logits and labels.
-        importance: how much each domain matters, by name; as much as without adaptmix when None.
+        importance: how much each domain matters, by name; as much as without AdaptMix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
         loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
@@ -61,7 +58,7 @@ class AdaptMixCallback(TrainerCallback):
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
         update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage: as for ``Controller``.
+        counts, half_life, min_coverage, holdout: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -88,6 +85,7 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -108,6 +106,7 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "holdout": holdout,
             },
         )
         self._trainer: Trainer | None = None
@@ -118,8 +117,7 @@ class AdaptMixCallback(TrainerCallback):
         self._weighting: Weighting | None = None
         self._evaluation: Evaluation | None = None
         self._watch: Watch | None = None
-        self._texts: RecordTexts | None = None
-        self._warn_of_logs = WarnOnce()
+        self._logs = Logs()
 
     @property
     def controller(self) -> Controller:
@@ -237,7 +235,7 @@ class AdaptMixCallback(TrainerCallback):
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise ObjectiveError(
-                "Batches of an adaptmix loader must be trained in the run it is of."
+                "Batches of an AdaptMix loader must be trained in the run it is of."
             )
         draw = self._sampler.take(number)
         if not self._weighting.rehearsed:
@@ -260,10 +258,8 @@ class AdaptMixCallback(TrainerCallback):
             )
 
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        if self._weighting is not None and "loss" in logs:
-            self._write_texts(self.controller.completed)
-            scalars = self.controller.scalars()
-            logs |= {f"{PREFIX}{tag}": value for tag, value in scalars.items()}
+        if self._weighting is not None and self._trainer is not None and "loss" in logs:
+            logs |= self._logs.write(self.controller, self._trainer.state.global_step)
         return self._methods["log"](logs, *args, **kwargs)
 
     def _save(self, output_dir: str) -> None:
@@ -296,19 +292,8 @@ class AdaptMixCallback(TrainerCallback):
             )
         if sampler.epoch_steps is not None and not args.ignore_data_skip:
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
-        writer = internals.tensorboard_writer(trainer)
-        if writer is not None:
-            with tolerant(self._warn_of_logs):
-                lay_out(
-                    writer,
-                    self.controller.mixture.domains,
-                    prefix="train/",
-                    heldout="eval/loss_",  # what the trainer makes of "eval_loss_<domain>"
-                    observing=self._settings.mode == "observe",
-                    coverage=None if self._watch is None else self._watch.coverage,
-                )
-        self._texts = None if writer is None else RecordTexts(writer, prefix="train/")
-        self._write_texts(state.global_step)
+        coverage = None if self._watch is None else self._watch.coverage
+        self._logs.begin(trainer, self.controller, coverage)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gradients of the stated loss arrived.
@@ -329,15 +314,14 @@ class AdaptMixCallback(TrainerCallback):
         for key in [key for key in logs if key.startswith(PREFIX)]:
             del logs[key]
 
-    def _write_texts(self, step: int) -> None:
-        if self._texts is None:
-            return
-        with tolerant(self._warn_of_logs):
-            self._texts.write(step, self.controller.configuration, self.controller.warnings)
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Chart the held-out losses of the domains."""
+        if self._controller is not None:
+            self._logs.write_evaluation(self.controller, state.global_step, kwargs["metrics"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say what was found."""
-        self._write_texts(state.global_step)
+        self._logs.write_texts(self.controller, state.global_step)
         _log.info("%s", self.controller.report())
 
     def _release(self) -> None:

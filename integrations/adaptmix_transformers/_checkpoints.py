@@ -1,4 +1,4 @@
-"""What a Trainer's checkpoint folder holds of adaptmix."""
+"""What a Trainer's checkpoint folder holds of AdaptMix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(controller: Controller, folder: str) -> None:
         controller.load_state_dict(load_state(path))
         return
     warnings.warn(
-        f"The checkpoint {folder} was written without adaptmix, so weights and statistics start "
+        f"The checkpoint {folder} was written without AdaptMix, so weights and statistics start "
         "from the beginning.",
         FreshStartWarning,
         stacklevel=2,

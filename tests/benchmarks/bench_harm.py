@@ -1,4 +1,4 @@
-"""Does adaptmix do harm where rows of one domain are far shorter than the others'?
+"""Does AdaptMix do harm where rows of one domain are far shorter than the others'?
 
 Supervised fine-tuning with TRL's ``SFTTrainer`` at adaptmix's default settings, and without it.
 Three domains with 1 000 rows each, cut from what every CPython carries: docstrings and code (a
@@ -9,7 +9,7 @@ completion-only loss; batch 8; AdamW.
 
 Held-out losses are computed here, in the same way for both: the mean over supervised tokens by
 domain, and these means weighted by the domains' shares of supervised tokens, which is what the
-trainer optimises without adaptmix. Paired by seed: the two runs of a seed begin with the same
+trainer optimises without AdaptMix. Paired by seed: the two runs of a seed begin with the same
 parameters.
 
 300 steps, 5 seeds, mean ± standard error, torch 2.13, TRL 1.16, CPU (0.1 made every domain worse on

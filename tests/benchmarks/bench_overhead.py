@@ -1,7 +1,7 @@
-"""What adaptmix costs per step, against the same loop without it, interleaved in one process.
+"""What AdaptMix costs per step, against the same loop without it, interleaved in one process.
 
 Blocks of ten steps (one observation and one update each, at the defaults) of a plain loop, of the
-same plain loop again (the noise floor), and of the loop with adaptmix take turns in random order.
+same plain loop again (the noise floor), and of the loop with AdaptMix take turns in random order.
 Each block's time is divided by that of the plain block of the same round.
 
 Run ``PYTHONPATH=examples python -m tests.benchmarks.bench_overhead`` from the repository's root.

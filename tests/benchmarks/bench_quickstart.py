@@ -1,8 +1,8 @@
-"""Does adaptmix help the quickstart's run? Seed by seed, beside what another order of rows does.
+"""Does AdaptMix help the quickstart's run? Seed by seed, beside what another order of rows does.
 
 ``PYTHONPATH=examples:integrations python -m tests.benchmarks.bench_quickstart`` writes
 results/quickstart.md. Each seed is trained three times from the same parameters: as without
-adaptmix, the same with its rows in another order, and with adaptmix.
+adaptmix, the same with its rows in another order, and with AdaptMix.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def table(records: dict[str, list[RunRecord]], args: argparse.Namespace) -> str:
         f"The quickstart: {args.steps} steps of {args.batch_size} rows, PyTorch "
         f"{torch.__version__} on {args.device}. Held-out loss, mean over domains, at the end.",
         "",
-        "| seed | without | same, rows in another order | with adaptmix |",
+        "| seed | without | same, rows in another order | with AdaptMix |",
         "|---|---|---|---|",
     ]
     for seed in range(args.seeds):

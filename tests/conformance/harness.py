@@ -3,7 +3,7 @@
 A case says how a user would train, and what one row's loss is when written out. The harness trains
 it for a number of steps, and before each optimizer step compares every parameter's gradient with
 that of the weighted objective, computed by a second copy of the model from the rows that the plan
-drew. A case ends in *right*, or *refused* with a sentence of adaptmix; everything else is *wrong*.
+drew. A case ends in *right*, or *refused* with a sentence of AdaptMix; everything else is *wrong*.
 """
 
 from __future__ import annotations

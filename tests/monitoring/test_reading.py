@@ -27,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning
 def trained(folder: Path, *, mode: str = "adapt", policy: str = "joint") -> runs.Run:
     """A logged run of 30 steps with two evaluations."""
     net = runs.model()
-    controller = Controller(runs.mixture(), policy=policy, update_every=4, lag=2, mode=mode)
+    controller = Controller(
+        runs.mixture(), policy=policy, update_every=4, lag=2, mode=mode, holdout=None
+    )
     controller.watch(net)
     controller.log_to(folder)
     run = runs.Run(controller, net, steps=30)
@@ -93,7 +95,7 @@ def test_a_label_may_be_given(tmp_path: Path) -> None:
     trained(tmp_path / "one")
     assert read_runs([f"mine={tmp_path / 'one'}"])[0].label == "mine"
     (tmp_path / "a=b").mkdir()
-    with pytest.raises(ValueError, match="must hold events of adaptmix"):
+    with pytest.raises(ValueError, match="must hold events of AdaptMix"):
         read_runs([tmp_path / "a=b"])
 
 

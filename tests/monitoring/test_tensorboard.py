@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix import Controller
 from adaptmix.errors import LoggingWarning
-from adaptmix.monitoring._tensorboard import TensorBoardLog, lay_out
+from adaptmix.monitoring._tensorboard import TensorBoardLog
 from tests import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
@@ -75,19 +74,6 @@ def test_trajectories_are_the_weights(tmp_path: Path) -> None:
     assert [event.step for event in gain] == [5, 9, 13, 17, 21, 25, 29]
     # The first shares in force are the importance, so both say the same then.
     assert gain[0].value == pytest.approx(events.Scalars("adaptmix/variance_ratio")[0].value)
-
-
-def test_a_trainers_layout_puts_all_domains_of_a_quantity_on_one_chart(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        lay_out(writer, ["a", "c++"], prefix="train/", heldout="eval/loss_", observing=True)
-    summary = read(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    layout = layout_pb2.Layout.FromString(summary)
-    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
-    assert charts["loss"] == ["train/adaptmix/loss/a", "train/adaptmix/loss/c__"]
-    assert "proposed_loss_weight" in charts
-    assert "loss_weight" not in charts
-    assert charts["heldout_loss"] == ["eval/loss_a", "eval/loss_c++"]
-    assert charts["coverage"] == ["train/adaptmix/coverage"]
 
 
 def test_very_many_domains_are_tags_of_one_run(tmp_path: Path) -> None:
@@ -210,7 +196,7 @@ def test_a_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     messages = warned_of_logs(run.train)
     assert len(messages) == 1
-    assert "adaptmix could not log (FileNotFoundError" in messages[0]
+    assert "AdaptMix could not log (FileNotFoundError" in messages[0]
     same = logged_run(tmp_path / "others").train()
     assert run.controller.completed == 30
     assert run.weights == same.weights

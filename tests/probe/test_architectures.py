@@ -13,7 +13,8 @@ from tests.probe.cases import assert_same
 
 pytest.importorskip("transformers")
 
-from tests.probe.architectures import ARCHITECTURES, B, Inputs, losses
+from tests.probe.architectures import ARCHITECTURES
+from tests.probe.building import B, Inputs, losses
 
 # Of its own making, about its own names.
 pytestmark = [

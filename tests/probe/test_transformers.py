@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from tests.probe.cases import B, assert_same, attached, observe, reference
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+from tests.probe.building import GPT2, GROUPED, T, V, causal, of
 
 # Of its own making, about its own names.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-V, T, WIDTH = 17, 5, 24
 
 
 class Logits(nn.Module):
@@ -33,47 +33,14 @@ class Logits(nn.Module):
 
 
 def gpt2() -> Any:
-    config = transformers.GPT2Config(
-        vocab_size=V,
-        n_positions=8,
-        n_embd=WIDTH,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def small(kind: str, **more: Any) -> Callable[[], Any]:
-    def build() -> Any:
-        config = getattr(transformers, f"{kind}Config")(
-            vocab_size=V,
-            hidden_size=WIDTH,
-            intermediate_size=20,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=12,
-            max_position_embeddings=8,
-            pad_token_id=None,
-            bos_token_id=0,
-            eos_token_id=0,
-            **more,
-        )
-        return getattr(transformers, f"{kind}ForCausalLM")(config)
-
-    return build
+    return of("GPT2LMHeadModel", "GPT2Config", **GPT2)()
 
 
 MODELS: dict[str, Callable[[], Any]] = {
     "GPT-2": gpt2,
-    "Llama": small("Llama"),
-    "Llama, tied": small("Llama", tie_word_embeddings=True),
-    "Qwen3": small("Qwen3"),
+    "Llama": causal("Llama", **GROUPED),
+    "Llama, tied": causal("Llama", **GROUPED, tie_word_embeddings=True),
+    "Qwen3": causal("Qwen3", **GROUPED),
 }
 
 

@@ -12,44 +12,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from adaptmix._checks import FloatArray
-from adaptmix.solvers import JointSolution, fgls_weights, gap_weights, joint_weights, neyman_shares
+from adaptmix.solvers import fgls_weights, joint_weights, neyman_shares
 from tests.solvers.certificates import joint_residual
+from tests.solvers.joint_problems import TOLERANCE, mass, problems, residual, wide
 
-TOLERANCE = 1e-9
 DATA: dict[str, Any] = {"importance": np.full(3, 1 / 3), "batch_size": 4, "horizon": 5}
-wide = st.floats(-15.0, 15.0).map(lambda exponent: 10.0**exponent)
-
-
-@st.composite
-def problems(draw: st.DrawFn, *, degenerate: bool = False) -> dict[str, Any]:
-    size = draw(st.integers(1, 10))
-
-    def column(values: st.SearchStrategy[float], limit: float = 0.0) -> FloatArray:
-        drawn = values | st.just(limit) if degenerate else values
-        return np.array(draw(st.lists(drawn, min_size=size, max_size=size)))
-
-    inner = np.array(draw(st.lists(st.floats(0.01, 1.0), min_size=size, max_size=size)))
-    inner /= inner.sum()
-    low, room = draw(st.sampled_from([(0.0, 1.0), (0.9, 0.1), (0.3, 0.3), (0.0, 0.02)]))
-    return {
-        "grad_var": column(wide),
-        "noise": column(wide),
-        "importance": np.array(draw(st.lists(wide, min_size=size, max_size=size))),
-        "sizes": column(wide, np.inf),
-        "batch_size": draw(wide),
-        "horizon": draw(wide | st.just(math.inf)),
-        "lower": low * inner,
-        "upper": inner + room * (1.0 - inner),
-    }
-
-
-def residual(solution: JointSolution, problem: dict[str, Any]) -> float:
-    return joint_residual(loss=solution.loss, sampling=solution.sampling, **problem)
-
-
-def mass(problem: dict[str, Any]) -> FloatArray:
-    pi: FloatArray = problem["importance"] / problem["importance"].sum()
-    return pi
 
 
 @given(problems(degenerate=True))
@@ -236,117 +203,6 @@ def test_zero_gradient_variance_needs_no_share() -> None:
     assert still.value == 0.0
     free = joint_weights([1.0, 0.0, 2.0], np.ones(3), sizes=np.ones(3), **DATA)
     assert free.sampling[1] == 0.0 and free.loss[1] == 0.0
-
-
-near = st.floats(-3.0, 3.0).map(lambda exponent: 10.0**exponent)
-
-
-@st.composite
-def penalised(draw: st.DrawFn) -> dict[str, Any]:
-    size = draw(st.integers(1, 8))
-    column = st.lists(near, min_size=size, max_size=size).map(np.array)
-    return {
-        "grad_var": draw(column),
-        "noise": draw(column),
-        "importance": draw(column),
-        "sizes": draw(column),
-        "batch_size": 8,
-        "horizon": draw(near | st.just(math.inf)),
-        "loss_mean": draw(column),
-        "bias_penalty": draw(st.floats(-9.0, 9.0).map(lambda exponent: 10.0**exponent)),
-    }
-
-
-@given(penalised())
-def test_certificate_with_a_bias_penalty(problem: dict[str, Any]) -> None:
-    solution = joint_weights(**problem)
-    assert residual(solution, problem) <= TOLERANCE
-    assert abs(mass(problem) @ solution.loss - 1.0) < 1e-12
-    scale = mass(problem) * solution.loss * np.sqrt(problem["grad_var"])
-    np.testing.assert_allclose(solution.sampling, neyman_shares(scale), rtol=0, atol=TOLERANCE)
-
-
-@given(penalised())
-def test_without_curvature_a_bias_penalty_is_ermas(problem: dict[str, Any]) -> None:
-    problem |= {"noise": problem["grad_var"], "horizon": math.inf}
-    penalty = 1.0 / problem["bias_penalty"]
-    data = {name: problem[name] for name in ("loss_mean", "importance", "sizes")}
-    expected = gap_weights(loss_var=problem["grad_var"], variance_penalty=penalty, **data)
-    found = mass(problem) * joint_weights(**problem).loss
-    np.testing.assert_allclose(found, mass(problem) * expected, rtol=0, atol=1e-6)
-
-
-@given(penalised())
-def test_equal_losses_have_no_bias_to_pay_for(problem: dict[str, Any]) -> None:
-    problem |= {"loss_mean": np.full_like(problem["noise"], 2.0)}
-    free = {**problem, "loss_mean": None, "bias_penalty": 0.0}
-    found, expected = joint_weights(**problem), joint_weights(**free)
-    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-9)
-    np.testing.assert_allclose(found.sampling, expected.sampling, rtol=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_penalised_optimum_equals_a_general_solvers(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    grad_var, noise, pi, n, losses = rng.lognormal(0.0, 0.7, (5, 4))
-    pi /= pi.sum()
-    lean, kappa, penalty = losses - pi @ losses, 1.0 / 32, 10.0 ** rng.uniform(-1.0, 1.0)
-    signal = grad_var / noise
-
-    def value(x: FloatArray) -> float:
-        u, p = x[:4], x[4:]
-        spent = float((u**2 * grad_var * (1.0 / n + kappa / p)).sum())
-        return float((spent + penalty * (u @ lean) ** 2) / (u @ signal) ** 2)
-
-    found = minimize(
-        value,
-        np.concatenate((pi, np.full(4, 0.25))),
-        bounds=[(0.0, None)] * 4 + [(0.05, 0.6)] * 4,
-        constraints=[
-            {"type": "eq", "fun": lambda x: x[:4].sum() - 1.0},
-            {"type": "eq", "fun": lambda x: x[4:].sum() - 1.0},
-        ],
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 1000},
-    )
-    solution = joint_weights(
-        grad_var,
-        noise,
-        importance=pi,
-        sizes=n,
-        batch_size=8,
-        horizon=4,
-        lower=0.05,
-        upper=0.6,
-        loss_mean=losses,
-        bias_penalty=penalty,
-    )
-    ours = value(np.concatenate((pi * solution.loss, solution.sampling)))
-    assert ours <= found.fun * (1 + 1e-9)
-    assert found.fun <= ours * (1 + 1e-3)  # SLSQP comes near
-
-
-def test_the_dearer_bias_is_the_less_of_it_there_is() -> None:
-    rng = np.random.default_rng(2)
-    grad_var, noise, pi, n, losses = rng.lognormal(0.0, 1.0, (5, 6))
-    pi /= pi.sum()
-    biases = [
-        abs(
-            (pi * (losses - pi @ losses))
-            @ joint_weights(
-                grad_var,
-                noise,
-                importance=pi,
-                sizes=n,
-                batch_size=8,
-                horizon=4,
-                loss_mean=losses,
-                bias_penalty=penalty,
-            ).loss
-        )
-        for penalty in (0.0, 0.1, 1.0, 10.0, 1e6)
-    ]
-    assert (np.diff(biases) < 0.0).all() and biases[-1] < 1e-5
 
 
 def test_a_hundred_thousand_domains() -> None:

@@ -152,7 +152,7 @@ class Dangerous:
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save(Dangerous(), path)
-    with pytest.raises(StateError, match="must be a file that adaptmix") as caught:
+    with pytest.raises(StateError, match="must be a file that AdaptMix") as caught:
         checkpoint.load(path)
     assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
 
@@ -278,7 +278,7 @@ def test_the_folder_is_synchronised(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_file_of_another_kind_is_a_state_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.pt"
     path.write_bytes(content)
-    with pytest.raises(StateError, match=r"state\.pt must be a file that adaptmix wrote"):
+    with pytest.raises(StateError, match=r"state\.pt must be a file that AdaptMix wrote"):
         checkpoint.load(path)
 
 

@@ -7,46 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptmix._checks import FloatArray
-from adaptmix._types import DomainStats
 from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.statistics._running import RunningStatistics
 from adaptmix.statistics._sums import FIELDS
 from tests.helpers_data import SIGMAS
+from tests.statistics.evidence import gradient_sums, gram, loss_sums, ones
 
 FOREVER = 1e12  # a half-life after which nothing is forgotten in a test
 COUNTS = ("loss_count", "noise_count", "grad_freedom")
 ESTIMATES = ("loss_mean", "loss_var", "noise", "grad_var", "grad_sq")
-
-
-def loss_sums(*domains: FloatArray) -> FloatArray:
-    """A window's sums, (fields, K), of the losses of each domain; noise terms l² and 1."""
-    table = {name: np.zeros(len(domains)) for name in FIELDS}
-    for i, losses in enumerate(domains):
-        table["rows"][i] = table["tokens"][i] = table["count"][i] = len(losses)
-        table["loss"][i], table["loss_sq"][i] = losses.sum(), np.square(losses).sum()
-        table["residual"][i], table["expected"][i] = np.square(losses).sum(), len(losses)
-    return np.stack(list(table.values()))
-
-
-def gradient_sums(*domains: FloatArray) -> dict[str, FloatArray]:
-    """What an observation tells of per-sample gradients, one (n, P) array per domain."""
-    sums = np.stack([g.sum(0) for g in domains])
-    return {
-        "count": np.array([float(len(g)) for g in domains]),
-        "square": np.array([np.square(g).sum() for g in domains]),
-        "products": sums @ sums.T,
-    }
-
-
-def ones(stats: RunningStatistics, step: int) -> DomainStats:
-    """A snapshot with one loss per row."""
-    return stats.snapshot(step, lengths=np.ones(len(stats.seen)))
-
-
-def gram(stats: DomainStats) -> FloatArray:
-    assert stats.grad_gram is not None
-    return stats.grad_gram
 
 
 NONE = np.zeros(0)
@@ -151,6 +120,7 @@ def test_a_domain_never_seen_is_unknown() -> None:
         "noise_count",
         "tokens_per_row",
         "grad_sq_freedom",
+        "holdout_count",
     }
     assert empty.supplied() == {"seen", "age"} | counts
     running.add_losses(3, loss_sums(np.array([1.0, 3.0]), NONE))
@@ -281,7 +251,7 @@ def test_state_round_trip() -> None:
     for step in range(1, 5):
         add(running, step)
     running.add_noise(4, rng.random(2), np.ones(2), np.array([5.0, 0.0]))
-    running.add_noise(4, rng.random(2), np.array([1.0, 0.0]), np.ones(2), held_out=True)
+    running.add_noise(4, rng.random(2), np.array([1.0, 0.0]), np.ones(2), recorded=True)
     running.skipped = 3.0
     restored.load_state_dict(checkpoint.decode(checkpoint.encode(running.state_dict())))
     for step in range(5, 9):
@@ -294,11 +264,11 @@ def test_state_round_trip() -> None:
     np.testing.assert_array_equal(gram(left), gram(right))
 
 
-def test_held_out_noise_replaces_what_was_known() -> None:
+def test_recorded_noise_replaces_what_was_known() -> None:
     running = RunningStatistics(2, half_life=2.0, gram=True)
     four = np.full(2, 4.0)
     running.add_noise(1, 9 * four, four, four)
-    running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
+    running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
     assert ones(running, 2).noise.tolist() == [3.0, 9.0]
     assert ones(running, 4).noise_count.tolist() == [2.0, 4.0]
     running.add_noise(3, four, four, four)  # of rows trained on: from now on for the other alone
@@ -306,13 +276,23 @@ def test_held_out_noise_replaces_what_was_known() -> None:
     np.testing.assert_allclose(ones(running, 3).noise, [3.0, mean], rtol=1e-14)
     # Four rows that count half and four that count whole are worth (2 + 4)² / (1 + 4) equal ones.
     np.testing.assert_allclose(ones(running, 3).noise_count, [2.0, 7.2], rtol=1e-14)
-    running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), held_out=True)
+    running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
     np.testing.assert_allclose(ones(running, 4).noise, [0.5, mean], rtol=1e-14)
 
 
 @pytest.mark.parametrize(
     "part",
-    ["seen", "last_seen", "losses", "noise", "noise_squares", "held_out", "gradients", "gram"],
+    [
+        "seen",
+        "last_seen",
+        "losses",
+        "noise",
+        "noise_squares",
+        "recorded",
+        "held_out",
+        "gradients",
+        "gram",
+    ],
 )
 def test_a_state_of_other_domains_is_refused(part: str) -> None:
     running, other = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix._checks import FloatArray
 from adaptmix.noise import NoiseTerms
-from adaptmix.statistics._sums import FIELDS, HELD_OUT, DomainSums
+from adaptmix.statistics._sums import FIELDS, RECORDED, DomainSums
 
 K = 3
 CPU = torch.device("cpu")
@@ -122,14 +122,14 @@ def test_losses_may_carry_gradients() -> None:
     assert not sums.tensor.requires_grad
 
 
-def test_held_out_noise_is_added_by_itself() -> None:
+def test_recorded_noise_is_added_by_itself() -> None:
     sums = DomainSums(K, CPU)
-    sums.add_held_out(
+    sums.add_recorded(
         1, NoiseTerms(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, math.nan]))
     )
-    sums.add_held_out(1, NoiseTerms(torch.tensor([math.inf]), torch.ones(1)))
+    sums.add_recorded(1, NoiseTerms(torch.tensor([math.inf]), torch.ones(1)))
     taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
-    for name, value in zip(HELD_OUT, (3.0, 2.0, 2.0), strict=True):
+    for name, value in zip(RECORDED, (3.0, 2.0, 2.0), strict=True):
         assert taken.pop(name) == [0.0, value, 0.0]
     assert not np.array(list(taken.values())).any()
 

@@ -50,4 +50,4 @@ def test_the_command_is_installed(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("adaptmix")), "report", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 2
-    assert "adaptmix report: run must hold events of adaptmix" in shown.stderr
+    assert "adaptmix report: run must hold events of AdaptMix" in shown.stderr

@@ -26,7 +26,7 @@ _OF_GRADIENTS = 2
 
 @dataclass(frozen=True)
 class Shrink:
-    """Variances shrunk towards their pooled value by how few samples are behind each.
+    """Variances shrunk towards their pooled value, the more the fewer samples are behind them.
 
     A standard deviation x with n samples behind it becomes
 
@@ -38,23 +38,23 @@ class Shrink:
     become equal (k = ∞) and ones that truly differ are left nearly alone (k → 0). A domain without
     samples gets X, one with infinitely many is exact and stays.
 
-    It is done twice: first with the mean s² of all domains, then with each domain's own, which is
-    proportional to the square of what the first pass made of it. A quiet domain's deviation is
-    uncertain by a part of itself, not of the loudest one's. Its own estimate would not do for the
-    first pass: domains that look quiet by chance would be believed.
+    There are two passes. The first uses the mean s² of all domains. The second uses each domain's
+    own s², proportional to the square of its estimate after the first pass, because the error of a
+    deviation is proportional to the deviation itself. Raw estimates would not do for s²: a domain
+    whose deviation is small by chance would keep it.
 
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
     themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
     ``grad_sq`` times the part of it that is within the domain, shrunk alike (``moments.within``):
-    single rows tell no variance, yet their own length tells more than the other domains do.
+    a single row has no variance, but its squared norm says more than the other domains do.
 
     Args:
         samples: samples after which the estimate of a variance is as uncertain as it is large, its
             relative variance being samples / n. It is E[y²] / E[y]² − 1 for the squared norm y of
             one sample: 2 for Gaussian gradients in one direction, less in many, more with heavy
-            tails. For gradients it is only where one starts from: once ``grad_sq_scatter`` is
-            known, the run's own takes its place. 0 takes every estimate at its word.
+            tails. For gradients it is a prior, which ``grad_sq_scatter`` replaces once it is known.
+            0 leaves every estimate as it is.
 
     Raises:
         ValueError: negative samples.

@@ -1,4 +1,4 @@
-"""Warm-up: nothing is changed before the statistics have settled."""
+"""Warm-up: weights stay as they are for the first updates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adaptmix.policies.transforms._steps import start, step
 class WarmUp:
     """The weights that the run starts with for the first updates, then the proposed ones.
 
-    With ``linear=True`` the weights go from the ones to the others in equal steps: update t (from
-    0) is t / updates of the way.
+    With ``linear=True`` the weights move there in equal steps: at update t, from 0, they are
+    t / updates of the way.
 
     Args:
         updates: number of updates, at least 0, before a proposal passes unchanged.

@@ -23,7 +23,7 @@ FILTERS = [
 
 
 class Classifier(LightningModule):
-    """A float64 classifier; ``per_sample`` is all that it knows of adaptmix."""
+    """A float64 classifier; ``per_sample`` is all that it knows of AdaptMix."""
 
     def __init__(self, *, per_sample: bool = True) -> None:
         super().__init__()

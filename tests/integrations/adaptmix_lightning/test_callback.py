@@ -242,7 +242,7 @@ def test_validation_and_sanity_checking_change_nothing(measure_every: int) -> No
 def test_observing_trains_on_a_mean_as_it_is() -> None:
     mixer = AdaptMixCallback(mode="observe", update_every=2, measure_every=1)
     module = fit(mixer, pl.Classifier(per_sample=False), max_epochs=6)[1]
-    # The same rows through a trainer that knows nothing of adaptmix.
+    # The same rows through a trainer that knows nothing of AdaptMix.
     plain = pl.Classifier(per_sample=False)
     batches = iter(module.batches)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adaptmix import policies
+from adaptmix import Draw, policies
 from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
@@ -36,10 +36,16 @@ class Checked(pl.Classifier):
         super().__init__(**options)
         self.mixer = [mixer]  # in a list, for a module must not hold its trainer's callbacks
         self.errors: list[float] = []
+        self.draws: list[Draw] = []
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
         inputs, targets, rows = (torch.cat(parts) for parts in zip(*self.batches, strict=True))
+        held = torch.zeros(len(inputs), dtype=torch.bool)
+        each_size = len(inputs) // len(self.batches)
+        for number, draw in enumerate(self.draws[-len(self.batches) :]):
+            if draw.held is not None:
+                held[number * each_size : (number + 1) * each_size] = draw.held
         self.batches = []
         data, controller = pl.dataset(), self.mixer[0].controller
         # Rows are numbered anew in every part, so domains are known by their inputs.
@@ -50,7 +56,7 @@ class Checked(pl.Classifier):
         total = torch.zeros((), dtype=torch.float64)
         for i, name in enumerate(controller.mixture.domains):
             weights = controller.weights.as_dict(controller.mixture.domains)[name]
-            mine = torch.tensor([domain == i for domain in domains])
+            mine = torch.tensor([domain == i for domain in domains]) & ~held
             mean = self.mean_loss(name, each[mine], rows[mine])
             total = total + weights["importance"] * weights["loss"] * mean
         wanted = torch.autograd.grad(total, list(net.parameters()))
@@ -117,6 +123,18 @@ def test_every_step_is_the_objective_over_its_rows(
     weights = mixer.controller.weights
     assert weights.sampling.tolist() == pytest.approx([0.2, 0.3, 0.5])
     assert weights.loss[1] / weights.loss[0] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("seam", ["losses", "head"])
+def test_held_out_rows_do_not_count(seam: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = callback(head="net.2" if seam == "head" else None, holdout=0.25)
+    module = Checked(mixer, per_sample=seam == "losses")
+    module.draws = runs.record_draws(monkeypatch)
+    trainer = pl.trainer(mixer, max_steps=5, max_epochs=-1, accumulate_grad_batches=4)
+    trainer.fit(module, pl.loader(5))
+    held = [int(draw.held.sum()) for draw in module.draws if draw.held is not None]
+    assert sum(held) == 5 * 20 // 16
+    assert max(module.errors) < 1e-12
 
 
 def test_gradients_are_measured_alike_at_every_seam() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from adaptmix import Controller, policies
+from adaptmix import Controller, Draw, policies
 from adaptmix_transformers import AdaptMixCallback
+from tests import runs
 from tests.integrations.adaptmix_transformers import hf
 
 WEIGHTS = policies.Static(
@@ -31,15 +32,25 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def objective(
-    controller: Controller, model: Any, batches: list[dict[str, Tensor]], lengths: dict[str, float]
+    controller: Controller,
+    model: Any,
+    batches: list[dict[str, Tensor]],
+    lengths: dict[str, float],
+    held: Collection[tuple[int, int]] = (),
 ) -> Tensor:
-    """Return Σ π w L over a step's rows, L being a domain's mean over its rows or tokens."""
+    """Return Σ π w L over a step's rows, L being a domain's mean over its rows or tokens.
+
+    Rows that are ``held``, each a micro-batch and a place in it, are left out.
+    """
     values: dict[str, list[Tensor]] = {name: [] for name in controller.mixture.domains}
     named = {number + 1: name for number, name in enumerate(hf.SIZES)}
-    for batch in batches:
+    for micro, batch in enumerate(batches):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         losses, masks = token_losses(logits, batch["labels"])
-        for first, row, mask in zip(batch["input_ids"][:, 0].tolist(), losses, masks, strict=True):
+        firsts = batch["input_ids"][:, 0].tolist()
+        for place, (first, row, mask) in enumerate(zip(firsts, losses, masks, strict=True)):
+            if (micro, place) in held:
+                continue
             name = named[first]
             total = (row * mask).sum()
             values[name].append(
@@ -62,7 +73,7 @@ def lengths_of(data: Any) -> dict[str, float]:
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 class Check(TrainerCallback):
@@ -80,6 +91,7 @@ class Check(TrainerCallback):
         self.callback, self.lengths, self.gather = callback, lengths, gather
         self.trainer: Any = None
         self.errors: list[float] = []
+        self.draws: list[Draw] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare before the optimizer changes the model."""
@@ -88,7 +100,14 @@ class Check(TrainerCallback):
             {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
             for batch in self.trainer.batches[-args.gradient_accumulation_steps :]
         ]
-        expected = objective(self.callback.controller, model, self.gather(mine), self.lengths)
+        draws = [draw.held for draw in self.draws[-len(mine) :]]
+        held = {
+            (micro, place)
+            for micro, mask in enumerate(draws)
+            if mask is not None
+            for place in mask.nonzero().flatten().tolist()
+        }
+        expected = objective(self.callback.controller, model, self.gather(mine), self.lengths, held)
         wanted = torch.autograd.grad(expected, list(model.parameters()))
         flat = torch.cat([gradient.flatten() for gradient in wanted])
         self.errors.append(relative_error(hf.gradient(model), flat))
@@ -113,9 +132,13 @@ def gradient_errors(
     rows: int = 20,
     accumulation: int = 1,
     gather: Callable[[list[dict[str, Tensor]]], list[dict[str, Tensor]]] = lambda mine: mine,
+    draws: list[Draw] | None = None,
     **changes: Any,
 ) -> list[float]:
-    """Train with ``rows`` rows a step on this process; return each step's relative error."""
+    """Train with ``rows`` rows a step on this process; return each step's relative error.
+
+    A quarter of the rows are held out where ``draws``, those of this process, tell which.
+    """
     data = hf.rows()
     lengths = lengths_of(data)
     callback = AdaptMixCallback(
@@ -126,8 +149,10 @@ def gradient_errors(
         lag=0,
         update_every=1,
         tokens_per_row=lengths if unit == "token" else None,
+        holdout=None if draws is None else 0.25,
     )
     check = Check(callback, lengths, gather)
+    check.draws = [] if draws is None else draws
     model = hf.llama(dtype=dtype)
     if dtype == torch.float64:
         model.loss_function = in_double_precision
@@ -161,3 +186,15 @@ def test_every_step_is_the_objective_over_its_rows(
     errors = gradient_errors(tmp_path, unit, dtype=dtype, accumulation=accumulation, max_steps=5)
     assert len(errors) == 5
     assert max(errors) < bound
+
+
+@pytest.mark.parametrize("unit", ["token", "sample"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_held_out_rows_and_their_labels_do_not_count(
+    unit: str, accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer divides by all tokens of the step, those of held-out rows included."""
+    draws = runs.record_draws(monkeypatch)
+    errors = gradient_errors(tmp_path, unit, accumulation=accumulation, max_steps=5, draws=draws)
+    assert sum(int(draw.held.sum()) for draw in draws if draw.held is not None) == 5 * 20 // 16
+    assert max(errors) < 1e-10
