@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,64 +11,62 @@ from adaptmix._types import DomainStats, Weights
 from adaptmix.policies._variance import StepVariance
 
 
-class Efficiency:
-    """The variance of a step's gradient, as statistics have it, under any shares.
+class Efficiency(NamedTuple):
+    """Variances of a step's gradient, relative to one another.
 
-    What is not known of a domain is taken to be the others' mean.
+    Attributes:
+        ratio: that under the shares judged over the least one, at least 1.
+        predicted: that under proportional sampling over the least one, at least 1.
+        proposed: that under proportional sampling over that under the weights' own shares; above
+            1 they make the gradient quieter, below 1 noisier.
+    """
+
+    ratio: float = 1.0
+    predicted: float = 1.0
+    proposed: float = 1.0
+
+
+def efficiency(
+    shares: FloatArray,
+    weights: Weights,
+    stats: DomainStats,
+    *,
+    rows: int | None = None,
+    sampler: str = "stratified",
+) -> Efficiency:
+    """Return how quiet a step's gradient is under ``shares``, and how quiet it could be.
+
+    The least variance is that of the best shares (``solvers.neyman_shares``), or of any others
+    here where that is lower. What is not known of a domain is taken to be the others' mean.
 
     Args:
-        weights: importance and loss weights of the objective.
+        shares: (K,) sampling weights to judge.
+        weights: importance and loss weights of the objective, and shares of their own.
         stats: statistics to go by.
         rows: of a step's global batch; so many when None that every count is large.
         sampler: "stratified" or "multinomial".
+
+    Returns:
+        The ratios; 1 when nothing is known, NaN never.
+
+    Source:
+        Neyman (1934); Salmani et al., arXiv:2511.06913, algorithm "VA"; ``variance.StepVariance``.
     """
+    if np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all():
+        return Efficiency()
+    counts = weights.objective
+    variance = StepVariance.of(counts, stats, rows=rows, sampler=sampler)
+    K = counts.size
+    best = variance.at(variance.best(np.zeros(K), np.ones(K)))
+    now, plain, proposed = (
+        variance.at(variance.row_shares(each)) for each in (shares, weights.plain, weights.sampling)
+    )
+    least = min(best, plain)
+    return Efficiency(_over(now, min(least, now)), _over(plain, least), _over(plain, proposed))
 
-    def __init__(
-        self,
-        weights: Weights,
-        stats: DomainStats,
-        *,
-        rows: int | None = None,
-        sampler: str = "stratified",
-    ) -> None:
-        self._weights = weights
-        self._known = not (np.isnan(stats.grad_var).all() and np.isnan(stats.grad_sq).all())
-        if self._known:
-            self._variance = StepVariance.of(weights.objective, stats, rows=rows, sampler=sampler)
 
-    @cached_property
-    def _proportional(self) -> float:
-        return self._at(self._weights.plain)
-
-    @cached_property
-    def _least(self) -> float:
-        K = self._weights.plain.size
-        best = self._variance.best(np.zeros(K), np.ones(K))
-        return min(self._variance.at(best), self._proportional)
-
-    def _at(self, shares: FloatArray) -> float:
-        return self._variance.at(self._variance.row_shares(shares))
-
-    def ratio(self, shares: FloatArray) -> float:
-        """Return the variance under (K,) shares over the least one, as ``variance_ratio`` does."""
-        if not self._known:
-            return 1.0
-        now = self._at(shares)
-        least = min(now, self._least)
-        return now / least if least > 0.0 else 1.0
-
-    @property
-    def predicted_gain(self) -> float:
-        """How many times quieter the best shares are than sampling by importance."""
-        return self.ratio(self._weights.plain)
-
-    @property
-    def sampling_gain(self) -> float:
-        """How many times quieter the weights' shares are than sampling by importance."""
-        if not self._known:
-            return 1.0
-        after = self._at(self._weights.sampling)
-        return self._proportional / after if after > 0.0 else 1.0
+def _over(variance: float, other: float) -> float:
+    return variance / other if other > 0.0 else 1.0
 
 
 def variance_ratio(
@@ -79,32 +77,15 @@ def variance_ratio(
     rows: int | None = None,
     sampler: str = "stratified",
 ) -> float:
-    """Return the step's gradient variance under ``shares`` over the least one, at least 1.
-
-    The least one is that of the best shares (``solvers.neyman_shares``), or of proportional
-    sampling where that is lower. What is not known of a domain is taken to be the others' mean.
-
-    Args:
-        shares: (K,) sampling weights to judge.
-        weights: importance and loss weights of the objective.
-        stats: statistics to go by.
-        rows: of a step's global batch; so many when None that every count is large.
-        sampler: "stratified" or "multinomial".
-
-    Returns:
-        The ratio; 1 when nothing is known, NaN never.
-
-    Source:
-        Neyman (1934); Salmani et al., arXiv:2511.06913, algorithm "VA"; ``variance.StepVariance``.
-    """
-    return Efficiency(weights, stats, rows=rows, sampler=sampler).ratio(shares)
+    """Return the step's gradient variance under ``shares`` over the least one, at least 1."""
+    return efficiency(shares, weights, stats, rows=rows, sampler=sampler).ratio
 
 
 def predicted_gain(
     weights: Weights, stats: DomainStats, *, rows: int | None = None, sampler: str = "stratified"
 ) -> float:
     """Return how many times quieter the best shares are than sampling by importance."""
-    return Efficiency(weights, stats, rows=rows, sampler=sampler).predicted_gain
+    return efficiency(weights.sampling, weights, stats, rows=rows, sampler=sampler).predicted
 
 
 def sampling_gain(
@@ -114,4 +95,4 @@ def sampling_gain(
 
     Above 1 the weights' shares make the gradient quieter, below 1 noisier.
     """
-    return Efficiency(weights, stats, rows=rows, sampler=sampler).sampling_gain
+    return efficiency(weights.sampling, weights, stats, rows=rows, sampler=sampler).proposed
