@@ -14,7 +14,7 @@ from adaptmix._simplex import normalise
 from adaptmix.data import Draw, PlanSampler, sample_lengths
 from adaptmix.errors import StateError
 from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
-from adaptmix.monitoring._quantities import scalars
+from adaptmix.monitoring._quantities import Update, scalars
 from adaptmix.noise import NoiseTerms
 from adaptmix.state import _schema as schema
 from adaptmix.state._parts import Part, load_parts, open_parts, save_parts
@@ -296,16 +296,18 @@ class TrainedRun(Run):
         measurements = self._measurements
         in_force = self._plan.schedule.shares_at(self.completed) * measurements.lengths
         return scalars(
-            self.mixture.domains,
-            weights=self.proposed,
-            stats=self.statistics,
-            in_force=normalise(in_force),
-            sizes=self.mixture.info.sizes,
-            lengths=measurements.lengths,
-            drawing=self._drawing,
-            per_token=self._settings.per_token,
-            observing=not self._settings.adapting,
-            coverage=measurements.coverage,
-            overhead=self._stopwatch.overhead,
-            figures=self._steering.figures,
+            Update(
+                self.mixture.domains,
+                self.proposed,
+                self.statistics,
+                in_force=normalise(in_force),
+                sizes=self.mixture.info.sizes,
+                lengths=measurements.lengths,
+                drawing=self._drawing,
+                per_token=self._settings.per_token,
+                observing=not self._settings.adapting,
+                coverage=measurements.coverage,
+                overhead=self._stopwatch.overhead,
+                figures=self._steering.figures,
+            )
         )

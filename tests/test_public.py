@@ -57,6 +57,12 @@ def test_a_public_package_exports_these(package: str) -> None:
     assert set(module.__all__) == EXPORTS[package]
 
 
+def test_the_kit_of_trainers_describes_every_part() -> None:
+    kit = importlib.import_module("adaptmix.trainers")
+    described = set(re.findall(r"``(\w+)``", kit.__doc__ or ""))
+    assert set(kit.__all__) <= described
+
+
 def test_errors_exports_errors_and_warnings_only() -> None:
     exported = [getattr(adaptmix.errors, name) for name in adaptmix.errors.__all__]
     assert all(issubclass(kind, Exception) for kind in exported)

@@ -1,4 +1,4 @@
-"""What a micro-batch knows about how it was drawn."""
+"""The record of how a micro-batch was drawn."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adaptmix.data._segments import Segments
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One process's slice of a micro-batch, as the plan drew it.
+    """How one process's rows of a micro-batch were drawn; ``loader.with_draws()`` yields it.
 
     Attributes:
         domains: (B,) int64, the domain of each row.
-        shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
-            the step's global batch where the plan guarantees this domain at least one row, its
-            expected share otherwise. Both are unbiased; the first has less variance.
+        shares: (B,) float32, the share that each row's loss is divided by: its domain's realised
+            share of the step's global batch where at least one row of the domain is certain, its
+            expected share elsewhere. Both are unbiased; the first has less variance.
         rows: (B,) int64, row indices into the mixture.
         fresh: (B,) bool, whether this is the first time the run draws the row.
         ordinal: number of the micro-batch since the run began.

@@ -11,13 +11,13 @@ from torch import Tensor
 class Segments:
     """Which of a micro-batch's B rows each position of P packed rows belongs to.
 
-    The domain, the loss weight and the gradient statistics are those of the rows that were drawn,
-    wherever packing put them. Build it from what the collator made, on the CPU: positions are
-    sorted on the host, and ids on another device are waited for.
+    Domains, loss weights and gradient statistics stay those of the rows that were drawn, wherever
+    packing put them. Build it on the CPU, from what the collator made: positions are sorted there,
+    and ids on another device would have to be waited for.
 
     Args:
-        ids: (P, T) integers in [−1, B): the number of the drawn row, in the order of the draw, that
-            a position is of; −1 where there is none, as in padding.
+        ids: (P, T) integers in [−1, B). Each is the number of the drawn row that the position
+            belongs to, in the order of the draw; −1 marks padding.
 
     Raises:
         TypeError: ids that are no tensor of integers.

@@ -1,4 +1,4 @@
-"""What the labels of a sample of rows tell before training: the unit, and tokens per row."""
+"""Counts of labels in a sample of rows, before training: the unit, and tokens per row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PER_DOMAIN = 64  # enough for a mean, and done in well under a second
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels tell of each domain's rows.
+    """Counts of the labels of each domain's rows, by the domain's name.
 
     Attributes:
         tokens: mean supervised tokens per row; None where labels are not token by token.
-        supervised: share of rows that have a supervised label; None where labels do not tell.
+        supervised: share of rows with a supervised label, in [0, 1]; None without labels.
     """
 
     tokens: dict[str, float] | None = None
@@ -32,7 +32,7 @@ class Labels:
 def count_labels(
     mixture: Mixture, collate: Callable[[list[Any]], Any], *, shifted: bool, seed: int
 ) -> Labels:
-    """Return what ``batch["labels"]`` of some rows of each domain tell.
+    """Count ``batch["labels"]`` in some rows of each domain.
 
     Args:
         mixture: of the run.

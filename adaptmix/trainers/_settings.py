@@ -48,7 +48,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Build a controller of two small domains: what it refuses is refused here."""
+        """Build a controller of two small domains, so that wrong arguments fail here."""
         if isinstance(self.domains, bytes) or not (
             self.domains is None or isinstance(self.domains, Iterable)
         ):
