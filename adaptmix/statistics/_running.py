@@ -31,12 +31,20 @@ class RunningStatistics:
         num_domains: K.
         half_life: optimizer steps after which evidence counts half.
         gram: whether inner products between domains' mean gradients, (K, K), are kept.
+        held: (K,) how many rows of each domain are held out; none when None.
 
     Source:
         Salmani et al., arXiv:2511.06913, for what is estimated; the estimators are ours.
     """
 
-    def __init__(self, num_domains: int, *, half_life: float, gram: bool = False) -> None:
+    def __init__(
+        self,
+        num_domains: int,
+        *,
+        half_life: float,
+        gram: bool = False,
+        held: FloatArray | None = None,
+    ) -> None:
         K = num_domains
         self.gram = gram
         self.seen = np.zeros(K)
@@ -50,7 +58,7 @@ class RunningStatistics:
         # Σ w² for discounts w, which fall twice as fast as w: for the effective number of rows.
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._recorded = np.zeros(K, dtype=bool)
-        self._held_out = HeldOutSums(K, half_life=half_life)
+        self._held_out = HeldOutSums(np.zeros(K) if held is None else held, half_life=half_life)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._square_scatter = SquareScatter(K, half_life=half_life)
         self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
