@@ -1,21 +1,21 @@
-"""Do loss weights keep their gains after many epochs, if held-out rows come out of the training rows?
+"""Do loss weights keep their gains after many epochs, with held-out rows out of the training rows?
 
 The paper's experiments have held-out rows of their own. Here they are taken from the training rows
 (``holdout="auto"``), and a few ride in the batch of every tenth step; baselines train on all rows.
 Three tasks, all for many epochs:
 
 - **linear**: least squares, 10 dimensions, four domains of 300, 1000, 200 and 2000 rows with input
-  variances of 1, 4, 25 and 100 and noise of 5, 1, .5 and 8; 3000 steps of 16 rows, 14 epochs. The
-  first step size is .1 over the curvature of each arm's own objective; it falls as 1 / (1 + t / 100).
-- **logistic**: 10 dimensions, two domains of 500 rows, none or 40 % of whose labels are flipped; 1200
-  steps of 16 rows, 19 epochs.
-- **digits**: scikit-learn's, three sites of 400 rows with 0, 30 and 70 % random labels; a network with
-  64 hidden units, AdamW at 2e-3; 1500 steps of 32 rows, 40 epochs. Errors are on right labels.
+  variances of 1, 4, 25 and 100 and noise of 5, 1, .5 and 8; 3000 steps of 16 rows, 14 epochs. Step
+  sizes are .1 over the curvature of each arm's own objective and fall as 1 / (1 + t / 100).
+- **logistic**: 10 dimensions, two domains of 500 rows, of whose labels none or 40 % are flipped;
+  1200 steps of 16 rows, 19 epochs.
+- **digits**: scikit-learn's, three sites of 400 rows with 0, 30 and 70 % random labels; a network
+  with 64 hidden units, AdamW at 2e-3; 1500 steps of 32 rows, 40 epochs. Errors are on right labels.
 
 Arms: proportional sampling without loss weights on all rows; "fgls" without held-out rows, whose
 noise is that of the first epoch; "fgls" and "joint" with ``holdout="auto"``; the same with a tenth
-of the rows held out; and "fgls" that is told noise of 500 further rows per domain (150 of digits) in
-every tenth step, as in the paper: an arm that has more data than the others.
+of the rows held out; and "fgls" that is told noise of further rows in every tenth step, 500 per
+domain (100 of digits), as in the paper: an arm that has more data than the others.
 
 Usage: ``nice -n 15 python -m tests.benchmarks.bench_holdout --seeds 10``; results are in
 ``results/holdout.md``.
