@@ -10,7 +10,7 @@ _TOLERANCE = 1e-3  # of a gradient that passed through low precision
 
 
 class BackwardProof:
-    """Knows whether losses were differentiated once each, and scaled as stated on the way."""
+    """Checks that each loss is differentiated once, with the scale that was stated."""
 
     def __init__(self) -> None:
         self._arrived: list[tuple[Tensor | float, list[Tensor]]] = []
@@ -20,7 +20,7 @@ class BackwardProof:
 
         Args:
             loss: the stated one.
-            scale: what whoever differentiates it is told to multiply it by.
+            scale: the factor that the trainer is asked to apply to it.
         """
         arrived: list[Tensor] = []
         loss.register_hook(arrived.append)

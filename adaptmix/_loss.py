@@ -203,7 +203,7 @@ def _unpacked(
 
 
 def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
-    """Return (K,) π w / divisor, 0 where nothing is sampled."""
-    counts = weights.importance * weights.loss
+    """Return (K,) α / divisor, 0 where nothing is sampled."""
+    counts = weights.objective
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
     return torch.from_numpy(table)

@@ -307,7 +307,7 @@ class Run:
             "watched": self._measurements.probe is not None,
             "pins": self._steering.wanted_pins,
             "sampling_weights": self.weights.sampling,
-            "loss_weights": self.weights.loss,
+            "objective": self.weights.objective,
             "row_lengths": self._measurements.lengths,
         }
 

@@ -14,7 +14,7 @@ from adaptmix._simplex import normalise
 from adaptmix.data import Draw, PlanSampler, sample_lengths
 from adaptmix.errors import StateError
 from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
-from adaptmix.monitoring._quantities import scalars
+from adaptmix.monitoring._quantities import Update, scalars
 from adaptmix.noise import NoiseTerms
 from adaptmix.state import _schema as schema
 from adaptmix.state._parts import Part, load_parts, open_parts, save_parts
@@ -136,7 +136,17 @@ class TrainedRun(Run):
         adapting = self._settings.adapting
         self._measurements.start_lengths(domains, tokens, known=told, adapting=adapting)
         factors = factors.to(loss.device, non_blocking=True)
-        self._record(loss, draw, factors, values, tokens, noise, samples=samples, outputs=outputs)
+        self._record(
+            loss,
+            draw,
+            factors,
+            values,
+            tokens,
+            noise,
+            segments=draw.segments,
+            samples=samples,
+            outputs=outputs,
+        )
 
     def record_noise(self, noise: NoiseTerms | Tensor, domain: str) -> None:
         """Add noise terms of held-out rows; they replace a domain's training residuals.
@@ -274,20 +284,30 @@ class TrainedRun(Run):
         """What the variance of a step depends on beside weights and statistics."""
         return {"rows": self._step_rows or None, "sampler": self._plan.counts}
 
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """What the report tells beside weights and statistics."""
+        observing = not self._settings.adapting
+        told = {"unit": self.unit, "observing": observing, "figures": self._steering.figures}
+        return {**told, **self._drawing}
+
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
         measurements = self._measurements
         in_force = self._plan.schedule.shares_at(self.completed) * measurements.lengths
         return scalars(
-            self.mixture.domains,
-            weights=self.proposed,
-            stats=self.statistics,
-            in_force=normalise(in_force),
-            sizes=self.mixture.info.sizes,
-            lengths=measurements.lengths,
-            drawing=self._drawing,
-            per_token=self._settings.per_token,
-            observing=not self._settings.adapting,
-            coverage=measurements.coverage,
-            overhead=self._stopwatch.overhead,
+            Update(
+                self.mixture.domains,
+                self.proposed,
+                self.statistics,
+                in_force=normalise(in_force),
+                sizes=self.mixture.info.sizes,
+                lengths=measurements.lengths,
+                drawing=self._drawing,
+                per_token=self._settings.per_token,
+                observing=not self._settings.adapting,
+                coverage=measurements.coverage,
+                overhead=self._stopwatch.overhead,
+                figures=self._steering.figures,
+            )
         )

@@ -26,11 +26,13 @@ class Domains:
     Args:
         names: K different names.
         sizes: (K,) number of distinct training rows; may be infinite.
-        importance: (K,) positive, how much each domain matters in the end (π); normalised to
-            sum to one. Proportional to ``sizes`` when None.
+        importance: (K,) non-negative, how much each domain matters in the end (π); normalised to
+            sum to one. A domain with 0 is auxiliary: it is there to help the others.
+            Proportional to ``sizes`` when None.
 
     Raises:
-        ValueError: no domain, a name twice, an empty domain, or importance that is not positive.
+        ValueError: no domain, a name twice, an empty domain, negative importance, or none that
+            counts.
     """
 
     names: tuple[str, ...]
@@ -52,7 +54,9 @@ class Domains:
             if np.isinf(size).any():
                 raise ValueError("importance must be given where sizes are infinite; got None.")
             importance = size
-        pi = vector("importance", importance, size=len(names), minimum=0.0, strict=True)
+        pi = vector("importance", importance, size=len(names), minimum=0.0)
+        if not pi.any():
+            raise ValueError("importance must be > 0 for at least one domain; got 0 for all.")
         object.__setattr__(self, "names", tuple(names))
         object.__setattr__(self, "sizes", size)
         pi = pi / pi.max()  # so that the sum cannot overflow
@@ -61,17 +65,30 @@ class Domains:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """Names of the domains with importance 0."""
+        return tuple(
+            name for name, pi in zip(self.names, self.importance, strict=True) if pi == 0.0
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Sampling and loss weights for one objective.
+    """Sampling weights, and the weights of the training objective Σ α L.
+
+    Where a domain counts, its weight α is importance times a loss weight, π w. An auxiliary domain,
+    π = 0, may have any α: there is no loss weight to tell, so that it is NaN.
 
     Args:
         sampling: (K,) on the simplex, expected share of a batch drawn from each domain (p).
-        loss: (K,) non-negative, scale of each domain's loss (w), with Σ importance · loss = 1.
+        loss: (K,) non-negative, scale of each domain's loss (w), with Σ importance · loss = 1; not
+            read where importance is 0. None where ``objective`` is given.
         importance: (K,) on the simplex (π).
+        objective: (K,) on the simplex (α); importance · loss when None.
 
     Raises:
+        TypeError: both or neither of ``loss`` and ``objective``.
         ValueError: a vector off its simplex, or a domain that counts in the objective but is never
             sampled, for which no multiplier can be unbiased.
 
@@ -82,28 +99,48 @@ class Weights:
     sampling: FloatArray
     loss: FloatArray
     importance: FloatArray
+    objective: FloatArray
 
-    def __init__(self, sampling: ArrayLike, loss: ArrayLike, importance: ArrayLike) -> None:
+    def __init__(
+        self,
+        sampling: ArrayLike,
+        loss: ArrayLike | None,
+        importance: ArrayLike,
+        *,
+        objective: ArrayLike | None = None,
+    ) -> None:
         pi = vector("importance", importance, minimum=0.0)
         p = vector("sampling", sampling, size=pi.size, minimum=0.0)
-        w = vector("loss", loss, size=pi.size, minimum=0.0)
+        if (loss is None) == (objective is None):
+            raise TypeError("Weights must be given either loss or objective, the other one None.")
+        if objective is None:
+            w = np.array(loss, dtype=np.float64)
+            if w.shape == pi.shape and not pi.all():
+                w[pi == 0.0] = 0.0  # not read
+            w = vector("loss", w, size=pi.size, minimum=0.0)
+            alpha, what = pi * w, "Σ importance · loss"
+            w[pi == 0.0] = np.nan
+        else:
+            alpha, what = vector("objective", objective, size=pi.size, minimum=0.0), "Σ objective"
+            w = _loss_weights(alpha, pi)
         totals = {
             "Σ importance": float(pi.sum()),
             "Σ sampling": float(p.sum()),
-            "Σ importance · loss": float(pi @ w),
+            what: float(alpha.sum()),
         }
         for name, total in totals.items():
             if abs(total - 1.0) > _SIMPLEX_TOLERANCE:
                 raise ValueError(f"{name} must be 1; got {total:.9g}. Normalise it first.")
-        if not p.all() and (lost := (p == 0.0) & (pi * w > 0.0)).any():
+        if not p.all() and (lost := (p == 0.0) & (alpha > 0.0)).any():
             where = int(lost.argmax())
             raise ValueError(
-                f"sampling must be > 0 where importance · loss is; got 0 at {where}. "
-                "Use a lower share, or a loss weight of 0."
+                f"sampling must be > 0 where {what[2:]} is; got 0 at {where}. "
+                "Use a lower share, or a weight of 0."
             )
         object.__setattr__(self, "sampling", p)
         object.__setattr__(self, "loss", w)
         object.__setattr__(self, "importance", pi)
+        object.__setattr__(self, "objective", alpha)
 
     @classmethod
     def proportional(cls, importance: ArrayLike) -> Weights:
@@ -111,11 +148,12 @@ class Weights:
         pi = vector("importance", importance, minimum=0.0)
         return cls(pi, np.ones_like(pi), pi)
 
-    def replaced(self, sampling: FloatArray, loss: FloatArray) -> Weights:
-        """Return weights of the same objective, whose arrays are neither copied nor checked."""
+    def replaced(self, sampling: FloatArray, objective: FloatArray) -> Weights:
+        """Return weights of the same importance, whose arrays are neither copied nor checked."""
         other = copy(self)
         object.__setattr__(other, "sampling", sampling)
-        object.__setattr__(other, "loss", loss)
+        object.__setattr__(other, "objective", objective)
+        object.__setattr__(other, "loss", _loss_weights(objective, self.importance))
         return other
 
     def __repr__(self) -> str:
@@ -126,24 +164,40 @@ class Weights:
 
     @property
     def multipliers(self) -> FloatArray:
-        """(K,) factor on each sample's loss, m = π · w / p; 0 where nothing is sampled."""
-        counts = self.importance * self.loss
+        """(K,) factor on each sample's loss, m = α / p; 0 where nothing is sampled."""
+        counts = self.objective
         return np.divide(counts, self.sampling, out=np.zeros_like(counts), where=counts > 0.0)
 
+    @property
+    def plain(self) -> FloatArray:
+        """(K,) shares that sampling is compared with: importance, if no other domain counts.
+
+        Where auxiliary domains have a weight, drawing by importance could not train the objective,
+        so that the weights of the objective itself take its place.
+        """
+        borrowed = (self.objective > 0.0) & (self.importance == 0.0)
+        return self.objective if borrowed.any() else self.importance
+
     def as_dict(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Return ``{domain: {"sampling", "loss", "importance", "multiplier"}}``."""
+        """Return ``{domain: {"sampling", "loss", "importance", "objective", "multiplier"}}``."""
         if len(names) != self.importance.size:
             raise ValueError(f"names must hold {self.importance.size} names; got {len(names)}.")
         columns = {
             "sampling": self.sampling,
             "loss": self.loss,
             "importance": self.importance,
+            "objective": self.objective,
             "multiplier": self.multipliers,
         }
         return {
             name: {key: float(column[i]) for key, column in columns.items()}
             for i, name in enumerate(names)
         }
+
+
+def _loss_weights(objective: FloatArray, importance: FloatArray) -> FloatArray:
+    unknown = np.full_like(objective, np.nan)
+    return np.divide(objective, importance, out=unknown, where=importance > 0.0)
 
 
 @dataclass(frozen=True, eq=False)

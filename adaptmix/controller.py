@@ -337,9 +337,7 @@ class Controller(TrainedRun):
             self.mixture.domains,
             self.proposed,
             self.statistics,
-            unit=self.unit,
-            observing=not self._settings.adapting,
-            **self._drawing,
+            **self._shown,
         )
 
     def _repr_html_(self) -> str | None:

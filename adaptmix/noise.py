@@ -5,12 +5,18 @@ loss it is the residual variance. For softmax it is the quasi-likelihood dispers
 φ = E‖y − p‖² / E[1 − ‖p‖²]: a calibrated domain has φ = 1 however high its entropy, one whose
 labels are noisier than the model thinks has φ > 1.
 
+What the model gave the right class alone does not tell the two apart. That p_y is 1/2 at every
+token is φ = 1 where p has two classes of 1/2 each, and φ near 1/3 where the other half of p is
+spread over many classes: ‖p‖² takes all of p. So where logits are never kept, as by a head that
+is fused with the loss, those of a few positions are computed once more.
+
 Source:
     Wedderburn, Quasi-likelihood functions (1974); McCullagh and Nelder, Generalized Linear Models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -64,14 +70,23 @@ class NoiseTerms(NamedTuple):
         return noise
 
 
+LogitsOf = Callable[[Tensor], Tensor]
+"""(n,) places among the flattened targets -> their (n, C) logits."""
+
+
 @torch.no_grad()
 def softmax(
-    logits: Tensor, targets: Tensor, *, ignore_index: int = -100, positions: int | None = 16
+    logits: Tensor | LogitsOf,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    positions: int | None = 16,
 ) -> NoiseTerms:
     """Return the dispersion terms of a softmax output.
 
     Args:
-        logits: (B, …, C), classes last.
+        logits: (B, …, C), classes last; or a function that computes them where they are looked at,
+            from (n,) places among the flattened targets to (n, C).
         targets: (B, …) int64 class indices; ``ignore_index`` where nothing is supervised.
         ignore_index: as in ``torch.nn.functional.cross_entropy``.
         positions: how many of a longer row's supervised positions to go by; all when None. They
@@ -85,7 +100,7 @@ def softmax(
     Raises:
         ValueError: shapes that do not fit, or no position.
     """
-    if logits.shape[:-1] != targets.shape:
+    if isinstance(logits, Tensor) and logits.shape[:-1] != targets.shape:
         raise ValueError(
             "targets must have the shape of logits without its last dimension "
             f"{tuple(logits.shape[:-1])}; got {tuple(targets.shape)}. Classes go last."
@@ -93,15 +108,20 @@ def softmax(
     targets = targets.reshape(targets.shape[0], -1)
     kept = targets != ignore_index
     labels = torch.where(kept, targets, 0)
-    outputs = logits.reshape(*labels.shape, logits.shape[-1])
     supervised = kept.sum(1)
+    chosen: Tensor | None = None
     stand_for: Tensor | None = None
     if positions is not None and integer("positions", positions, minimum=1) < labels.shape[1]:
         chosen = _spread(kept, labels.sum(1), positions)
-        outputs = outputs.flatten(0, 1).index_select(0, chosen.flatten())
-        outputs, labels = outputs.view(*chosen.shape, -1), labels.flatten()[chosen]
+        labels = labels.flatten()[chosen]
         kept, stand_for = (supervised > 0).unsqueeze(1), supervised / positions
-    probabilities = outputs.softmax(-1, dtype=torch.float32)
+    if isinstance(logits, Tensor):
+        outputs = logits.reshape(-1, logits.shape[-1])
+        outputs = outputs if chosen is None else outputs.index_select(0, chosen.flatten())
+    else:
+        every = torch.arange(labels.numel(), device=labels.device)
+        outputs = logits(every if chosen is None else chosen.flatten())
+    probabilities = outputs.view(*labels.shape, -1).softmax(-1, dtype=torch.float32)
     squares = torch.linalg.vector_norm(probabilities, dim=-1).square()
     right = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     spread, hits = (torch.where(kept, term, 0.0).sum(1) for term in (squares, right))

@@ -1,6 +1,6 @@
 """Does AdaptMix help? Train a small language model without it and with it, and read the verdict.
 
-    pip install "adaptmix[examples]"
+    pip install ".[examples]"                             # in a clone of adaptmix
     python quickstart.py                                  # on text that every Python carries
     python quickstart.py --data mine=a.txt yours=b.txt    # on your own files
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ EXPORTS = {
     "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
     "adaptmix.policies": {
         *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
-        *("Chain", "chain", "Floor", "Shrink", "Smooth", "TrustRegion", "WarmUp"),
+        *("Chain", "chain", "Floor", "Shrink", "Smooth", "Transfer", "TrustRegion", "WarmUp"),
         *("Policy", "Preparation", "Refinement", "Run", "Start"),
     },
     "adaptmix.solvers": {
@@ -55,6 +57,12 @@ def test_a_public_package_exports_these(package: str) -> None:
     assert set(module.__all__) == EXPORTS[package]
 
 
+def test_the_kit_of_trainers_describes_every_part() -> None:
+    kit = importlib.import_module("adaptmix.trainers")
+    described = set(re.findall(r"``(\w+)``", kit.__doc__ or ""))
+    assert set(kit.__all__) <= described
+
+
 def test_errors_exports_errors_and_warnings_only() -> None:
     exported = [getattr(adaptmix.errors, name) for name in adaptmix.errors.__all__]
     assert all(issubclass(kind, Exception) for kind in exported)
@@ -81,6 +89,14 @@ def test_importing_adaptmix_imports_nothing_slow() -> None:
 
 def test_the_version_is_the_distributions() -> None:
     assert adaptmix.__version__ == importlib.metadata.version("adaptmix")
+
+
+def test_the_texts_name_one_version() -> None:
+    root = ROOT.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    (cited,) = re.findall(r"^version: (.+)$", (root / "CITATION.cff").read_text(), re.M)
+    changed = re.findall(r"^## \[(.+?)\]", (root / "CHANGELOG.md").read_text(), re.M)
+    assert version == cited == changed[0]
 
 
 @pytest.mark.parametrize(

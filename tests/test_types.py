@@ -44,8 +44,14 @@ def test_sizes_may_be_infinite_when_importance_is_given() -> None:
         (["a", "b", "a"], [1, 1, 1], None, ValueError, "names must differ; got a more than once."),
         (["a", "b"], [1, 0], None, ValueError, "sizes must be > 0; got 0 at 1."),
         (["a", "b"], [1], None, ValueError, "sizes must have one value per domain (2); got 1."),
-        (["a", "b"], [1, 1], [1, -2], ValueError, "importance must be > 0; got -2 at 1."),
-        (["a", "b"], [1, 1], [0, 0], ValueError, "importance must be > 0; got 0 at 0."),
+        (["a", "b"], [1, 1], [1, -2], ValueError, "importance must be >= 0; got -2 at 1."),
+        (
+            ["a", "b"],
+            [1, 1],
+            [0, 0],
+            ValueError,
+            "importance must be > 0 for at least one domain; got 0 for all.",
+        ),
         (["a"], [1], [math.nan], ValueError, "importance must be finite; got nan at 0."),
         (["a"], [1], [1, 1], ValueError, "importance must have one value per domain (1); got 2."),
     ],
@@ -101,6 +107,25 @@ def test_weights_refuses(sampling: Any, loss: Any, importance: Any, message: str
         Weights(sampling, loss, importance)
 
 
+def test_an_auxiliary_domain_counts_in_the_objective_and_has_no_loss_weight() -> None:
+    weights = Weights([0.5, 0.5], None, [1.0, 0.0], objective=[0.75, 0.25])
+    assert weights.loss[0] == 0.75
+    assert math.isnan(weights.loss[1])
+    assert weights.multipliers.tolist() == [1.5, 0.5]
+    assert weights.plain.tolist() == [0.75, 0.25]
+    ignored = Weights([1.0, 0.0], [1.0, 7.0], [1.0, 0.0])
+    assert ignored.objective.tolist() == ignored.multipliers.tolist() == [1.0, 0.0]
+    assert ignored.plain.tolist() == [1.0, 0.0]
+
+
+def test_weights_take_loss_or_objective() -> None:
+    for loss, objective in (([1, 1], [0.5, 0.5]), (None, None)):
+        with pytest.raises(TypeError, match=r"^Weights must be given either"):
+            Weights([0.5, 0.5], loss, [0.5, 0.5], objective=objective)
+    with pytest.raises(ValueError, match=r"^Σ objective must be 1"):
+        Weights([0.5, 0.5], None, [1.0, 0.0], objective=[0.5, 0.25])
+
+
 def test_weights_cannot_be_changed() -> None:
     weights = Weights.proportional([1.0])
     with pytest.raises(FrozenInstanceError):
@@ -110,8 +135,20 @@ def test_weights_cannot_be_changed() -> None:
 def test_weights_as_dict() -> None:
     table = Weights([0.25, 0.75], [0.5, 1.5], [0.5, 0.5]).as_dict(["a", "b"])
     assert table == {
-        "a": {"sampling": 0.25, "loss": 0.5, "importance": 0.5, "multiplier": 1.0},
-        "b": {"sampling": 0.75, "loss": 1.5, "importance": 0.5, "multiplier": 1.0},
+        "a": {
+            "sampling": 0.25,
+            "loss": 0.5,
+            "importance": 0.5,
+            "objective": 0.25,
+            "multiplier": 1.0,
+        },
+        "b": {
+            "sampling": 0.75,
+            "loss": 1.5,
+            "importance": 0.5,
+            "objective": 0.75,
+            "multiplier": 1.0,
+        },
     }
     with pytest.raises(ValueError, match=r"^names must hold 2 names; got 1\.$"):
         Weights.proportional([0.5, 0.5]).as_dict(["a"])

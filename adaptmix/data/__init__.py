@@ -14,6 +14,7 @@ from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread
 from adaptmix.data._loader import Loader
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._order_proof import tensors_of
+from adaptmix.data._packing import find_segments
 from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
 from adaptmix.data._sampler import PlanSampler
@@ -32,6 +33,7 @@ __all__ = [
     "Segments",
     "as_mixture",
     "column",
+    "find_segments",
     "loader_options",
     "numbered_loader",
     "own_randomness",

@@ -1,4 +1,4 @@
-"""From the dataset and the loader a trainer has to a mixture and a loader that draws its rows."""
+"""Makes a mixture of a trainer's dataset, and a loader that takes the place of the trainer's."""
 
 from __future__ import annotations
 

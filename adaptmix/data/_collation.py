@@ -9,6 +9,8 @@ from torch.utils.data import Dataset, default_collate
 
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._order_proof import Proof, prove_order, rows_at
+from adaptmix.data._packing import find_segments
+from adaptmix.data._segments import Segments
 
 
 class DrawnRows(list[int]):
@@ -49,10 +51,12 @@ class Number(int):
     Attributes:
         fault: why the batch must not be trained, or None.
         unclear: whether it could not be shown that rows keep their order.
+        segments: where rows are that were packed into fewer; None where they were not.
     """
 
     fault: str | None = None
     unclear: bool = False
+    segments: Segments | None = None
 
 
 class CheckedCollate:
@@ -80,8 +84,10 @@ class CheckedCollate:
         if self.collate_fn is not default_collate and _is_power_of_two(self._batches):
             self._proof = prove_order(self.collate_fn, rows)
         batch = self.collate_fn(rows)
-        number.fault = self._proof.fault or self._miscount(batch, size)
-        number.unclear = self._proof.unclear
+        number.segments = find_segments(rows, batch)
+        if number.segments is None:
+            number.fault = self._proof.fault or self._miscount(batch, size)
+            number.unclear = self._proof.unclear
         return batch, number
 
     def _miscount(self, batch: Any, size: int) -> str | None:

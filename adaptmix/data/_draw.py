@@ -1,4 +1,4 @@
-"""What a micro-batch knows about how it was drawn."""
+"""The record of how a micro-batch was drawn."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from adaptmix._checks import FloatArray
 from adaptmix.data._layout import Layout
+from adaptmix.data._segments import Segments
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One process's slice of a micro-batch, as the plan drew it.
+    """How one process's rows of a micro-batch were drawn; ``loader.with_draws()`` yields it.
 
     Attributes:
         domains: (B,) int64, the domain of each row.
-        shares: (B,) float32, what each row's multiplier divides by: its domain's realised share of
-            the step's global batch where the plan guarantees this domain at least one row, its
-            expected share otherwise. Both are unbiased; the first has less variance.
+        shares: (B,) float32, the share that each row's loss is divided by: its domain's realised
+            share of the step's global batch where at least one row of the domain is certain, its
+            expected share elsewhere. Both are unbiased; the first has less variance.
         rows: (B,) int64, row indices into the mixture.
         fresh: (B,) bool, whether this is the first time the run draws the row.
         ordinal: number of the micro-batch since the run began.
@@ -32,6 +33,7 @@ class Draw:
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
         tokens: (B,) supervised tokens of each row, where they are counted in the batch.
+        segments: where the collator packed the rows into fewer; None where it did not.
         held: (B,) bool, which rows are held out and do not count in the loss; None where none are.
     """
 
@@ -46,6 +48,7 @@ class Draw:
     row_shares: FloatArray
     plan: object
     tokens: Tensor | None = None
+    segments: Segments | None = None
     held: Tensor | None = None
 
     @classmethod

@@ -23,9 +23,8 @@ class Loader:
     """Iterates the batches of the steps that are still to be trained, as ``collate_fn`` makes them.
 
     ``with_draws()`` iterates (batch, draw) instead, for loops that look ahead. Rows are drawn in
-    the calling process and fetched by any number of workers. It is deliberately no ``DataLoader``,
-    so that trainers which re-shard loaders leave it alone: it already yields this process's slice
-    of the global batch.
+    the calling process and fetched by any number of workers. Each process gets its own rows of the
+    global batch. The class is no ``DataLoader``, so that frameworks do not divide its rows again.
 
     Args:
         sampler: draws the rows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,9 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.state._identity import digest
+
+if TYPE_CHECKING:
+    from adaptmix.data._rows import RowSource
 
 
 class _MapStyle(Protocol):
@@ -32,8 +35,9 @@ class Mixture(Dataset[Any]):
     Args:
         datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
             a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
-        importance: how much each domain matters in the end (π); one positive number per domain,
-            normalised to sum to one. Proportional to the domains' sizes when None.
+        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
+            normalised to sum to one. A domain with 0 is auxiliary: policy "transfer" trains on it
+            as far as it helps those that count. Proportional to the domains' sizes when None.
 
     Raises:
         TypeError: a dataset without a length (an iterable one), or names that are not strings.
@@ -153,6 +157,16 @@ class Mixture(Dataset[Any]):
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
         return other
+
+    def row_source(self, *, seed: int) -> RowSource:
+        """Return what chooses the rows of each domain; a subclass may return its own.
+
+        Args:
+            seed: of the run.
+        """
+        from adaptmix.data._rows import PermutedRows  # reads mixtures
+
+        return PermutedRows(self, seed=seed)
 
     def without(self, apart: NDArray[np.int64]) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from adaptmix._checks import FloatArray
 from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.data._schedule import Schedule
 from adaptmix.state import _schema as schema
 
@@ -84,7 +83,7 @@ class Plan:
         self.mixture = mixture
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
-        self._source: RowSource = PermutedRows(mixture, seed=seed)
+        self._source = mixture.row_source(seed=seed)
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)

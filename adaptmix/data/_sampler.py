@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,8 @@ class PlanSampler(Sampler[list[int]]):
                 f"it; got it when {len(self._draws)} others were waiting. Start the loader anew "
                 "after leaving it early."
             )
-        return self._draws.pop(number)
+        draw, segments = self._draws.pop(number), getattr(number, "segments", None)
+        return draw if segments is None else replace(draw, segments=segments)
 
     def __iter__(self) -> Iterator[list[int]]:
         if self._on_start is not None:

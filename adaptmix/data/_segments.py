@@ -11,13 +11,13 @@ from torch import Tensor
 class Segments:
     """Which of a micro-batch's B rows each position of P packed rows belongs to.
 
-    The domain, the loss weight and the gradient statistics are those of the rows that were drawn,
-    wherever packing put them. Build it from what the collator made, on the CPU: positions are
-    sorted on the host, and ids on another device are waited for.
+    Domains, loss weights and gradient statistics stay those of the rows that were drawn, wherever
+    packing put them. Build it on the CPU, from what the collator made: positions are sorted there,
+    and ids on another device would have to be waited for.
 
     Args:
-        ids: (P, T) integers in [−1, B): the number of the drawn row, in the order of the draw, that
-            a position is of; −1 where there is none, as in padding.
+        ids: (P, T) integers in [−1, B). Each is the number of the drawn row that the position
+            belongs to, in the order of the draw; −1 marks padding.
 
     Raises:
         TypeError: ids that are no tensor of integers.
@@ -83,6 +83,39 @@ class Segments:
                 return int(held[-1])
         return None
 
+    def spread(self, values: Tensor, positions: int) -> Tensor:
+        """Return (P, positions) values of the first positions, given (B,) of rows; 0 in padding.
+
+        Args:
+            values: of each row.
+            positions: at most T.
+        """
+        ids = self.ids[:, :positions].to(values.device, non_blocking=True)
+        return torch.where(ids < 0, values.new_zeros(()), values[ids.clamp(min=0)])
+
+    def completed(self, values: Tensor, *, fill: Any = 0) -> Tensor:
+        """Return (P, T, …) of (P, T, …) or (P, T − 1, …) values, as next-token predictions are.
+
+        Args:
+            values: of all positions, or of all but the last of each packed row.
+            fill: what the last positions then hold.
+
+        Raises:
+            ValueError: values of other positions.
+        """
+        if values.ndim < 2 or (len(values), values.shape[1] + 1) != self.shape:
+            return self._checked(values)
+        last = values.new_full((len(values), 1, *values.shape[2:]), fill)
+        return torch.cat([values, last], dim=1)
+
+    def _checked(self, values: Tensor) -> Tensor:
+        if values.shape[:2] != self.shape:
+            raise ValueError(
+                f"values must have the shape of the packed rows {tuple(self.shape)} first; got "
+                f"{tuple(values.shape)}."
+            )
+        return values
+
     def unpack(self, values: Tensor, *, fill: Any = 0) -> Tensor:
         """Return (B, L, …) values, row by row, of packed (P, T, …) ones; gradients flow back.
 
@@ -93,11 +126,7 @@ class Segments:
         Raises:
             ValueError: values that are not (P, T, …).
         """
-        if values.shape[:2] != self.shape:
-            raise ValueError(
-                f"values must have the shape of the packed rows {tuple(self.shape)} first; got "
-                f"{tuple(values.shape)}."
-            )
+        self._checked(values)
         if values.device not in self._copies:
             self._copies[values.device] = (
                 self._places.to(values.device, non_blocking=True),

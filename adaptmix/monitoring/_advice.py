@@ -10,14 +10,17 @@ import numpy as np
 from adaptmix.monitoring import _words as words
 from adaptmix.monitoring._comparison import Comparison
 from adaptmix.monitoring._exports import StaticWeights, steady
-from adaptmix.monitoring._gains import Gains
+from adaptmix.monitoring._gains import NO_DIFFERENCE, Gains
 from adaptmix.monitoring._groups import Group
 from adaptmix.monitoring._words import figure, listed, share
 
+KEEP = "Keep these weights, drop the machinery"
 _COVERED = 0.9
 # Drawn so many times over, and so much more often than all rows on average.
 _TIMES_OVER, _MORE_THAN_ALL = 4.0, 2.0
 _MOVED = 0.05
+# A smaller gain is shown as 1.00.
+_SHOWN = 1.005
 _NOT_ATTAINED = 0.5
 _RISEN = 0.02
 # What must be alike for two groups to train the same objective on the same rows.
@@ -48,15 +51,16 @@ def advise(group: Group, gain: Gains, comparison: Comparison | None) -> list[Adv
     """Return what the figures of a group, and its comparison if there is one, suggest."""
     found = [
         *_baseline(comparison),
-        *_nothing_to_gain(group, gain, comparison),
-        *_not_attained(group, gain, comparison),
         *_harm(comparison),
+        *_nothing_to_gain(group, gain, comparison),
+        *_dear(group, gain),
+        *_not_attained(group, gain, comparison),
         *_past_the_best(group),
         *_policies(group, gain),
         *_repetition(group),
         *_coverage(group),
         *_noise(group),
-        *_constant(group),
+        *_constant(group, gain, comparison),
     ]
     return list({item.title: item for item in found}.values())
 
@@ -80,25 +84,58 @@ def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
 
 def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
-    if gain.nothing_to_gain and not _weighted(group) and not helped:
+    other = _weighted(group) or (group.observing and _other_policies(group))
+    if gain.nothing_to_gain and not other and not helped:
+        value = gain.predicted.value
+        best = "even the best shares would leave a step's gradient as noisy as it is."
+        if value >= _SHOWN:
+            best = (
+                f"the best shares would make a step's gradient {figure(value)} times less noisy "
+                "than proportional sampling."
+            )
         yield Advice(
             "Remove AdaptMix",
-            "Domains' gradients are about equally noisy: the best shares would make a step's "
-            f"gradient {figure(gain.predicted.value)} times less noisy than proportional sampling. "
+            f"Domains' gradients are about equally noisy: {best} "
             "Train without it, and measure again when the mixture or the model changes.",
         )
 
 
+def _other_policies(group: Group) -> bool:
+    """Whether something else than the gradient's variance speaks for a policy."""
+    return _noise_apart(group) is not None or any(True for _ in _transfer(group))
+
+
 def _weighted(group: Group) -> bool:
     """Whether loss weights moved."""
-    return any(np.nanmax(np.abs(run.final("loss_weight") - 1.0)) > _MOVED for run in group.runs)
+    moved = [np.abs(run.final("loss_weight") - 1.0) for run in group.runs]
+    return any(np.nanmax(each, initial=0.0) > _MOVED for each in moved)
+
+
+def _dear(group: Group, gain: Gains) -> Iterator[Advice]:
+    """Tell when a larger batch would make gradients as quiet for less time."""
+    predicted, cost = gain.predicted.value, group.overhead
+    if gain.known and not gain.nothing_to_gain and predicted - 1.0 < cost:
+        yield Advice(
+            "Pay less for the gain",
+            f"Measuring takes {share(cost)} more time. A batch {figure(predicted)} times larger "
+            f"makes the gradient as quiet as the best shares do, for at most "
+            f"{share(predicted - 1.0)}. Measure less often (`update_every=`), or take the larger "
+            "batch. The share of measuring falls as steps take longer.",
+        )
 
 
 def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     if group.observing or not gain.worth_it:
         return
     predicted = gain.predicted.value
-    if gain.attained - 1.0 < _NOT_ATTAINED * (predicted - 1.0):
+    if gain.attained < 1.0 - NO_DIFFERENCE:
+        yield Advice(
+            "Change these shares",
+            f"They make the gradient {figure(1.0 / gain.attained)} times noisier than proportional "
+            f"sampling does; the best ones would make it {figure(predicted)} times less noisy. "
+            'Take off bounds (`pin`, `lower=`), or use `policy="variance_aware"`.',
+        )
+    elif gain.attained - 1.0 < _NOT_ATTAINED * (predicted - 1.0):
         yield Advice(
             "Give the shares room",
             f"The best shares would make the gradient {figure(predicted)} times less noisy; those "
@@ -164,8 +201,10 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
         yield Advice(
             'Try policy="variance_aware"',
             "Variance: domains' gradients differ in noise, so shares can make a step's gradient "
-            f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is.",
+            f"{figure(gain.predicted.value)} times less noisy. It leaves the objective as it is."
+            f"{_price(group)}",
         )
+    yield from _transfer(group)
     apart = _noise_apart(group)
     if apart is not None:
         noisy, quiet, ratio = apart
@@ -173,8 +212,28 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
             'Try policy="joint"',
             f"Noise: the targets of {noisy} are {figure(ratio)} times as noisy as those of "
             f"{quiet}. Loss weights against noise can help where all domains learn the same "
-            "thing; they change the objective, so compare held-out losses.",
+            f"thing; they change the objective, so compare held-out losses.{_price(group)}",
         )
+
+
+def _transfer(group: Group) -> Iterator[Advice]:
+    """Say what domains lend each other, where the policy that observed could tell."""
+    run = group.first
+    helps = np.nan_to_num(run.final("helps"))
+    if helps.sum() > _MOVED:
+        names = [run.domains[i] for i in np.argsort(-helps, kind="stable") if helps[i] > 0.0]
+        yield Advice(
+            'Try policy="transfer"',
+            f"Transfer: training on {listed(names)} as well takes {share(float(helps.sum()))} of "
+            "the mean squared error of the gradient that counts away. It changes the objective, so "
+            f"compare held-out losses.{_price(group)}",
+        )
+
+
+def _price(group: Group) -> str:
+    """Return what a policy costs: adapting measures what observing measures."""
+    cost = group.overhead
+    return f" It costs what this run's measuring did, {share(cost)} more time." if cost >= 0 else ""
 
 
 def _noise_apart(group: Group) -> tuple[str, str, float] | None:
@@ -237,11 +296,14 @@ def _noise(group: Group) -> Iterator[Advice]:
         )
 
 
-def _constant(group: Group) -> Iterator[Advice]:
-    weights = None if group.observing else steady(group)
+def _constant(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
+    harmful = comparison is not None and comparison.objective and comparison.objective.sign > 0
+    if group.observing or harmful or gain.attained < 1.0 - NO_DIFFERENCE:
+        return
+    weights = steady(group)
     if weights is not None and _off(weights):
         yield Advice(
-            "Keep these weights, drop the machinery",
+            KEEP,
             "Shares and loss weights did not move in the second half of the run. The lines below "
             "train the same objective without measuring anything.",
         )

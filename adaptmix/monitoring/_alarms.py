@@ -60,7 +60,7 @@ class Guards:
             estimated: whether loss weights answer to estimates, rather than to the user.
         """
         self._weights = weights
-        objective = weights.importance * weights.loss
+        objective = weights.objective
         intended = effective_domains(weights.importance)
         for what, shares in (("Sampling", weights.sampling), ("The objective", objective)):
             effective = effective_domains(shares)
@@ -71,7 +71,8 @@ class Guards:
                     f"{effective:.2f} effective domains of {len(self._names)}. Bound it with "
                     "controller.pin(domain, sampling=(low, high)) or a policy's lower=.",
                 )
-        if estimated:
+        # With auxiliary domains, another objective than importance states is what is wanted.
+        if estimated and not self._domains.auxiliary:
             self._check_loss_weights(weights.loss, stats.noise)
 
     def _check_loss_weights(self, loss: FloatArray, noise: FloatArray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from adaptmix.monitoring._record import RunRecord, Series, values_at
 
 # Another order of the rows alone moves a held-out loss by up to this share.
 RESHUFFLED = 0.01
+# Importance is a share of one; that of two runs may differ in its last digits.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Comparison:
     Attributes:
         baseline: the group compared with.
         judged: the group that is judged.
-        objective: the mean over domains by importance; None when it was not evaluated in both.
+        objective: the mean over domains by importance; None when it was not evaluated in both, or
+            is not the same in both.
         domains: {domain: outcome} of those evaluated in both.
     """
 
@@ -84,7 +87,9 @@ def compare(baseline: Group, judged: Group) -> Comparison:
 
     The domains' intervals hold together: among twenty, one of 95 % would be wrong by chance.
     """
-    objective = _outcome(baseline, judged, RunRecord.heldout, _objective_error)
+    objective = None
+    if same_objective(baseline.runs + judged.runs):
+        objective = _outcome(baseline, judged, RunRecord.heldout, _objective_error)
     run = judged.first
     counted = [name for name, pi in zip(run.domains, run.importance, strict=True) if pi > 0.0]
     domains = {}
@@ -93,6 +98,16 @@ def compare(baseline: Group, judged: Group) -> Comparison:
         if outcome is not None:
             domains[name] = outcome
     return Comparison(baseline, judged, objective, domains)
+
+
+def same_objective(runs: Sequence[RunRecord]) -> bool:
+    """Return whether all runs weight the same domains alike."""
+    weights = [dict(zip(run.domains, run.importance, strict=True)) for run in runs]
+    return all(
+        one.keys() == weights[0].keys()
+        and all(abs(pi - weights[0][name]) < _ROUNDING for name, pi in one.items())
+        for one in weights
+    )
 
 
 def _curve(name: str) -> Callable[[RunRecord], Series | None]:

@@ -8,6 +8,8 @@ import socket
 import time
 from typing import Any
 
+from adaptmix.monitoring._records import record
+
 _numbers = itertools.count()
 
 
@@ -23,14 +25,13 @@ class EventFile:
         # TensorBoard is imported when it is used.
         from tensorboard.compat import tf
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
         tf.io.gfile.makedirs(folder)
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         path = os.path.join(folder, f"events.out.tfevents.adaptmix.{name}")  # noqa: PTH118 (URLs)
         self.log_dir = folder
         self._event = Event
-        self._records = RecordWriter(tf.io.gfile.GFile(path, "wb"))
+        self._file = tf.io.gfile.GFile(path, "wb")
         self._write(step=step, file_version="brain.Event:2")
         self._write(step=step, session_log=SessionLog(status=SessionLog.START))
 
@@ -46,8 +47,8 @@ class EventFile:
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
-        self._records.flush()
+        self._file.flush()
 
     def _write(self, **content: Any) -> None:
         event = self._event(wall_time=time.time(), **content)
-        self._records.write(event.SerializeToString())
+        self._file.write(record(event.SerializeToString()))

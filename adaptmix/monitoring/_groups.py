@@ -102,6 +102,12 @@ class Group:
         return self.first.observing
 
     @property
+    def overhead(self) -> float:
+        """Time that measuring adds, as a share of the time without it; NaN where unknown."""
+        known = [run.overall["overhead"].last for run in self.runs if "overhead" in run.overall]
+        return float(np.mean(known)) if known else float("nan")
+
+    @property
     def seeds(self) -> tuple[object, ...]:
         """The runs' seeds, in order."""
         return tuple(run.configuration.get("seed") for run in self.runs)

@@ -16,10 +16,10 @@ import numpy as np
 from adaptmix.monitoring import _charts as charts
 from adaptmix.monitoring import _verdict as verdict
 from adaptmix.monitoring import _words as words
-from adaptmix.monitoring._advice import advise
+from adaptmix.monitoring._advice import KEEP, advise
 from adaptmix.monitoring._comparison import Comparison, compare
 from adaptmix.monitoring._exports import adaptmix_lines, mixture_lines, steady
-from adaptmix.monitoring._gains import Gains, gains
+from adaptmix.monitoring._gains import NO_DIFFERENCE, Gains, gains
 from adaptmix.monitoring._groups import Group, grouped
 from adaptmix.monitoring._record import RunRecord
 from adaptmix.monitoring._tables import rows_seen, table
@@ -27,7 +27,10 @@ from adaptmix.monitoring._tables import rows_seen, table
 # More small pictures than this are folded, and many more are not drawn.
 _SHOWN, _DRAWN = 12, 24
 _CODE = re.compile(r"`([^`]+)`")
-_INSTALL = 'A page needs the extra "report": pip install "adaptmix[report]".'
+_INSTALL = (
+    'A page is drawn with Jinja and Matplotlib, the extra "report": pip install jinja2 matplotlib, '
+    'or pip install ".[report]" in a clone of AdaptMix.'
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def page(records: Sequence[RunRecord]) -> Page:
     said = _verdict(judged, gain, comparison)
     environment = _environment()
     drawn = charts.movers(judged)
+    advice = advise(judged, gain, comparison)
     context = {
         "verdict": said,
         "tiles": list(_tiles(judged, gain, comparison)),
@@ -109,8 +113,8 @@ def page(records: Sequence[RunRecord]) -> Page:
         "small": list(_small(groups, judged)),
         "shown": _SHOWN,
         "table": table(groups, judged, drawn, comparison),
-        "advice": advise(judged, gain, comparison),
-        "static": _static(judged),
+        "advice": advice,
+        "static": _static(judged) if any(item.title == KEEP for item in advice) else {},
         "cautions": _cautions(groups),
         "unseen": _unseen(groups),
         "costs": list(_costs(groups)),
@@ -155,9 +159,11 @@ def _verdict(group: Group, gain: Gains, comparison: Comparison | None) -> verdic
 def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Tile]:
     if judged.observing and gain.known:
         yield Tile(f"{words.figure(gain.predicted.value)} ×", "less noisy with the best shares")
+    elif gain.attained >= 1.0 - NO_DIFFERENCE:
+        yield Tile(f"{words.figure(gain.attained)} ×", "less noisy than proportional")
     elif gain.attained > 0.0:
-        tone = verdict.WORSE if gain.attained < 0.98 else ""
-        yield Tile(f"{words.figure(gain.attained)} ×", "less noisy than proportional", tone)
+        noisier = words.figure(1.0 / gain.attained)
+        yield Tile(f"{noisier} ×", "noisier than proportional", verdict.WORSE)
     outcome = None if comparison is None else comparison.objective
     if comparison is not None and outcome is not None:
         tone = {-1: verdict.BETTER, 0: "", 1: verdict.WORSE}[outcome.sign]
@@ -167,7 +173,7 @@ def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterato
         worse = len(comparison.worse)
         tone = verdict.WORSE if worse else ""
         yield Tile(f"{worse} of {len(comparison.domains)}", "domains worse", tone)
-    overhead = _overhead(judged)
+    overhead = judged.overhead
     if np.isfinite(overhead):
         yield Tile(words.share(overhead), "more time, for measuring")
 
@@ -200,7 +206,7 @@ def _small(groups: Sequence[Group], judged: Group) -> Iterator[charts.Chart]:
 
 
 def _static(judged: Group) -> dict[str, str]:
-    weights = None if judged.observing else steady(judged)
+    weights = steady(judged)
     if weights is None:
         return {}
     return {"AdaptMix, without measuring": adaptmix_lines(weights), **mixture_lines(weights)}
@@ -227,15 +233,10 @@ def _unseen(groups: Sequence[Group]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _overhead(group: Group) -> float:
-    known = [run.overall["overhead"].last for run in group.runs if "overhead" in run.overall]
-    return float(np.mean(known)) if known else float("nan")
-
-
 def _costs(groups: Sequence[Group]) -> Iterator[tuple[str, ...]]:
     """Yield label, runs, steps, rows, seconds per step and overhead of each group."""
     for group in groups:
-        run, overhead = group.first, _overhead(group)
+        run, overhead = group.first, group.overhead
         pace = float(np.mean([one.seconds / max(one.steps, 1) for one in group.runs]))
         yield (
             group.label,

@@ -136,6 +136,13 @@ class RunRecord:
         return Series(steps, self.importance[counted] @ np.array(curves))
 
 
+def unevaluated(run: RunRecord) -> list[str]:
+    """Return the domains that count and have no held-out loss."""
+    table = run.of("heldout_loss")
+    counted = zip(run.domains, run.importance, strict=True)
+    return [name for name, pi in counted if pi > 0.0 and name not in table]
+
+
 def values_at(series: Series, steps: NDArray[np.int64]) -> FloatArray:
     """Return a series' values at (M,) steps that it has."""
     found: FloatArray = series.values[np.searchsorted(series.steps, steps)]

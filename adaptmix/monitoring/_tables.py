@@ -10,6 +10,7 @@ import numpy as np
 from adaptmix._checks import FloatArray
 from adaptmix.monitoring._comparison import Comparison
 from adaptmix.monitoring._groups import Group
+from adaptmix.monitoring._quantities import ERROR, Quantity, shown
 from adaptmix.monitoring._record import RunRecord
 from adaptmix.monitoring._words import figure, grouped, share, signed, with_margin
 
@@ -64,10 +65,9 @@ def table(
         columns[f"{proposed} of rows"] = _moves(*_row_shares(judged))
         proposed += " of tokens"
     columns[proposed] = _moves(run.importance, _mean(judged, "sampling_weight"))
-    columns["epochs"] = [figure(value, digits=2) for value in _mean(judged, "epochs")]
     columns["loss weight"] = [figure(value) for value in _mean(judged, "loss_weight")]
-    columns["noise"] = _with_errors(run, "noise")
-    columns["gradient std"] = _with_errors(run, "grad_std")
+    for quantity in shown(run.by_domain):
+        columns[quantity.column] = _with_errors(judged, quantity)
     columns |= _heldout(groups, run, comparison)
     kept = {name: cells for name, cells in columns.items() if any(cell != "–" for cell in cells)}
     rows = []
@@ -84,6 +84,7 @@ def table(
 
 
 def _mean(group: Group, quantity: str) -> FloatArray:
+    """Return (K,) means over the runs of a group."""
     mean: FloatArray = np.mean([run.final(quantity) for run in group.runs], 0)
     return mean
 
@@ -104,19 +105,28 @@ def _moves(start: FloatArray, end: FloatArray) -> list[str]:
     ]
 
 
-def _with_errors(run: RunRecord, quantity: str) -> list[str]:
-    values, errors = run.final(quantity), run.final(f"{quantity}_error")
+def _with_errors(group: Group, quantity: Quantity) -> list[str]:
+    """Return means over runs, with the standard errors of the runs' own estimates."""
+    values = _mean(group, quantity.tag)
+    if quantity.share:
+        return ["–" if not np.isfinite(value) else share(value) for value in values]
+    errors = np.array([run.final(f"{quantity.tag}{ERROR}") for run in group.runs])
+    of_means = np.linalg.norm(errors, axis=0) / len(errors)
     return [
         "–" if not np.isfinite(value) else with_margin(float(value), float(error))
-        for value, error in zip(values, errors, strict=True)
+        for value, error in zip(values, of_means, strict=True)
     ]
 
 
 def _heldout(
     groups: Sequence[Group], run: RunRecord, comparison: Comparison | None
 ) -> dict[str, list[str]]:
+    evaluated = any(one.of("heldout_loss") for group in groups for one in group.runs)
+    quantity, name = ("heldout_loss", "held-out") if evaluated else ("loss", "training loss")
     columns = {
-        f"held-out, {group.label}": [figure(v, digits=4) for v in _mean_of(group, run.domains)]
+        f"{name}, {group.label}": [
+            figure(value, digits=4) for value in _last_of(group, quantity, run.domains)
+        ]
         for group in groups
     }
     if comparison is not None:
@@ -127,8 +137,9 @@ def _heldout(
     return columns
 
 
-def _mean_of(group: Group, names: Sequence[str]) -> list[float]:
-    curves = [[run.of("heldout_loss").get(name) for run in group.runs] for name in names]
+def _last_of(group: Group, quantity: str, names: Sequence[str]) -> list[float]:
+    """Return the mean over runs of a quantity's last values, by domain."""
+    curves = [[run.of(quantity).get(name) for run in group.runs] for name in names]
     return [
         float(np.mean([series.last for series in runs if series is not None]))
         if any(series is not None for series in runs)

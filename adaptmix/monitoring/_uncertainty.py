@@ -73,11 +73,11 @@ def gain_error(
         The delta method, to second order: Casella and Berger, Statistical Inference, 5.5.4.
     """
     moment, freedom = (getattr(stats, name) for name in _BEHIND[sampler])
-    part = weights.importance * weights.loss * np.sqrt(np.where(moment > 0.0, moment, 0.0))
+    part = weights.objective * np.sqrt(np.where(moment > 0.0, moment, 0.0))
     known = (part > 0.0) & (freedom > 0.0)
     if not known.any():
         return GainError(np.nan, np.nan)
-    part, pi, freedom = part[known], weights.importance[known], freedom[known]
+    part, pi, freedom = part[known], weights.plain[known], freedom[known]
     least = part / part.sum()
     proportional = part**2 / pi
     proportional = proportional / proportional.sum()

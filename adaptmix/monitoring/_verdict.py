@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptmix.monitoring._comparison import RESHUFFLED, Comparison, Outcome
+from adaptmix.monitoring._comparison import RESHUFFLED, Comparison, Outcome, same_objective
 from adaptmix.monitoring._gains import NO_DIFFERENCE, Gains
 from adaptmix.monitoring._groups import Group
+from adaptmix.monitoring._record import RunRecord, unevaluated
 from adaptmix.monitoring._words import (
     counted,
     figure,
@@ -20,7 +22,17 @@ from adaptmix.monitoring._words import (
 )
 
 BETTER, WORSE, SAME, OPEN = "better", "worse", "same", "open"
+_OBSERVE = (
+    'Train once more with mode="observe" and the same seed, and give both runs to '
+    "`adaptmix report`."
+)
+_EVALUATE = (
+    "Call `controller.record_evaluation(losses)` with a held-out loss of every domain, at the same "
+    "steps of every run; the Hugging Face Trainer's evaluations do so themselves."
+)
 _EARLIER = 0.01
+# Shares that come so near to the best ones attain what these predict.
+_ATTAINED = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ def compared(comparison: Comparison, gain: Gains) -> Verdict:
     """Return the verdict on a group of runs that has a baseline."""
     outcome = comparison.objective
     if outcome is None:
-        return alone(comparison.judged, gain)
+        return _open(gain, *uncompared(comparison.baseline.runs + comparison.judged.runs))
     clauses = (variance(gain), heldout(outcome), earlier(outcome), paid(comparison))
     tone = {-1: BETTER, 0: SAME, 1: WORSE}[outcome.sign]
     headline = {BETTER: "It helped", SAME: "No difference shown", WORSE: "It did harm"}[tone]
@@ -53,16 +65,60 @@ def compared(comparison: Comparison, gain: Gains) -> Verdict:
 
 def alone(group: Group, gain: Gains) -> Verdict:
     """Return the verdict on an adapting group that nothing is compared with."""
-    evaluated = group.first.heldout() is not None
-    lacking = "without an observed run beside it" if evaluated else "without held-out losses"
-    clauses = [variance(gain), f"whether the held-out loss is lower, {lacking}, is not known"]
-    sure = (
-        'Train once more with mode="observe" and the same seed, and give both runs to '
-        "`adaptmix report`."
-        if evaluated
-        else "Call `controller.record_evaluation(losses)` from time to time."
+    if any(run.heldout() is None for run in group.runs):
+        headline, why, how = uncompared(group.runs)
+        how = f"{how} {_OBSERVE}"
+    else:
+        headline, how = "Nothing to compare with", _OBSERVE
+        why = f"{_these(len(group.runs))} no observed run beside {_it(len(group.runs))}"
+    return _open(gain, headline, why, how)
+
+
+def _open(gain: Gains, headline: str, why: str, how: str) -> Verdict:
+    clauses = [variance(gain), f"{why}, so whether the held-out loss is lower is not known"]
+    return Verdict(OPEN, headline, sentence([clause for clause in clauses if clause]), how)
+
+
+def uncompared(runs: Sequence[RunRecord]) -> tuple[str, str, str]:
+    """Return why the held-out losses of runs cannot be compared.
+
+    Returns:
+        A headline, a clause that says what is missing, and what to do.
+    """
+    if not same_objective(runs):
+        return (
+            "Different objectives",
+            "the runs have other domains, or weight them otherwise",
+            "Give every run the same domains and the same `importance=`.",
+        )
+    without = [run.label for run in runs if not run.of("heldout_loss")]
+    if len(without) == len(runs):
+        why = f"{_these(len(runs))} no held-out losses"
+        return "Held-out losses are missing", why, _EVALUATE
+    if without:
+        why = f"{listed(without)} {_has(len(without))} no held-out losses"
+        return "Held-out losses are missing", why, _EVALUATE
+    lacking = {name: None for run in runs for name in unevaluated(run)}
+    if lacking:
+        why = f"{listed(list(lacking))} {_has(len(lacking))} no held-out loss in every run"
+        return "Not every domain was evaluated", why, _EVALUATE
+    return (
+        "Evaluated at different steps",
+        "no step is there at which all domains of all runs were evaluated",
+        "Evaluate all domains of every run at the same steps.",
     )
-    return Verdict(OPEN, "Nothing to compare with", sentence([c for c in clauses if c]), sure)
+
+
+def _has(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _these(count: int) -> str:
+    return "this run has" if count == 1 else "these runs have"
+
+
+def _it(count: int) -> str:
+    return "it" if count == 1 else "them"
 
 
 def observed(group: Group, gain: Gains) -> Verdict:
@@ -99,6 +155,8 @@ def observed(group: Group, gain: Gains) -> Verdict:
 def _proposal(gain: Gains) -> str:
     if not gain.proposed > 0.0:
         return ""
+    if gain.proposed > gain.predicted.value - _ATTAINED:
+        return "the policy's proposals attain that"
     if gain.proposed < 1.0 - NO_DIFFERENCE:
         return f"those that the policy proposes, {figure(1.0 / gain.proposed)} times noisier"
     return f"those that the policy proposes, {figure(gain.proposed)} times"

@@ -11,6 +11,7 @@ from adaptmix.policies._erma import ERMA
 from adaptmix.policies._fgls import FGLS
 from adaptmix.policies._joint import Joint
 from adaptmix.policies._static import Static
+from adaptmix.policies._transfer import Transfer
 from adaptmix.policies._variance_aware import VarianceAware
 from adaptmix.policies.transforms import Floor, Shrink, Smooth, TrustRegion, WarmUp
 
@@ -29,6 +30,7 @@ __all__ = [
     "Smooth",
     "Start",
     "Static",
+    "Transfer",
     "TrustRegion",
     "VarianceAware",
     "WarmUp",
@@ -42,6 +44,7 @@ NAMED: dict[str, tuple[Callable[[], Any], ...]] = {
     "erma": (ERMA,),
     "joint": (Joint,),
     "static": (Static,),
+    "transfer": (Transfer,),
     "fgls+variance_aware": (FGLS, VarianceAware),
     "erma+variance_aware": (ERMA, VarianceAware),
 }

@@ -64,7 +64,11 @@ class Policy(Protocol):
 
     @property
     def requires(self) -> frozenset[str]:
-        """The DomainStats fields it reads; a run that does not supply one is an error."""
+        """The DomainStats fields it reads; a run that does not supply one is an error.
+
+        A policy that can weight domains of importance 0 has an attribute ``auxiliary`` that is
+        true; any other is refused where there are such domains.
+        """
         ...
 
     def init(self, domains: Domains, run: Run) -> State | Start:

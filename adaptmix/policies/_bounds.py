@@ -20,6 +20,11 @@ Bound = float | tuple[float, float]
 """A weight to hold, or the lowest and the highest it may have."""
 
 
+def _scale(importance: FloatArray) -> FloatArray:
+    """Return what a loss weight is a factor on; auxiliary domains have none, only a weight."""
+    return np.where(importance > 0.0, importance, 1.0)
+
+
 class Pins:
     """Bounds on sampling and loss weights, by domain.
 
@@ -35,7 +40,7 @@ class Pins:
         K = len(domains)
         self._bounds = {
             "sampling": (np.zeros(K), np.ones(K)),
-            "loss": (np.zeros(K), 1.0 / domains.importance),  # the most Σ π w = 1 allows
+            "loss": (np.zeros(K), 1.0 / _scale(domains.importance)),  # the most Σ π w = 1 allows
         }
 
     def with_bounds(self, domain: int, **bounds: Bound | None) -> Pins:
@@ -49,6 +54,12 @@ class Pins:
             TypeError: a bound that is no number.
             ValueError: a bound out of range, or the lower one above the upper one.
         """
+        if bounds.get("loss") is not None and self._domains.importance[domain] == 0.0:
+            raise ValueError(
+                f"loss must not be bounded for {self._domains.names[domain]!r}, whose importance "
+                "is 0: a loss weight is a factor on importance. Bound its sampling, or give it "
+                "importance > 0."
+            )
         free, new = Pins(self._domains), Pins(self._domains)
         new._bounds = dict(self._bounds)
         for kind, bound in bounds.items():
@@ -71,18 +82,17 @@ class Pins:
             ValueError: bounds that no weights meet together.
         """
         pi = weights.importance
-        ones = np.ones_like(pi)
-        low, high = self._limits("sampling", ones)
+        low, high = self._limits("sampling", np.ones_like(pi))
         sampling = neyman_shares(weights.sampling, lower=low, upper=high)
-        low, high = self._limits("loss", pi)
-        used = neyman_shares(pi * weights.loss, lower=low, upper=high)
+        low, high = self._limits("loss", _scale(pi))
+        used = neyman_shares(weights.objective, lower=low, upper=high)
         if (lost := (sampling == 0.0) & (used > 0.0)).any():
             name = self._domains.names[int(lost.argmax())]
             raise ValueError(
                 f"sampling must be > 0 for {name!r}, which counts in the objective; got 0. Pin a "
                 "small share, or pin its loss weight at 0 too: pin(domain, sampling=0, loss=0)."
             )
-        return Weights(sampling, used / pi, pi)
+        return Weights(sampling, None, pi, objective=used)
 
     def _limits(self, kind: str, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the bounds on what adds up to 1: shares, or importance times loss weights."""

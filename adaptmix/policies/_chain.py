@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Policy, Preparation, Refinement, Run, Start, started
 
@@ -31,6 +32,16 @@ class Chain:
     def requires(self) -> frozenset[str]:
         """All that any stage reads."""
         return frozenset[str]().union(*(stage.requires for stage in self._stages))
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether its policy can weight domains of importance 0."""
+        return bool(getattr(self.first, "auxiliary", False))
+
+    def figures(self, state: tuple[Any, ...]) -> dict[str, FloatArray]:
+        """Return what its policy believes."""
+        tell = getattr(self.first, "figures", None)
+        return {} if tell is None else dict(tell(state[len(self.before)]))
 
     @property
     def _stages(self) -> tuple[Preparation | Policy | Refinement, ...]:

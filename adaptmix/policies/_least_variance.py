@@ -40,7 +40,7 @@ def least_variance_shares(
     loss: FloatArray,
     stats: DomainStats,
     *,
-    lower: float | None,
+    lower: float | FloatArray | None,
     upper: float,
     rows: int | None,
     sampler: str | None,
@@ -57,8 +57,8 @@ def least_variance_shares(
         importance: (K,) π.
         loss: (K,) w.
         stats: statistics; what is not known of a domain is the others' mean.
-        lower: least share of the step's rows; when None a part of the domain's proportional share
-            that costs next to nothing.
+        lower: least share of the step's rows, one or (K,); when None a part of the domain's
+            proportional share that costs next to nothing.
         upper: greatest share of the step's rows.
         rows: of a step's global batch; None when not known.
         sampler: "stratified" or "multinomial".

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptmix._checks import FloatArray
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
 from adaptmix.policies import Policy, Run
@@ -46,6 +47,7 @@ class Steering:
         self._domains = domains
         self._policy = _chosen(policy)
         self._given = _written(policy)
+        self._check_auxiliary()
         # As it is now: a policy that remembers something in itself is the same one later on.
         self.description = describe(self._policy)
         for caution in cautions(self._policy):
@@ -137,6 +139,17 @@ class Steering:
                 f"not supply. Use {way_out}."
             )
 
+    def _check_auxiliary(self) -> None:
+        """Refuse auxiliary domains where the policy would never draw them."""
+        names = self._domains.auxiliary
+        if names and not getattr(self._policy, "auxiliary", False):
+            raise ValueError(
+                f"importance must be > 0 for every domain with policy={self._given}, which weights "
+                f"domains by how much they count; got 0 for {', '.join(map(repr, names[:3]))}. Use "
+                'policy="transfer", which trains on them as far as they help those that count, or '
+                "leave them out."
+            )
+
     def _check_importance(self, weights: Weights) -> None:
         """Refuse weights of another objective: multipliers would follow it without a word."""
         given, own = weights.importance, self._domains.importance
@@ -181,12 +194,18 @@ class Steering:
         """The statistics the policy reads."""
         return self._policy.requires
 
+    @property
+    def figures(self) -> dict[str, FloatArray]:
+        """What the policy believes of each domain, (K,) by name; nothing where it tells nothing."""
+        tell = getattr(self._policy, "figures", None)
+        return {} if tell is None or self._state is None else dict(tell(self._state))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the policy's state and last weights."""
         return {
             "state": self._state,
             "sampling": self._free.sampling,
-            "loss": self._free.loss,
+            "objective": self._free.objective,
             "pins": self._pins.state_dict(),
         }
 
@@ -200,16 +219,23 @@ class Steering:
         fields = {
             "state": schema.anything,
             "sampling": weights,
-            "loss": weights,
+            "objective": weights,
             "pins": schema.mapping,
         }
         saved = schema.read(state, fields, name=name)
         pins = Pins(self._domains)
         pins.load_state_dict(saved["pins"], name=f"{name}.pins")
         try:
-            free = Weights(saved["sampling"], saved["loss"], self._domains.importance)
+            free = Weights(
+                saved["sampling"],
+                None,
+                self._domains.importance,
+                objective=saved["objective"],
+            )
         except ValueError as error:
-            raise StateError(f"{name}.sampling and {name}.loss must be weights: {error}") from error
+            raise StateError(
+                f"{name}.sampling and {name}.objective must be weights: {error}"
+            ) from error
         self._free, self._pins, self._wanted = free, pins, pins
         self.proposed = self._pinned(pins)
         self._state, self._fresh = saved["state"], False

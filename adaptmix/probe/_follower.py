@@ -82,7 +82,7 @@ class Follower:
             # Backward hooks inherit autocast where backward() is called inside of it.
             with _full_precision(gradient.device.type):
                 g = pad.outputs(rows.first(gradient.detach()))
-                batch.add(layer, size, _taken(kept), g, rows.ids)
+                batch.add(layer, size, _taken(kept), g, rows)
 
         size = len(x)
         # On the output and not on the module, whose backward hooks forbid in-place activations.

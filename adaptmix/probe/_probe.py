@@ -85,7 +85,7 @@ class GradientProbe:
         self._attached = False
         self._observing = False
         self._inspected = False
-        self._isolation_known = False
+        self._isolated: bool | None = None  # whether packed samples are
         self._verifier = Verifier(unwrapped(model), self._parameters)
         self._mass = GradientMass(self._pauses)
         self._twice = False
@@ -236,15 +236,15 @@ class GradientProbe:
         self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
-        if segments is not None and not self._isolation_known:
-            self._isolation_known = warn_unless_isolated(segments, values, batch.first)
+        elif self._isolated is None:
+            self._isolated = warn_unless_isolated(segments, values, batch.first, outputs=outputs)
         if samples is not None:
             samples = samples.to(domains.device, non_blocking=True)
-        if segments is None:
-            roots = roots_of(values, outputs, samples, len(domains))
+        if segments is None or self._isolated:
+            roots = roots_of(values, outputs, samples, len(domains), segments)
             # Losses may be weighted inside the model's forward, whose operations are followed.
             with self._follower.proving(batch):
-                self._verifier(batch, domains, samples, roots)
+                self._verifier(batch, domains, samples, roots, segments)
         batch.calls.clear()
         batch.first.clear()
         batch.expect(domains, factors, segments, samples, accumulator(loss))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adaptmix.data._segments import Segments
 from adaptmix.errors import ObjectiveError
 from adaptmix.probe._coverage import Layer
 from adaptmix.probe._operations import PerSample
@@ -94,12 +95,14 @@ class Rows:
     Args:
         each: rows of each sample, one sample after the other.
         ids: (rows,) the sample of each row, where they are in no such order.
+        places: (rows,) which of its sample's rows each of them was, beside ``ids``.
         arrange: puts samples first where positions are, in PyTorch's attention.
     """
 
     each: int = 1
     ids: Tensor | None = None
     arrange: Arrange | None = None
+    places: Tensor | None = None
 
     def first(self, values: Tensor) -> Tensor:
         """Return (n, …) values of tensors of such rows, or (rows, …) with ``ids``."""
@@ -109,15 +112,26 @@ class Rows:
             return values
         return values.reshape(-1, self.each, *values.shape[1:])
 
+    def packed_in(self, segments: Segments) -> Tensor | None:
+        """Return the packed sample of each row that was picked, −1 of none; None if unknown."""
+        if self.ids is None or self.places is None:
+            return None
+        return segments.ids.to(self.ids.device)[self.ids, self.places]
+
     def picked(self, where: Tensor, samples: int) -> Rows:
         """Return the rows that an index, or a mask, picks."""
         device = where.device
-        ids = self.ids
+        ids, places = self.ids, self.places
         if ids is None:
             ids = torch.arange(samples, device=device).repeat_interleave(self.each)
+            places = torch.arange(self.each, device=device).repeat(samples)
         if where.dtype == torch.bool:
+            if where.ndim > 1:  # the second dim of a mask is of positions, if each row is one
+                of_row = torch.arange(where.shape[1:].numel(), device=device)
+                alone = self.each == 1 and self.ids is None
+                places = of_row.expand(len(where), -1).reshape(where.shape) if alone else None
             ids = ids.reshape(-1, *[1] * (where.ndim - 1)).expand(where.shape)
-        return Rows(ids=ids[where])
+        return Rows(ids=ids[where], places=None if places is None else places[where])
 
 
 ONE_EACH = Rows()

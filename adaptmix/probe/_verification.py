@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adaptmix.data._segments import Segments
 from adaptmix.errors import CoverageWarning, RowOrderWarning
 from adaptmix.probe._coverage import ParameterMap, some
 from adaptmix.probe._tracked import Rows
@@ -39,7 +40,7 @@ _GOLDEN = 0.6180339887498949
 
 
 Roots = Sequence[tuple[Tensor, Tensor]]
-"""Tensors that losses are computed from, and (rows,) the sample of each of their rows."""
+"""Tensors that losses are computed from, and (rows, …) the sample of each of their rows."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,22 @@ def doubted(names: str, findings: Findings) -> str:
 
 
 def roots_of(
-    values: Tensor | None, outputs: Sequence[Tensor], samples: Tensor | None, size: int
+    values: Tensor | None,
+    outputs: Sequence[Tensor],
+    samples: Tensor | None,
+    size: int,
+    segments: Segments | None = None,
 ) -> list[tuple[Tensor, Tensor]] | None:
     """Return (tensor, (rows,) the sample of each of its rows) of what losses are computed from.
+
+    Where samples are packed, it is (P, positions) the sample of each position; −1 in padding.
 
     Args:
         values: (B,) losses of samples; without a graph where they were computed elsewhere.
         outputs: the tensors that losses are computed from.
         samples: (R,) the sample of each row inside the model, or None.
         size: B.
+        segments: of packed samples, or None.
     """
     if values is not None and values.requires_grad:
         return [(values, torch.arange(size, device=values.device))]
@@ -108,7 +116,12 @@ def roots_of(
     for output in outputs:
         if not output.requires_grad or not output.ndim:
             return None
-        if len(output) == size:
+        if segments is not None:
+            positions = output.shape[1] if output.ndim > 1 else 0
+            if len(output) != len(segments.ids) or segments.shape[1] - positions not in (0, 1):
+                return None
+            roots.append((output, segments.ids[:, :positions].to(output.device)))
+        elif len(output) == size:
             roots.append((output, torch.arange(size, device=output.device)))
         elif samples is not None and len(output) == len(samples):
             roots.append((output, samples.to(output.device)))
@@ -124,6 +137,7 @@ def verify(
     *,
     domains: Tensor,
     samples: Tensor | None,
+    segments: Segments | None = None,
     apart: bool,
 ) -> Findings | None:
     """Run two backward passes, and compare what is read in them.
@@ -134,6 +148,7 @@ def verify(
         parameters: {number: parameter}.
         domains: (B,).
         samples: (R,) or None.
+        segments: of packed samples, or None.
         apart: whether samples are to be apart inside the model.
 
     Returns:
@@ -146,14 +161,14 @@ def verify(
     inputs += [edge for edge, _ in batch.first]
     ones = torch.ones_like(generic)
     try:
-        read, gradients = _passed(batch, roots, inputs, domains, samples, ones)
+        read, gradients = _passed(batch, roots, inputs, domains, ones, samples, segments)
         whole = {
             number: batch.image(number, gradient)
             for number, gradient in zip(parameters, gradients, strict=False)
             if gradient is not None and number in read
         }
         del gradients
-        again, _ = _passed(batch, roots, inputs, domains, samples, generic)
+        again, _ = _passed(batch, roots, inputs, domains, generic, samples, segments)
     except RuntimeError:  # as reentrant checkpointing raises, or there is no memory for it
         return None
     if not read.keys() & again.keys():
@@ -172,17 +187,21 @@ def _passed(
     roots: Roots,
     inputs: Sequence[Any],
     domains: Tensor,
-    samples: Tensor | None,
     factors: Tensor,
+    samples: Tensor | None,
+    segments: Segments | None,
 ) -> tuple[dict[int, Tensor], tuple[Tensor | None, ...]]:
     """Return sums by domain, by parameter, and the whole gradients of ``inputs``."""
     # Scalars with these gradients: passing gradients themselves makes torch import SymPy, which
     # takes longer than all else that a run begins with.
+    table = torch.cat([factors, factors.new_zeros(1)])  # what is of no sample is left out
     weighted = [
-        root * (_direction(root) * factors[rows].to(root.dtype).reshape(-1, *[1] * (root.ndim - 1)))
+        root
+        * _direction(root)
+        * table[rows].to(root.dtype).reshape(*rows.shape, *[1] * (root.ndim - rows.ndim))
         for root, rows in roots
     ]
-    with batch.rehearsal(domains, factors, samples) as sums:
+    with batch.rehearsal(domains, factors, samples, segments) as sums:
         whole = torch.autograd.grad(
             [product.sum() for product in weighted],
             inputs,
@@ -240,20 +259,32 @@ class Verifier:
 
     def __init__(self, model: nn.Module, parameters: ParameterMap) -> None:
         self._model, self._parameters = model, parameters
-        self._proved: set[tuple[Kind, bool]] = set()
+        self._proved: set[tuple[Kind, bool, bool]] = set()
         self._attempts = _ATTEMPTS
         self.misread = False
 
     def __call__(
-        self, batch: MicroBatch, domains: Tensor, samples: Tensor | None, roots: Roots | None
+        self,
+        batch: MicroBatch,
+        domains: Tensor,
+        samples: Tensor | None,
+        roots: Roots | None,
+        segments: Segments | None = None,
     ) -> None:
         """Prove that what is read is of the samples, where a call is not as those before.
+
+        Args:
+            batch: the micro-batch.
+            domains: (B,).
+            samples: (R,) or None.
+            roots: as ``roots_of`` returns them.
+            segments: of packed samples, or None.
 
         Warns:
             RowOrderWarning: next to nothing is.
             CoverageWarning: part of it is not, which is left out.
         """
-        kinds = {(kind, samples is None) for kind in batch.kinds}
+        kinds = {(kind, samples is None, segments is None) for kind in batch.kinds}
         if roots is None or kinds <= self._proved or not self._attempts:
             return
         found = verify(
@@ -262,6 +293,7 @@ class Verifier:
             self._parameters.numbered(self._model),
             domains=domains,
             samples=samples,
+            segments=segments,
             apart=not normalises_over_batch(self._model),
         )
         if found is None:

@@ -25,9 +25,12 @@ class TransferSolution:
         objective: (K,) α on the simplex; the training objective is Σ α_i L_i, so that w = α / π
             where π > 0.
         sampling: (K,) p on the simplex.
-        bias_sq: ‖Σ (α − π) μ‖², grad².
+        bias_sq: ‖Σ (α − π) μ‖², with what ``gram_error`` adds, grad².
         data_var: Σ α² v² / n, the variance that finitely many samples leave, grad².
         draw_var: Σ α² v² / (N p), the variance of N draws, grad².
+        helps: (K,) the part of the error of α = π that each domain's weight takes away; 0 for
+            domains that give weight away, and below 0 for one that does no more than balance
+            others. Their sum is all that is taken away.
     """
 
     objective: FloatArray
@@ -35,6 +38,7 @@ class TransferSolution:
     bias_sq: float
     data_var: float
     draw_var: float
+    helps: FloatArray
 
     @property
     def error(self) -> float:
@@ -51,6 +55,7 @@ def transfer_weights(
     draws: float = math.inf,
     weight_bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
     share_bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
+    gram_error: ArrayLike | None = None,
 ) -> TransferSolution:
     """Minimise the mean squared error of the training gradient for the gradient that counts.
 
@@ -64,8 +69,9 @@ def transfer_weights(
     Domains with π = 0 are auxiliary: they get weight as far as they help.
 
     A Gram matrix of estimates may be indefinite. In the directions Σ (α − π) = 0, which alone
-    matter, the nearest positive semi-definite matrix takes its place. The scale of all gradients
-    does not matter.
+    matter, the nearest positive semi-definite matrix takes its place. The least of many noisy
+    values is one that is noisy: ``gram_error`` adds Σ (α − π)² e² to the bias, a price for
+    moving weight by gradients that are not known well. The scale of all gradients does not matter.
 
     Args:
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of the domains' mean gradients, grad²,
@@ -77,6 +83,7 @@ def transfer_weights(
             times steps. Infinite when the noise of sampling does not count.
         weight_bounds: smallest and largest weight α, each a scalar or (K,).
         share_bounds: smallest and largest share p, each a scalar or (K,).
+        gram_error: (K,) squared errors e² ≥ 0 of the estimated mean gradients, grad²; 0 when None.
 
     Returns:
         The weights, the shares and the three terms. Where every α v is 0, shares follow α.
@@ -98,6 +105,9 @@ def transfer_weights(
     v_sq = vector("grad_var", grad_var, minimum=0.0)
     size = v_sq.size
     gram = _gram(grad_gram, size)
+    doubt = np.zeros(size)
+    if gram_error is not None:
+        doubt = vector("gram_error", gram_error, size=size, minimum=0.0)
     pi = vector("importance", importance, size=size, minimum=0.0)
     if not pi.any():
         raise ValueError("importance must be > 0 for at least one domain; got 0 for all.")
@@ -106,9 +116,9 @@ def transfer_weights(
     number_of_draws = (
         draws if draws == math.inf else number("draws", draws, minimum=0.0, strict=True)
     )
-    unit = max(float(np.abs(gram).max()), float(v_sq.max())) or 1.0
+    unit = max(float(np.abs(gram).max()), float(v_sq.max()), float(doubt.max())) or 1.0
     program = _Program(
-        _root(gram / unit),
+        _root(gram / unit, doubt / unit),
         pi / pi.sum(),
         v_sq / unit / n,
         np.sqrt(v_sq / unit),
@@ -117,7 +127,8 @@ def transfer_weights(
     )
     alpha = minimise(program.around, *_bounds("weight_bounds", weight_bounds, size))
     shares = program.shares(alpha)
-    return TransferSolution(alpha, shares, *(unit * term for term in program.terms(alpha, shares)))
+    bias_sq, data_var, draw_var = (unit * term for term in program.terms(alpha, shares))
+    return TransferSolution(alpha, shares, bias_sq, data_var, draw_var, program.helps(alpha))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +159,27 @@ class _Program:
         spread = (alpha * self.deviation) ** 2
         drawn = np.divide(spread, shares, out=np.zeros_like(spread), where=spread > 0.0)
         return float(away @ away), float(alpha**2 @ self.data_var), float(drawn.sum() / self.draws)
+
+    def helps(self, alpha: FloatArray) -> FloatArray:
+        """Return (K,) parts of the error at π that each domain's weight takes away.
+
+        Along the line from π to α a domain is charged the mean slope by its weight, against what
+        the domains that give weight away save by it: Aumann and Shapley's value. It is exact where
+        no share's bound binds.
+        """
+        before, least = self.around(self.importance), self.around(alpha)
+        moved = alpha - self.importance
+        given = np.maximum(-moved, 0.0)
+        if not (before.value > 0.0 and given.any()):
+            return np.zeros_like(alpha)
+        slope = before.slope + least.slope  # half derivatives, so that this is their mean
+        level = float(given @ slope) / float(given.sum())
+        parts = np.maximum(moved, 0.0) * (level - slope)
+        total, taken = float(parts.sum()), before.value - least.value
+        if not (total > 0.0 and taken > 0.0):
+            return np.zeros_like(alpha)
+        scaled: FloatArray = parts * (taken / before.value / total)
+        return scaled
 
     def around(self, alpha: FloatArray) -> Local:
         """Return the error at α and the best shares, with its derivatives by α."""
@@ -196,8 +228,10 @@ def _gram(grad_gram: ArrayLike, size: int) -> FloatArray:
     return gram
 
 
-def _root(gram: FloatArray) -> FloatArray:
+def _root(gram: FloatArray, doubt: FloatArray) -> FloatArray:
     """Return R with RᵀR the nearest positive semi-definite matrix, on directions of sum 0.
+
+    The squared errors ``doubt`` come on top of it, as rows of their own.
 
     What all gradients have in common moves no weight: it is taken out first, so that small
     differences between large gradients keep their digits.
@@ -207,7 +241,7 @@ def _root(gram: FloatArray) -> FloatArray:
     values, vectors = np.linalg.eigh(even - row - row[:, None] + row.mean())
     positive = values > values.size * _EPSILON * np.abs(even).max()
     root: FloatArray = np.sqrt(values[positive])[:, None] * vectors[:, positive].T
-    return root
+    return np.vstack((root, np.diag(np.sqrt(doubt)))) if doubt.any() else root
 
 
 def _bounds(

@@ -45,7 +45,8 @@ def warn_of_gaps(
         in_sample: (K,) whether noise is read, and told by rows that are trained on alone.
         warn: of the run.
     """
-    unseen = np.flatnonzero(stats.seen == 0)
+    # Where nothing adapts, a domain that does not count is not drawn.
+    unseen = np.flatnonzero((stats.seen == 0) & (domains.importance > 0.0))
     if unseen.size:
         warn(
             UnseenDomainWarning,

@@ -1,33 +1,48 @@
 """The kit that integrations stand on: with ``adaptmix`` itself, all that a new trainer needs.
 
-===========================  =====================================================================
-part                         what it is for
-===========================  =====================================================================
-``Settings``                 the arguments that callbacks have in common, checked when written
-``as_mixture``,              from a dataset and a column, labels or parts to the domains; what the
-``count_labels``             labels of a sample of rows tell
-``Layout``,                  which rows: a batch sampler with as many steps as the trainer takes
-``make_sampler``,
-``PlanSampler``
-``numbered_loader``,         batches that carry their number, or that come with their draw, in the
-``Loader``                   place of a user's ``DataLoader``
-``find_loss_inputs``,        where a loss meets the model: its rows' gradients are multiplied there
-``LossInputs``
-``WeightedHead``,            the same at the output of a named module
-``scale_rows``
-``loss_gradients``,             the proof that a loss is a sum of one term per row, by gradients
-``couplings``,
-``uneven_targets``
-``refusing_moved_rows``      the proof that rows enter the model in the order of the batch
-``BackwardProof``            the proof that the loss is differentiated once, as it is
-``Replacements``,            a trainer's methods and random states, which are given back
-``own_randomness``
-``TrainerBoard``,            charts and texts in a trainer's TensorBoard logger; what cannot be
-``tolerant``                 logged is a warning
-``save_state``,              states in a trainer's checkpoint folder
-``load_state``
-``register_head``            per-sample gradients of heads that a trainer fuses with its loss
-===========================  =====================================================================
+Settings and domains:
+
+- ``Settings``: the arguments that callbacks have in common, checked where they are written
+- ``as_mixture``: a dataset and a column, labels or parts become a ``Mixture``
+- ``count_labels``, ``Labels``, ``IGNORED``: the unit and the tokens per row, from a sample of rows
+- ``spread_rows``: rows from all over a domain
+
+Which rows are drawn:
+
+- ``Layout``: how a step's global batch is cut into micro-batches of processes
+- ``make_sampler``, ``PlanSampler``: a batch sampler with as many steps as the trainer takes
+- ``numbered_loader``, ``loader_options``: a ``DataLoader`` in another's place, whose batches carry
+  their number; ``PlanSampler.take`` returns the draw of a number
+- ``Loader``: batches that come with their draw
+- ``find_segments``: where a collator packed rows into fewer
+
+How rows are weighted:
+
+- ``find_loss_inputs``, ``LossInputs``: where a loss meets the model; its ``scale`` weights rows
+- ``over_rows``: values of rows in the shape of a tensor of rows, or of packed positions
+- ``WeightedHead``, ``scale_rows``: the same at the output of a named module
+
+What is proved, in the first step and in measured ones:
+
+- ``loss_gradients``, ``couplings``, ``halves``: the loss is a sum of one term per row
+- ``uneven_targets``: a mean over targets counts every row alike
+- ``refusing_moved_rows``, ``tensors_of``: rows enter the model in the order of the batch
+- ``BackwardProof``: the loss is differentiated once, as it is
+
+What is measured:
+
+- ``Watch``, ``Coverage``: the handle on the gradient probe, and what it sees
+- ``register_head``, ``FusedHead``, ``Matrix``, ``Side``: per-sample gradients of a head that a
+  trainer fuses with its loss
+
+What is kept and shown:
+
+- ``Replacements``, ``own_randomness``: methods and random states that are given back
+- ``save_state``, ``load_state``: a controller's state in a file
+- ``TrainerBoard``: charts and texts in a trainer's TensorBoard logger
+- ``PREFIX``, ``safe_names``: tags of scalars that every logger takes
+- ``tolerant``, ``WarnOnce``: what cannot be logged is a warning, given once
+- ``gather``, ``sum_over_ranks``: values of all processes
 
 The rest of a run goes through ``Controller``: ``multipliers`` and ``observe`` for a loss that the
 trainer computes, ``loss`` for one that is unreduced, ``step`` after each optimizer step, and
@@ -41,6 +56,7 @@ from adaptmix.data import (
     Loader,
     PlanSampler,
     as_mixture,
+    find_segments,
     loader_options,
     numbered_loader,
     own_randomness,
@@ -60,7 +76,7 @@ from adaptmix.statistics import Watch
 from adaptmix.trainers._additivity import couplings, loss_gradients
 from adaptmix.trainers._entry import refusing_moved_rows
 from adaptmix.trainers._head import WeightedHead, scale_rows
-from adaptmix.trainers._inputs import LossInputs, find_loss_inputs
+from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
 from adaptmix.trainers._replacements import Replacements
@@ -91,6 +107,7 @@ __all__ = [
     "count_labels",
     "couplings",
     "find_loss_inputs",
+    "find_segments",
     "gather",
     "halves",
     "load_state",
@@ -98,6 +115,7 @@ __all__ = [
     "loss_gradients",
     "make_sampler",
     "numbered_loader",
+    "over_rows",
     "own_randomness",
     "refusing_moved_rows",
     "register_head",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptmix.trainers._inputs import LossInputs
+from adaptmix.data import Segments
+from adaptmix.trainers._inputs import LossInputs, over_rows
 from adaptmix.trainers._pieces import coupled_pieces, halves
 
 # Of what a sample's own term is curved by. Terms of separate samples share no rounding.
@@ -24,7 +25,12 @@ def loss_gradients(loss: Tensor, loss_inputs: LossInputs, *, twice: bool = False
 
 
 def couplings(
-    loss_inputs: LossInputs, first: list[Tensor], *, samples: int, seed: int
+    loss_inputs: LossInputs,
+    first: list[Tensor],
+    *,
+    samples: int,
+    seed: int,
+    segments: Segments | None = None,
 ) -> str | None:
     """Return what a loss has that no sum of terms per sample has, or None.
 
@@ -35,15 +41,16 @@ def couplings(
     losses, stays hidden here: it shows when the other rows are exchanged.
 
     Args:
-        loss_inputs: of the loss; its tensors have k · B rows.
+        loss_inputs: of the loss; its tensors have k · B rows, or the positions of packed ones.
         first: gradients of the loss there, with a graph.
         samples: B.
         seed: of the halves and of the direction.
+        segments: where samples are packed; None where they are not.
 
     Raises:
         RuntimeError: an operation that has no second derivative.
     """
-    bent = coupled_pieces(loss_inputs, samples=samples, seed=seed)
+    bent = coupled_pieces(loss_inputs, samples=samples, seed=seed, segments=segments)
     if bent is not None:
         return bent
     half, generator = halves(samples, seed)
@@ -51,9 +58,8 @@ def couplings(
     for gradient in first:
         if not gradient.requires_grad:
             continue
-        blocks = len(gradient) // samples
         direction = torch.randn(gradient.shape[1:], generator=generator, dtype=torch.float32)
-        mine = half.to(gradient).repeat(blocks).reshape(-1, *(1,) * (gradient.ndim - 1))
+        mine = over_rows(half, gradient, segments)
         along.append((gradient * mine * direction.to(gradient)).sum())
     if not along or samples < 2:
         return None
@@ -65,7 +71,7 @@ def couplings(
     bound = _TOLERANCE * curved
     for part in rows:
         if part is not None:
-            other = ~half.to(part.device).repeat(len(part) // samples)
-            if not float(part[other].abs().max()) <= bound:
+            other = over_rows(~half, part, segments)
+            if not float((part * other).abs().max()) <= bound:
                 return "one row's gradient depends on other rows"
     return None

@@ -49,11 +49,12 @@ def scale_rows(tensor: Tensor, factors: Tensor) -> Tensor:
 
 
 class WeightedHead:
-    """Weights rows at the output of one module, and knows whether that has happened.
+    """Weights rows at the output of one module, and checks that this has happened.
 
-    Exact where the loss is a sum over rows of the module's output: the logits of a head. It is
-    wrong below a batch normalisation, at hidden states (the head's own weights would go
-    unweighted) and for losses over pairs of rows; none of these can be seen from here.
+    It is exact where the loss is a sum over the rows of the module's output, such as the logits of
+    a head. It is wrong below a batch normalisation, at hidden states (the head's own weights would
+    not be weighted) and for losses over pairs of rows. It cannot see these: prove the loss
+    (``couplings``) first.
 
     Args:
         model: holds the module.
@@ -103,7 +104,7 @@ class WeightedHead:
         return output
 
     def forget_backward(self) -> None:
-        """Let gradients that were looked at so far not count."""
+        """Forget the gradients that arrived so far, as those of a proof."""
         self._backwards = 0
 
     def check_backward(self) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from adaptmix.data import Segments
+
 # They pass a tensor on as it is, in another precision or copy.
 _TRANSPARENT = frozenset({"ToCopyBackward0", "CloneBackward0", "AliasBackward0"})
 # What DistributedDataParallel puts behind all outputs at once; each has its own input.
@@ -50,12 +52,13 @@ class LossInputs:
     leaves: tuple[GradientEdge, ...]
     between: frozenset[Node]
 
-    def scale(self, factors: Tensor) -> list[int]:
+    def scale(self, factors: Tensor, segments: Segments | None = None) -> list[int]:
         """Multiply rows' gradients at the tensors by (B,) factors, in the next backward pass.
 
-        A tensor of k · B rows has the rows of sample j at j, B + j, 2 B + j and so on. The
-        gradient is scaled where it leaves the tensors' users, so that hooks on the tensors
-        themselves see it as the model does.
+        A tensor of k · B rows has the rows of sample j at j, B + j, 2 B + j and so on; one of
+        packed rows has positions of ``segments``, or all but the last of each. The gradient is
+        scaled where it leaves the tensors' users, so that hooks on the tensors themselves see it
+        as the model does.
 
         Returns:
             A list that gets the number of a tensor each time that a use of it was scaled.
@@ -73,7 +76,7 @@ class LossInputs:
                 if gradient is None:
                     return inputs
                 arrived.append(number)
-                return (*inputs[:place], _scaled(gradient, factors), *inputs[place + 1 :])
+                return (*inputs[:place], _scaled(gradient, factors, segments), *inputs[place + 1 :])
 
             node.register_hook(hook)
         return arrived
@@ -214,8 +217,21 @@ def _walk(starts: Sequence[Place], stop: Collection[Place]) -> Iterable[Node]:
                 pending.append(place)
 
 
-def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
-    blocks = len(gradient) // len(factors)
-    shape = (-1,) + (1,) * (gradient.ndim - 1)
-    with torch.no_grad():
-        return gradient * factors.to(gradient).repeat(blocks).reshape(shape)
+def over_rows(values: Tensor, like: Tensor, segments: Segments | None = None) -> Tensor:
+    """Return (B,) values of rows as they are along the first dims of a tensor, to multiply it by.
+
+    Args:
+        values: of each row.
+        like: of k · B rows, of row j at j, B + j and so on; or of the positions of packed rows.
+        segments: where rows are packed; None where they are not.
+    """
+    if segments is None:
+        values = values.to(like.device, non_blocking=True).repeat(len(like) // len(values))
+    else:
+        values = segments.spread(values.to(like.device, non_blocking=True), like.shape[1])
+    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
+
+
+@torch.no_grad()
+def _scaled(gradient: Tensor, factors: Tensor, segments: Segments | None) -> Tensor:
+    return gradient * over_rows(factors.to(gradient.dtype), gradient, segments)

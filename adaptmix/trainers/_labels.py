@@ -1,4 +1,4 @@
-"""What the labels of a sample of rows tell before training: the unit, and tokens per row."""
+"""Counts of labels in a sample of rows, before training: the unit, and tokens per row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptmix.data import Mixture, sample_lengths
+from adaptmix.data import Mixture, Segments, find_segments, sample_lengths
 
 IGNORED = -100
 _PER_DOMAIN = 64  # enough for a mean, and done in well under a second
@@ -18,11 +18,11 @@ _PER_DOMAIN = 64  # enough for a mean, and done in well under a second
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels tell of each domain's rows.
+    """Counts of the labels of each domain's rows, by the domain's name.
 
     Attributes:
         tokens: mean supervised tokens per row; None where labels are not token by token.
-        supervised: share of rows that have a supervised label; None where labels do not tell.
+        supervised: share of rows with a supervised label, in [0, 1]; None without labels.
     """
 
     tokens: dict[str, float] | None = None
@@ -32,7 +32,7 @@ class Labels:
 def count_labels(
     mixture: Mixture, collate: Callable[[list[Any]], Any], *, shifted: bool, seed: int
 ) -> Labels:
-    """Return what ``batch["labels"]`` of some rows of each domain tell.
+    """Count ``batch["labels"]`` in some rows of each domain.
 
     Args:
         mixture: of the run.
@@ -43,17 +43,25 @@ def count_labels(
     numbers: list[Tensor] = []
     shapes: set[int] = set()
 
-    def count(batch: Any) -> Tensor | None:
-        labels = _labels(batch)
+    def collated(rows: list[Any]) -> tuple[Any, Segments | None]:
+        batch = collate(rows)
+        return batch, find_segments(rows, batch)
+
+    def count(collated: tuple[Any, Segments | None]) -> Tensor | None:
+        labels, segments = _labels(collated[0]), collated[1]
         if labels is None:
             return None
         shapes.add(labels.ndim)
-        first = int(shifted and labels.ndim == 2)
-        numbers.append((labels.reshape(len(labels), -1)[:, first:] != IGNORED).sum(1).cpu())
+        kept = labels.reshape(len(labels), -1) != IGNORED
+        if shifted and labels.ndim == 2:
+            kept = kept[:, 1:]  # of the position before each
+        if segments is not None:
+            kept = segments.unpack(segments.completed(kept, fill=False), fill=False)
+        numbers.append(kept.sum(1).cpu())
         return numbers[-1]
 
     sampled = sample_lengths(
-        mixture, collate, count, seed=seed, per_domain=_PER_DOMAIN, strict=False
+        mixture, collated, count, seed=seed, per_domain=_PER_DOMAIN, strict=False
     )
     if sampled is None:
         return Labels()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from adaptmix.trainers._inputs import LossInputs, Place
+from adaptmix.data import Segments
+from adaptmix.trainers._inputs import LossInputs, Place, over_rows
 
 # Functions of each entry that are linear in pieces; with several inputs, of the entries in a place.
 _OF_ENTRIES = frozenset(
@@ -26,7 +27,9 @@ _OF_SLICES = frozenset(
 _TOLERANCE = 1e-6  # of the largest change of an input
 
 
-def coupled_pieces(loss_inputs: LossInputs, *, samples: int, seed: int) -> str | None:
+def coupled_pieces(
+    loss_inputs: LossInputs, *, samples: int, seed: int, segments: Segments | None = None
+) -> str | None:
     """Return what couples rows in functions that are linear in pieces, or None.
 
     The second derivative of such a function is zero, so it shows nothing. What goes into
@@ -35,9 +38,10 @@ def coupled_pieces(loss_inputs: LossInputs, *, samples: int, seed: int) -> str |
     together, in the graph that there is, by three passes through the part behind the loss_inputs.
 
     Args:
-        loss_inputs: of the loss; its tensors have k · B rows.
+        loss_inputs: of the loss; its tensors have k · B rows, or the positions of packed ones.
         samples: B.
         seed: of the halves that samples are parted in, and of the direction that they change in.
+        segments: where samples are packed; None where they are not.
 
     Raises:
         RuntimeError: an operation that cannot be differentiated twice.
@@ -47,7 +51,7 @@ def coupled_pieces(loss_inputs: LossInputs, *, samples: int, seed: int) -> str |
     if not edges or samples < 2:
         return None
     with torch.enable_grad():
-        mine, others = _changes(loss_inputs, edges, samples, seed)
+        mine, others = _changes(loss_inputs, edges, halves(samples, seed), segments)
     for node, inputs in found:
         dims = _dims(node) if _kind(node) in _OF_SLICES else None
         a, b = (_moved([part[edge] for edge in inputs]) for part in (mine, others))
@@ -60,10 +64,13 @@ def coupled_pieces(loss_inputs: LossInputs, *, samples: int, seed: int) -> str |
 
 
 def _changes(
-    loss_inputs: LossInputs, edges: list[Place], samples: int, seed: int
+    loss_inputs: LossInputs,
+    edges: list[Place],
+    parted: tuple[Tensor, torch.Generator],
+    segments: Segments | None,
 ) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
     """Return how the tensors at edges change with each half of the samples, to first order."""
-    half, generator = halves(samples, seed)
+    half, generator = parted
     cotangents = [_ones(node, number) for node, number in edges]
     back = torch.autograd.grad(
         [GradientEdge(*edge) for edge in edges],
@@ -82,8 +89,7 @@ def _changes(
         terms = []
         for part, direction in zip(back, directions, strict=True):
             if part is not None and direction is not None and part.requires_grad:
-                rows = chosen.to(part).repeat(len(part) // samples)
-                terms.append((part * direction * rows.reshape(-1, *(1,) * (part.ndim - 1))).sum())
+                terms.append((part * direction * over_rows(chosen, part, segments)).sum())
         moved: tuple[Tensor | None, ...] = (None,) * len(edges)
         if terms:
             moved = torch.autograd.grad(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adaptmix.controller import Controller
@@ -48,7 +48,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Build a controller of two small domains: what it refuses is refused here."""
+        """Build a controller of two small domains, so that wrong arguments fail here."""
         if isinstance(self.domains, bytes) or not (
             self.domains is None or isinstance(self.domains, Iterable)
         ):
@@ -58,6 +58,12 @@ class Settings:
             )
         if isinstance(self.domains, Iterator):  # labels are read once for each run
             object.__setattr__(self, "domains", list(self.domains))
+        own = {each.name for each in fields(self)} & set(self.options)
+        if own:
+            raise TypeError(
+                f"options must be further arguments of Controller; got {', '.join(sorted(own))}. "
+                "Pass it to Settings itself."
+            )
         if self.head is not None and not isinstance(self.head, str):
             raise TypeError(f"head must be a module's name; got {type(self.head).__name__}.")
         if self.head is not None and self.unit not in (None, "sample"):

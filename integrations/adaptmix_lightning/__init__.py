@@ -1,4 +1,4 @@
-"""adaptmix for Lightning: ``Trainer(..., callbacks=[AdaptMixCallback(labels)])``."""
+"""AdaptMix for Lightning: ``Trainer(..., callbacks=[AdaptMixCallback(labels)])``."""
 
 try:
     from adaptmix_lightning._callback import AdaptMixCallback

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptmix import Segments
+
 _KEPT = ("aux_loss", "z_loss")  # how mixtures of experts name losses that are not of rows
 
 
@@ -39,6 +41,16 @@ class Seen:
                 self.auxiliary.append(tensor)
             else:
                 self.tensors.append(tensor)
+
+    def of_rows(self, rows: int) -> list[Tensor]:
+        """Return the tensors of so many rows."""
+        return [tensor for tensor in self.tensors if tensor.ndim and len(tensor) == rows]
+
+    def of_positions(self, segments: Segments) -> list[Tensor]:
+        """Return the tensors of the positions that rows are packed in, or of all but the last."""
+        packed, positions = segments.shape
+        shapes = ((packed, positions), (packed, positions - 1))
+        return [tensor for tensor in self.tensors if tensor.shape[:2] in shapes]
 
 
 class Capture:

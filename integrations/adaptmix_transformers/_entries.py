@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
+from adaptmix_transformers._packs import pack_by_domain
+
 if TYPE_CHECKING:
     from adaptmix_transformers._callback import AdaptMixCallback
 
@@ -79,6 +81,13 @@ class AdaptMixMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self.adaptmix = adaptmix
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), adaptmix]
         super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare a dataset as TRL's base does, and pack it domain by domain if it is packed."""
+        own: Any = super()._prepare_dataset
+        if self.adaptmix is None:
+            return own(*args, **kwargs)
+        return pack_by_domain(own, self.adaptmix._settings.domains, args, kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the base does, with the domains adapted."""

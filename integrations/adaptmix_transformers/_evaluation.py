@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer
 
-from adaptmix import Controller, Mixture
+from adaptmix import Controller, Mixture, Segments
 from adaptmix.noise import NoiseTerms
 from adaptmix.trainers import (
     PREFIX,
     Replacements,
     WarnOnce,
     as_mixture,
+    find_segments,
     gather,
     safe_names,
     sum_over_ranks,
@@ -33,7 +34,7 @@ from adaptmix_transformers._rows import RowLosses, Rule
 from adaptmix_transformers._setup import Settings
 
 _log = logging.getLogger("adaptmix")
-ROWS = "adaptmix_rows"
+ROWS, SEGMENTS = "adaptmix_rows", "adaptmix_segments"
 
 
 class RowNumbers(Dataset[Any]):
@@ -65,7 +66,9 @@ class CollateRowNumbers:
 
     def __call__(self, items: list[tuple[int, Any]]) -> Any:
         """Return the batch of numbered items."""
-        batch = self.collate_fn([item for _, item in items])
+        rows = [item for _, item in items]
+        batch = self.collate_fn(rows)
+        batch[SEGMENTS] = find_segments(rows, batch)
         batch[ROWS] = torch.tensor([row for row, _ in items])
         return batch
 
@@ -107,6 +110,7 @@ class DomainLosses:
     def add(
         self,
         rows: Tensor,
+        segments: Segments | None,
         model: Any,
         inputs: Mapping[str, Any],
         native: Callable[[Any, NumItems], Any],
@@ -120,6 +124,8 @@ class DomainLosses:
             result = native(inputs, num_items)
         loss = result[0] if isinstance(result, tuple) else result
         losses = self._read(loss, seen, given, num_items)
+        if losses is not None and segments is not None:
+            losses = losses.unpacked(segments)
         if losses is None or len(losses.values) != len(rows):
             self._unreadable, self._sums = True, None
             _log.warning(
@@ -129,7 +135,7 @@ class DomainLosses:
             )
             return result
         if self._controller is not None and losses.noise is not None:
-            self._record_noise(self._controller, losses.noise(), rows)
+            self._record_noise(self._controller, losses.noise(None), rows)
         unit = self._unit or ("sample" if losses.mask is None else "token")
         tokens = losses.tokens.double()
         totals = losses.totals.double()
@@ -209,6 +215,7 @@ class Evaluation:
         self._mixtures: dict[int, tuple[Any, Mixture | None]] = {}
         self._losses: DomainLosses | None = None
         self._rows: Tensor | None = None
+        self._segments: Segments | None = None
         self._warn_of_logs = WarnOnce()
         self.controller: Controller | None = None
         self.rule: Callable[[], Rule | None] = lambda: None  # that training follows
@@ -254,7 +261,7 @@ class Evaluation:
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the row numbers out of the batch before anything else sees them."""
-        self._rows = inputs.pop(ROWS, None)
+        self._rows, self._segments = inputs.pop(ROWS, None), inputs.pop(SEGMENTS, None)
         try:
             result = self._own["prediction_step"](model, inputs, *args, **kwargs)
         finally:
@@ -273,7 +280,7 @@ class Evaluation:
         """Return what the trainer's ``compute_loss`` does, and add the rows' losses."""
         if self._losses is None or self._rows is None:
             return native(inputs, num_items)
-        return self._losses.add(self._rows, model, inputs, native, num_items)
+        return self._losses.add(self._rows, self._segments, model, inputs, native, num_items)
 
     def loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run the trainer's loop, and add each domain's loss to its metrics."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from adaptmix.trainers import FusedHead, Matrix, Side, register_head
+from adaptmix.trainers import IGNORED, FusedHead, Matrix, Side, register_head
 
 _TILE = 4096  # logits of each position that are held at once
 
@@ -20,6 +22,11 @@ class ChunkedLogProb(Matrix):
     """
 
     plain = False
+    predicts = True
+
+    def packs(self, dims: int) -> bool:
+        """Return whether samples may be packed: the output has one number for each position."""
+        return dims == 2
 
     def inputs(self, module: Any, x: Tensor, side: Side) -> Tensor:
         """Return the features of the hidden states."""
@@ -52,7 +59,11 @@ class ChunkedLogProb(Matrix):
         return super().__call__(SimpleNamespace(**{**vars(module), "x": x}), x, g)
 
 
-@register_head("ChunkedLogProbFunctionBackward")
+_NAME = "ChunkedLogProbFunctionBackward"
+_NEAR = 8  # nodes between the head and what the model returns of it
+
+
+@register_head(_NAME)
 def chunked_log_prob(node: Any) -> FusedHead:
     """Read TRL's fused head off its node in the graph."""
     hidden, weight, bias, targets, log_z, _ = node.saved_tensors
@@ -67,3 +78,60 @@ def chunked_log_prob(node: Any) -> FusedHead:
     )
     x = torch.cat([hidden.detach().to(log_z.dtype), beside], dim=-1)
     return FusedHead(ChunkedLogProb(), module, x, hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkedHead:
+    """Computes logits that TRL's fused head never keeps, at the places that they are asked for.
+
+    Args:
+        node: of the head in the graph.
+        mask: (P, T) positions of its log-probabilities that have a label.
+    """
+
+    node: Any
+    mask: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """(P, T) labels, ``IGNORED`` where there is none."""
+        labels: Tensor = self.node.saved_tensors[3]
+        mask = self.mask
+        ignored = labels.new_full(mask.shape, IGNORED)
+        if len(labels) == mask.numel():
+            return torch.where(mask, labels.view_as(mask), ignored)
+        return ignored.masked_scatter(mask, labels)
+
+    @torch.no_grad()
+    def logits(self, places: Tensor) -> Tensor:
+        """Return (n, C) logits at (n,) places among the flattened positions."""
+        hidden, weight, bias, *_ = self.node.saved_tensors
+        if len(hidden) != self.mask.numel():  # it is called with labelled positions alone
+            places = (self.mask.flatten().cumsum(0) - 1)[places].clamp(min=0)
+        options, x = self.node.kernel_args, hidden[places]
+        logits = functional.linear(
+            x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        )
+        logits = logits.float() * options["logit_scale"]
+        if options["HAS_SOFTCAP"]:
+            logits = options["softcap"] * torch.tanh(logits / options["softcap"])
+        scaled: Tensor = logits * options["inv_t"]
+        return scaled
+
+
+def chunked_head(log_probs: Tensor, mask: Tensor) -> ChunkedHead | None:
+    """Return TRL's head that log-probabilities come from; None where they have no graph of it.
+
+    Args:
+        log_probs: (P, T) of a model's output.
+        mask: (P, T) which of them have a label.
+    """
+    pending = [log_probs.grad_fn]
+    for _ in range(_NEAR):
+        node = pending.pop(0) if pending else None
+        if node is None:
+            return None
+        if node.name() == _NAME:
+            return ChunkedHead(node, mask.bool())
+        pending += [parent for parent, _ in node.next_functions if parent is not None]
+    return None

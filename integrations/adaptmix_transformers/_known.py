@@ -16,13 +16,18 @@ from adaptmix_transformers import _internals as internals
 _REFUSED = {
     "GRPOTrainer": "it samples answers to each prompt, several times over, and compares them",
     "RLOOTrainer": "it samples answers to each prompt, several times over, and compares them",
-    "KTOTrainer": "its loss compares each answer with the mean of its batch",
+    "KTOTrainer": (
+        'its loss_type="kto" compares each answer with the mean of its batch (apo_zero_unpaired '
+        "does not, and is supported)"
+    ),
     "DistillationTrainer": "it generates the rows that it trains on",
     "SentenceTransformerTrainer": "its losses compare the texts of a batch with each other",
     "SparseEncoderTrainer": "its losses compare the texts of a batch with each other",
     "CrossEncoderTrainer": "its models are called by its losses, once per column",
 }
-_PAIRS = ("DPOTrainer", "RewardTrainer")
+_PAIRS = ("DPOTrainer", "RewardTrainer", "ORPOTrainer", "CPOTrainer")
+_SUMS = (*_PAIRS, "SFTTrainer", "KTOTrainer")
+_ALONE = "apo_zero_unpaired"  # the loss of KTOTrainer that has no baseline
 _SORTED = frozenset({"aot", "aot_unpaired"})
 _FUNCTIONS = frozenset(
     {
@@ -45,14 +50,17 @@ def refuse_trainer(trainer: Trainer) -> None:
     Raises:
         ObjectiveError: such a trainer, or loss, by its name.
     """
+    alone = getattr(trainer, "loss_type", None) == _ALONE
     for kind in type(trainer).__mro__:
+        if alone and kind.__name__ == "KTOTrainer":
+            break
         reason = _REFUSED.get(kind.__name__)
         if reason is not None and kind.__module__.split(".")[0] in ("trl", "sentence_transformers"):
             raise ObjectiveError(
                 f"AdaptMixCallback does not work with {kind.__name__}: {reason}, so that no row of "
                 "the data set has a loss of its own. Mix the domains in the data set instead; "
-                "transformers' Trainer and TRL's SFTTrainer, DPOTrainer and RewardTrainer are "
-                "supported."
+                "transformers' Trainer and TRL's SFTTrainer, DPOTrainer, RewardTrainer, CPOTrainer "
+                "and ORPOTrainer are supported."
             )
     sorting = _SORTED & set(getattr(trainer, "loss_types", ()))
     if sorting and internals.is_a(trainer, "DPOTrainer"):
@@ -91,7 +99,7 @@ def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: 
     own = all(method is None or _library(method) in ("transformers", "trl") for method in methods)
     if not own or trainer.compute_loss_func is not None:
         return False
-    if any(internals.is_a(trainer, name) for name in (*_PAIRS, "SFTTrainer")):
+    if any(internals.is_a(trainer, name) for name in _SUMS):
         return True
     if _library(type(model)) != "transformers":
         return False
@@ -102,10 +110,12 @@ def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: 
 
 def losses_known(trainer: Trainer) -> str:
     """Return a sentence on where rows' losses and noise are known."""
-    if internals.is_a(trainer, "SFTTrainer"):
-        return "SFTTrainer's fused head keeps log-probabilities and no logits, so noise is unknown."
     if rows_per_sample(trainer) > 1:
-        return f"{type(trainer).__name__} has one loss per pair, which no rule of ours gives."
+        return (
+            "Those of pairs are known where the loss is the mean of -log(sigmoid(margin)) alone, "
+            'as for DPOTrainer with loss_type=["sigmoid"], and for RewardTrainer without '
+            "center_rewards_coefficient."
+        )
     return (
         "They are known where its gradient is that of a cross-entropy or a squared error of logits "
         "and labels, and losses (without noise) by AdaptMixCallback(loss=f)."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from adaptmix import Draw, Segments
 from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import LossInputs, couplings, loss_gradients
 from adaptmix_transformers import _rehearsal as rehearsal
@@ -42,14 +43,20 @@ class _Shown(NamedTuple):
 
 
 def prove(
-    loss: Tensor, loss_inputs: LossInputs, rows: int, *, known: bool, shown: bool, seed: int
+    loss: Tensor,
+    loss_inputs: LossInputs,
+    draw: Draw,
+    *,
+    known: bool,
+    shown: bool,
+    seed: int,
 ) -> list[Tensor]:
     """Return the gradients of a loss at its inputs, once it is proved to be a sum over rows.
 
     Args:
         loss: () of a micro-batch.
         loss_inputs: of it.
-        rows: B.
+        draw: of the micro-batch.
         known: whether the loss is one of a library's that is known to be a sum over rows.
         shown: whether ``rehearse`` saw that rows do not depend on others.
         seed: of the proof.
@@ -75,9 +82,9 @@ def prove(
     if known and not loss_inputs.leaves:
         return [part.detach() for part in loss_gradients(loss, loss_inputs)]
     first = loss_gradients(loss, loss_inputs, twice=True)
-    coupled = None
+    coupled, rows = None, len(draw)
     try:
-        coupled = couplings(loss_inputs, first, samples=rows, seed=seed)
+        coupled = couplings(loss_inputs, first, samples=rows, seed=seed, segments=draw.segments)
     except RuntimeError as error:  # an operation that cannot be differentiated twice
         _log.debug("The loss has no second derivative: %s", error)
         if rows > 1 and not (known or shown):
@@ -131,8 +138,8 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     if sizes and rows * blocks not in sizes:
         raise ObjectiveError(
             f"The loss must have the {rows} rows that were drawn; got "
-            f"{', '.join(map(str, sizes))}. Keep rows apart and one to one: no packing, "
-            "padding_free=False, and a collator that neither drops nor merges rows."
+            f"{', '.join(map(str, sizes))}. Keep rows one to one, with a collator that drops none; "
+            "one that packs them into fewer keeps their input_ids whole and in their order."
         )
     raise ObjectiveError(
         "The loss must be computed from outputs of the model that have the rows that were drawn "
@@ -163,7 +170,7 @@ def rehearse(
     *,
     trainer: Trainer,
     model: nn.Module,
-    rows: int,
+    draw: Draw,
     reader: Reader,
     num_items: NumItems,
 ) -> bool:
@@ -174,7 +181,7 @@ def rehearse(
         inputs: of the first micro-batch.
         trainer: of the run.
         model: what it calls.
-        rows: B.
+        draw: of the micro-batch.
         reader: is told what they show.
         num_items: supervised tokens of the step, where the trainer counts them.
 
@@ -204,15 +211,15 @@ def rehearse(
             _log.debug("The loss cannot be computed on changed inputs: %s", error)
             return None
 
-    first = again(inputs)
+    first, rows, segments = again(inputs), len(draw), draw.segments
     shown = False
     if first is None:
         return shown
     for seed in range(_TIMES if rows > 1 else 0):
-        given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed)
+        given, kept = rehearsal.exchanged(inputs, rows=rows, seed=seed, segments=segments)
         other = again(given)
         if other is not None:
-            shown |= _compare(first, other, kept, lambda: again(inputs))
+            shown |= _compare(first, other, kept, segments, lambda: again(inputs))
     changed = None if num_items is None else again(inputs, 2 * num_items)
     reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
     labels = inputs.get("labels")
@@ -224,20 +231,24 @@ def rehearse(
 
 
 def _compare(
-    first: _Shown, other: _Shown, kept: Tensor, repeated: Callable[[], _Shown | None]
+    first: _Shown,
+    other: _Shown,
+    kept: Tensor,
+    segments: Segments | None,
+    repeated: Callable[[], _Shown | None],
 ) -> bool:
     """Compare kept rows before and after the others were exchanged; return whether one can.
 
     Raises:
         ObjectiveError: something of theirs changed.
     """
-    if rehearsal.same_values(first.tensors, other.tensors, kept):
-        if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept):
+    if rehearsal.same_values(first.tensors, other.tensors, kept, segments):
+        if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept, segments):
             refuse_coupled("the gradients of rows change with the rows beside them")
         return True
     second = repeated()
     if second is not None and rehearsal.same_values(
-        first.tensors, second.tensors, torch.ones_like(kept)
+        first.tensors, second.tensors, torch.ones_like(kept), segments
     ):
         refuse_coupled(
             "the outputs of rows change with the rows beside them, as those of mixup or of rows "

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from adaptmix import Segments
 from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import LossInputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen
+from adaptmix_transformers._heads import chunked_head
 from adaptmix_transformers._recognition import Recognised, proportional, recognise, tolerance
 from adaptmix_transformers._rows import RowLosses, Rule, supervised
 
@@ -131,6 +133,7 @@ class Reader:
         num_items: NumItems,
         *,
         size: int,
+        segments: Segments | None = None,
     ) -> Reading:
         """Read one micro-batch.
 
@@ -141,6 +144,7 @@ class Reader:
             given: the inputs of ``compute_loss``.
             num_items: supervised tokens of the step, where the trainer counts them.
             size: B.
+            segments: where rows are packed; None where they are not.
 
         Raises:
             ObjectiveError: rows' losses are not those of ``loss=f``, or no longer what they were.
@@ -150,11 +154,13 @@ class Reader:
         found: Recognised | None = None
         if loss_inputs is not None and any(bool(part.any()) for part in gradients):
             rows, found = self._look(seen, loss_inputs, gradients, given)
+            if segments is not None and rows is not None and found is not None:
+                rows, found = rows.unpacked(segments), found.unpacked(segments)
             self._decide(rows, found, seen, num_items)
         elif self._user_loss is not None:
             with torch.no_grad():
                 rows = self._users(seen, given)
-        mask = supervised(self.rule, given) if rows is None else rows.mask
+        mask = supervised(self.rule, given, segments) if rows is None else rows.mask
         if mask is not None and len(mask) != size:
             mask = rows = None  # rows were merged, which only observing gets past
         number = self._number(mask, size, num_items) if self._counted is not None else None
@@ -276,11 +282,10 @@ class Reader:
 
 def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that a loss is computed from: inputs, and what a model and its trainer add."""
-    fused = {
-        name: value
-        for name in ("label_mask", "log_sum_sq_probs")
-        if isinstance(value := getattr(seen.outputs, name, None), Tensor)
-    }
+    mask = getattr(seen.outputs, "label_mask", None)
+    fused: dict[str, Any] = {}
+    if isinstance(mask, Tensor):
+        fused = {"label_mask": mask, "head": chunked_head(seen.outputs.log_probs, mask)}
     return {
         **given,
         **(seen.given or {}),

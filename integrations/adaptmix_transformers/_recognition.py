@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptmix import Segments
 from adaptmix_transformers._rows import (
     RowLosses,
     Rule,
@@ -41,6 +42,11 @@ class Recognised:
         """The one factor that all have; None where they differ, or there is none."""
         known = self.factors[self.factors.isfinite()]
         return float(known.mean()) if len(known) and _equal(known, self.rounding) else None
+
+    def unpacked(self, segments: Segments) -> Recognised:
+        """Return the factors of packed rows row by row."""
+        factors = segments.completed(self.factors, fill=torch.nan)
+        return replace(self, factors=segments.unpack(factors, fill=torch.nan))
 
 
 def recognise(tensor: Tensor, gradient: Tensor, given: Mapping[str, Any]) -> Recognised | None:

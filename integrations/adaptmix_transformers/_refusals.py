@@ -14,11 +14,6 @@ from adaptmix_transformers import _internals as internals
 
 _PLAIN = "Leave it out: one device or plain DistributedDataParallel (torchrun) is supported"
 _ADVICE = {
-    "packing=True": (
-        "Packed rows mix domains, and lose their column. Pack each domain by itself before "
-        "training, and set packing=False"
-    ),
-    "padding_free=True": "It puts all rows of a batch into one. Set padding_free=False",
     "DataParallel (args.n_gpu > 1)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU",
     "use_liger_kernel=True": (
         "Liger's fused loss never computes the logits, at which rows are weighted. Set "
@@ -53,8 +48,6 @@ def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -
         "accelerator_config split_batches=True": bool(accelerator.split_batches),
         "use_liger_kernel=True": args.use_liger_kernel,
         "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
-        "packing=True": bool(getattr(args, "packing", False)),
-        "padding_free=True": bool(getattr(trainer, "padding_free", False)),
     }
     for name, is_set in settings.items():
         if is_set:
@@ -93,7 +86,7 @@ def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> N
         name += " (rows in the order of the dataset)"
     strategy = getattr(trainer.args, "train_sampling_strategy", "random")
     origin = internals.overriding((own, trainer._get_train_sampler))
-    if origin is None:
+    if origin is None or strategy == "sequential":
         origin = f"train_sampling_strategy={strategy!r}"
         advice = 'Use train_sampling_strategy="random" or "group_by_length"'
     raise ObjectiveError(

@@ -16,22 +16,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adaptmix.trainers import IGNORED, halves, own_randomness
+from adaptmix import Segments
+from adaptmix.trainers import IGNORED, halves, over_rows, own_randomness
 from adaptmix_transformers._recognition import proportional, tolerance
 
 # What may be copied of a trainer: what compute_loss counts and collects.
 _COUNTED = (bool, int, float, str, list, dict, set, tuple)
 
 
-def exchanged(inputs: Mapping[str, Any], *, rows: int, seed: int) -> tuple[dict[str, Any], Tensor]:
+def exchanged(
+    inputs: Mapping[str, Any], *, rows: int, seed: int, segments: Segments | None = None
+) -> tuple[dict[str, Any], Tensor]:
     """Return inputs of which half of the rows are copies of others, and the (B,) kept ones.
+
+    Packed rows stay where they are, and half of them get other tokens.
 
     Args:
         inputs: of a micro-batch; what has ``rows`` entries, or a multiple, is by row.
         rows: B.
         seed: of what is drawn.
+        segments: where rows are packed; None where they are not.
     """
     kept, generator = halves(rows, seed)
+    if segments is not None:
+        return _retold(inputs, over_rows(kept, segments.ids, segments), generator), kept
     source = torch.where(
         kept, torch.arange(rows), torch.randint(rows, (rows,), generator=generator)
     )
@@ -49,6 +57,19 @@ def exchanged(inputs: Mapping[str, Any], *, rows: int, seed: int) -> tuple[dict[
     return {name: change(value) for name, value in inputs.items()}, kept
 
 
+def _retold(inputs: Mapping[str, Any], kept: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    """Return packed inputs with other tokens, and labels where there are labels, unless kept."""
+
+    def change(name: str, value: Any) -> Any:
+        if name not in ("input_ids", "labels") or value.shape != kept.shape:
+            return value
+        found = value[value != IGNORED].cpu()
+        drawn = found[torch.randint(len(found), value.shape, generator=generator)].to(value)
+        return torch.where(kept.to(value.device) | (value == IGNORED), value, drawn)
+
+    return {name: change(name, value) for name, value in inputs.items()}
+
+
 def relabelled(inputs: Mapping[str, Any], *, classes: int, seed: int) -> dict[str, Any]:
     """Return inputs with labels drawn from all classes where there are labels."""
     labels = inputs["labels"]
@@ -57,7 +78,9 @@ def relabelled(inputs: Mapping[str, Any], *, classes: int, seed: int) -> dict[st
     return {**inputs, "labels": torch.where(labels == IGNORED, labels, drawn)}
 
 
-def same_up_to_a_factor(before: list[Tensor], after: list[Tensor], kept: Tensor) -> bool:
+def same_up_to_a_factor(
+    before: list[Tensor], after: list[Tensor], kept: Tensor, segments: Segments | None = None
+) -> bool:
     """Return whether the kept rows' gradients are the same but for one factor of all.
 
     A mean's divisor may change with the other rows; nothing else may.
@@ -66,11 +89,12 @@ def same_up_to_a_factor(before: list[Tensor], after: list[Tensor], kept: Tensor)
         before: gradients at each tensor, (k · B, …).
         after: the same once the other rows are exchanged.
         kept: (B,) bool.
+        segments: where rows are packed; None where they are not.
     """
     pairs = []
     for first, second in zip(before, after, strict=True):
-        rows = kept.to(first.device).repeat(len(first) // len(kept))
-        pairs.append((first[rows].reshape(-1), second[rows].reshape(-1)))
+        rows = over_rows(kept, first, segments)
+        pairs.append([part.masked_fill(~rows, 0.0).reshape(-1) for part in (first, second)])
     g, h = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
     if not bool(g.any()) or not bool(h.any()):
         return bool(g.any()) == bool(h.any())
@@ -85,17 +109,22 @@ def halved(before: list[Tensor], after: list[Tensor]) -> bool:
     )
 
 
-def same_values(before: Sequence[Tensor], after: Sequence[Tensor], kept: Tensor) -> bool:
-    """Return whether the kept rows of the tensors are what they were."""
+def same_values(
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    kept: Tensor,
+    segments: Segments | None = None,
+) -> bool:
+    """Return whether the kept rows of the tensors, which may be packed, are what they were."""
     if len(before) != len(after):
         return False
     for first, second in zip(before, after, strict=True):
         if first.shape != second.shape:
             return False
-        rows = kept.to(first.device).repeat(len(first) // len(kept))
-        first, second = first.detach(), second.detach()
-        error = (first[rows] - second[rows]).abs().max()
-        if not float(error) <= tolerance(first.dtype) * float(first[rows].abs().max()):
+        rows = over_rows(kept, first, segments)
+        first, second = (part.detach().masked_fill(~rows, 0.0) for part in (first, second))
+        error = (first - second).abs().max()
+        if not float(error) <= tolerance(first.dtype) * float(first.abs().max()):
             return False
     return True
 

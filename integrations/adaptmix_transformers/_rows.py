@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adaptmix import Segments
 from adaptmix.noise import NoiseTerms, softmax, squared
 from adaptmix.trainers import IGNORED
 
@@ -21,13 +22,14 @@ class RowLosses:
     Attributes:
         values: (B,) or (B, T) losses.
         mask: which of them are supervised, the same shape; all when None.
-        noise: returns their noise terms; None where nothing tells them.
+        noise: returns the noise terms of rows, given where they are packed, if they are; None
+            where nothing tells them.
         targets: classes that they are the cross-entropy of, the same shape; None elsewhere.
     """
 
     values: Tensor
     mask: Tensor | None = None
-    noise: Callable[[], NoiseTerms] | None = None
+    noise: Callable[[Segments | None], NoiseTerms] | None = None
     targets: Tensor | None = None
 
     @property
@@ -43,6 +45,22 @@ class RowLosses:
             return self.mask.reshape(len(self.mask), -1).sum(1)
         each = self.values[0].numel()
         return torch.full((len(self.values),), each, device=self.values.device)
+
+    def unpacked(self, segments: Segments) -> RowLosses:
+        """Return (B, L) losses of rows, of packed (P, T) or (P, T − 1) ones."""
+        mask = torch.ones_like(self.values, dtype=torch.bool) if self.mask is None else self.mask
+        noise = self.noise
+        return RowLosses(
+            segments.unpack(segments.completed(self.values)),
+            _unpacked(mask, segments, fill=False),
+            None if noise is None else lambda _: noise(segments),
+        )
+
+
+def _unpacked(values: Tensor, segments: Segments | None, *, fill: Any) -> Tensor:
+    if segments is None:
+        return values
+    return segments.unpack(segments.completed(values, fill=fill), fill=fill)
 
 
 Rule = Callable[[Tensor, Mapping[str, Any]], RowLosses]
@@ -84,20 +102,36 @@ def numbers(logits: Tensor, given: Mapping[str, Any]) -> RowLosses:
     predictions = logits.reshape(len(logits), -1)
     labels = given["labels"].reshape(predictions.shape).to(predictions.dtype)
     values = (predictions - labels).square().mean(1)
-    return RowLosses(values, noise=lambda: squared(predictions.detach(), labels))
+    return RowLosses(values, noise=lambda _: squared(predictions.detach(), labels))
 
 
 def likelihoods(log_probs: Tensor, given: Mapping[str, Any]) -> RowLosses:
     """Negative log-likelihood of each token, (B, T), of TRL's fused head."""
-    squares: Any = given.get("log_sum_sq_probs")
+    head: Any = given.get("head")
+    mask: Tensor = given["label_mask"].bool()
 
-    def noise() -> NoiseTerms:
-        hits, spread = (part.detach().float().exp() for part in (log_probs, squares))
-        terms = torch.stack([1.0 - 2.0 * hits + spread, 1.0 - spread])
-        return NoiseTerms(*torch.where(mask, terms, 0.0).sum(2))
+    def noise(segments: Segments | None) -> NoiseTerms:
+        return _dispersion(head.logits, head.targets, segments)
 
-    mask = given["label_mask"].bool()
-    return RowLosses(-log_probs, mask, noise if isinstance(squares, Tensor) else None)
+    return RowLosses(-log_probs, mask, None if head is None else noise)
+
+
+def _dispersion(
+    logits: Callable[[Tensor], Tensor], targets: Tensor, segments: Segments | None
+) -> NoiseTerms:
+    """Return the noise terms of rows, whose logits are computed at some of their places.
+
+    Args:
+        logits: of (n,) places among the flattened targets, (n, C).
+        targets: of positions, which rows may be packed in.
+        segments: where they are.
+    """
+    if segments is None:
+        return softmax(logits, targets)
+    places = torch.arange(targets.numel(), device=targets.device).view_as(targets)
+    places = _unpacked(places, segments, fill=0).flatten()
+    own = _unpacked(targets, segments, fill=IGNORED)
+    return softmax(lambda chosen: logits(places[chosen]), own)
 
 
 def dft_likelihoods(log_probs: Tensor, given: Mapping[str, Any]) -> RowLosses:
@@ -124,13 +158,30 @@ def _cross_entropy(logits: Tensor, targets: Tensor, given: Mapping[str, Any]) ->
     return RowLosses(
         values.view(targets.shape),
         kept,
-        noise=lambda: softmax(logits.detach(), targets),
+        noise=lambda segments: (
+            softmax(logits.detach(), targets)
+            if segments is None
+            else _dispersion(logits.detach().flatten(0, 1).__getitem__, targets, segments)
+        ),
         targets=targets,
     )
 
 
-def supervised(rule: Rule | None, given: Mapping[str, Any]) -> Tensor | None:
-    """Return which of a rule's losses are supervised, without computing them; all when None."""
+def supervised(
+    rule: Rule | None, given: Mapping[str, Any], segments: Segments | None = None
+) -> Tensor | None:
+    """Return which of a rule's losses are supervised, without computing them; all when None.
+
+    Args:
+        rule: of the losses.
+        given: what they are computed from.
+        segments: where rows are packed; the mask is then row by row.
+    """
+    mask = _mask(rule, given)
+    return None if mask is None else _unpacked(mask, segments, fill=False)
+
+
+def _mask(rule: Rule | None, given: Mapping[str, Any]) -> Tensor | None:
     labels = given.get("labels")
     if rule in (likelihoods, dft_likelihoods):
         return given["label_mask"].bool()  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from adaptmix import Controller
 from adaptmix.trainers import Layout, PlanSampler, as_mixture, count_labels, make_sampler
 from adaptmix.trainers import Settings as CommonSettings
 from adaptmix_transformers import _internals as internals
+from adaptmix_transformers._packs import refuse_mixed_packs
 from adaptmix_transformers._reading import UserLoss
 from adaptmix_transformers._shift import shifts_labels
 
@@ -52,7 +53,9 @@ def controller_of(
     Raises:
         TypeError: a dataset whose rows cannot be drawn by index.
         ValueError: domains or options that do not fit.
+        ObjectiveError: rows of several domains in a pack.
     """
+    refuse_mixed_packs(trainer, settings.domains, settings.unit)
     args = trainer.args
     mixture = as_mixture(like.dataset, settings.domains, labelled=trainer.train_dataset)
     seed = args.seed if args.data_seed is None else args.data_seed

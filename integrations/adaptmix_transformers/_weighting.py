@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
 from adaptmix_transformers._capture import Capture, Seen
+from adaptmix_transformers._pairs import pair_losses
 from adaptmix_transformers._reading import NumItems, Reader, Reading
 from adaptmix_transformers._rows import RowLosses, Rule
 from adaptmix_transformers._setup import Settings
@@ -100,14 +102,14 @@ class Weighting:
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
                 loss = _loss(native(_like(inputs, given), num_items))
-            return proofs.Pass(loss, seen, self._loss_inputs(loss, seen, len(draw)))
+            return proofs.Pass(loss, seen, self._loss_inputs(loss, seen, draw))
 
         self._shown = proofs.rehearse(
             once,
             inputs,
             trainer=self._trainer,
             model=model,
-            rows=len(draw),
+            draw=draw,
             reader=self._reader,
             num_items=num_items,
         )
@@ -144,42 +146,61 @@ class Weighting:
     def _weighed(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
-        controller, size = self._controller, len(draw)
-        loss_inputs = self._loss_inputs(loss, seen, size)
+        controller = self._controller
+        loss_inputs = self._loss_inputs(loss, seen, draw)
         gradients: list[Tensor] = []
         if controller.observing or not self._proved:
-            gradients = self._prove(loss, loss_inputs, size, shown=self._shown)
+            gradients = self._prove(loss, loss_inputs, draw, shown=self._shown)
             self._proved = True
-        reading = self._reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
+        reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         multipliers = reading.multipliers(
             controller.multipliers(draw),
             controller.expected_tokens(draw),
             parts=self._accumulation / internals.loss_divisor(self._trainer, num_items),
         )
         multipliers = multipliers.to(loss.device, non_blocking=True)
-        self._arrived.append((loss_inputs, loss_inputs.scale(multipliers)))
+        self._arrived.append((loss_inputs, loss_inputs.scale(multipliers, draw.segments)))
         return reading, multipliers, loss_inputs.tensors
 
     def _looked_at(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
     ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
         """Read what can be read of a loss that is left alone."""
-        size, reader = len(draw), self._reader
+        size = len(draw)
         try:
             loss_inputs, gradients = None, []
             if self._controller.observing or not self._proved:
-                loss_inputs = self._loss_inputs(loss, seen, size)
+                loss_inputs = self._loss_inputs(loss, seen, draw)
                 with self._aside():
                     gradients = loss_gradients(loss, loss_inputs)
-            reading = reader.read(seen, loss_inputs, gradients, given, num_items, size=size)
+            reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         except ObjectiveError as error:
-            reader.say(f"Rows' losses are not known: {error}")
+            self._reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
         return reading, torch.ones(size, device=loss.device), ()
 
+    def _read(
+        self,
+        loss: Tensor,
+        seen: Seen,
+        loss_inputs: LossInputs | None,
+        gradients: list[Tensor],
+        given: Any,
+        num_items: NumItems,
+        draw: Draw,
+    ) -> Reading:
+        size = len(draw)
+        reading = self._reader.read(
+            seen, loss_inputs, gradients, given, num_items, size=size, segments=draw.segments
+        )
+        if loss_inputs is None or not gradients or self._blocks == 1 or reading.rows is not None:
+            return reading
+        with self._aside():
+            return replace(reading, rows=pair_losses(loss, loss_inputs, size))
+
     def _prove(
-        self, loss: Tensor, loss_inputs: LossInputs, size: int, *, shown: bool
+        self, loss: Tensor, loss_inputs: LossInputs, draw: Draw, *, shown: bool
     ) -> list[Tensor]:
         """Return the gradients of a loss that is a sum over rows, and let nobody see the proof.
 
@@ -188,7 +209,7 @@ class Weighting:
         """
         seed = self._controller.completed
         with self._aside():
-            return proofs.prove(loss, loss_inputs, size, known=self._known, shown=shown, seed=seed)
+            return proofs.prove(loss, loss_inputs, draw, known=self._known, shown=shown, seed=seed)
 
     def _aside(self) -> AbstractContextManager[None]:
         """Return a context in which nothing is measured of what is differentiated."""
@@ -225,7 +246,7 @@ class Weighting:
             "factors": multipliers * factors,
             "losses": None if rows is None else rows.values.detach(),
             "mask": reading.mask if rows is None else rows.mask,
-            "noise": None if terms is None else terms(),
+            "noise": None if terms is None else terms(None),
             "samples": samples,
             "outputs": outputs,
         }
@@ -237,14 +258,12 @@ class Weighting:
             self._leave_unknown(error)
             controller.observe(loss, draw=draw, **told)
 
-    def _loss_inputs(self, loss: Tensor, seen: Seen, rows: int) -> LossInputs:
-        loss_inputs = find_loss_inputs(
-            loss,
-            [t for t in seen.tensors if t.ndim and len(t) == self._blocks * rows],
-            kept=seen.auxiliary,
-        )
+    def _loss_inputs(self, loss: Tensor, seen: Seen, draw: Draw) -> LossInputs:
+        rows = self._blocks * len(draw)
+        by_row = seen.of_rows(rows) if draw.segments is None else seen.of_positions(draw.segments)
+        loss_inputs = find_loss_inputs(loss, by_row, kept=seen.auxiliary)
         if not loss_inputs.tensors:
-            proofs.refuse_unseen(loss, seen, rows, self._blocks)
+            proofs.refuse_unseen(loss, seen, len(draw), self._blocks)
         return loss_inputs
 
     def _check_supplied(self, rows: RowLosses | None) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -12,18 +15,30 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
+    DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+    pack_dataset,
+)
 
+from adaptmix_transformers import AdaptMixMixin
 from tests.conformance import data
 from tests.conformance.harness import Case
 from tests.conformance.trainer_kit import LLAMA, token_sum, trainer
+from tests.conformance.trainer_kit import llama as llama_trained
 
 BETA = 0.1
+FLATTENING: Any = DataCollatorWithFlattening
 
 
 def tokenizer() -> Any:
@@ -94,6 +109,50 @@ def _answers() -> tuple[data.Rows, data.Rows]:
     return rows, given
 
 
+class PackedSFT(AdaptMixMixin, SFTTrainer):  # type: ignore[misc]
+    """Packs within domains; the kit gives it its callback as it does to all others."""
+
+    def __init__(self, *args: Any, callbacks: Any, **kwargs: Any) -> None:
+        (adaptmix,) = callbacks
+        super().__init__(*args, adaptmix=adaptmix, **kwargs)
+
+
+PACKED: dict[str, Any] = {"packing": True, "max_length": 24, "per_device_train_batch_size": 4}
+
+
+def _packs() -> tuple[data.Rows, list[str]]:
+    """The packs that TRL makes of each domain, and their domains."""
+    packs: data.Rows = []
+    domains = []
+    for name in dict.fromkeys(data.DOMAINS):
+        mine = [row for row, own in zip(_ONLY_IDS, data.DOMAINS, strict=True) if own == name]
+        for pack in pack_dataset(Dataset.from_list(mine), PACKED["max_length"]):
+            starts = np.cumsum([0, *pack["seq_lengths"]])[:-1].tolist()
+            labels = [-100 if i in starts else t for i, t in enumerate(pack["input_ids"])]
+            packs.append({"input_ids": pack["input_ids"], "labels": labels, "starts": starts})
+            domains.append(name)
+    return packs, domains
+
+
+def lone_pack(rows: Any) -> dict[str, Tensor]:
+    """One pack with positions that start anew in each of its rows."""
+    (pack,) = rows
+    ids = torch.tensor([pack["input_ids"]])
+    places = torch.arange(ids.shape[1])
+    starts = torch.tensor(pack["starts"])
+    first = starts[torch.searchsorted(starts, places, right=True) - 1]
+    labels = torch.tensor([pack["labels"]])
+    return {"input_ids": ids, "labels": labels, "position_ids": (places - first)[None]}
+
+
+def in_packs(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Loss of predicting each next token of the rows of a pack, which do not see each other."""
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).logits
+    return token_sum(logits[0, :-1], batch["labels"][0, 1:])
+
+
 def _preferences() -> tuple[data.Rows, data.Rows]:
     """Prompts with a better and a worse answer, as ids and as TRL takes them."""
     rows, given = [], []
@@ -152,6 +211,7 @@ CAUSAL = [text | {"labels": text["input_ids"]} for text in data.texts()]
 _SHORT, _SHORT_GIVEN = _answers()
 _PAIRS, _PAIRS_GIVEN = _preferences()
 _ONLY_IDS = [{"input_ids": row["input_ids"]} for row in CAUSAL]
+_PACKS, _PACK_DOMAINS = _packs()
 
 
 def _dpo(name: str, kind: str, loss: Any, **changes: Any) -> Case:
@@ -191,6 +251,41 @@ CASES = [
         data.pad,
         given=_ONLY_IDS,
         arguments={"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        row_loss=supervised,
+        expect="right",
+    ),
+    trl(
+        "SFT, padding-free",
+        SFTTrainer,
+        SFTConfig,
+        llama(),
+        _SHORT,
+        data.pad,
+        given=_SHORT_GIVEN,
+        arguments={"completion_only_loss": True, "padding_free": True, "max_length": None},
+        row_loss=supervised,
+        expect="right",
+    ),
+    replace(
+        trl(
+            "SFT, packed",
+            PackedSFT,
+            SFTConfig,
+            llama(),
+            _PACKS,
+            lone_pack,
+            given=_ONLY_IDS,
+            arguments=PACKED,
+            row_loss=in_packs,
+            expect="right",
+        ),
+        domains=_PACK_DOMAINS,
+    ),
+    trainer(
+        "rows flattened into one",
+        llama_trained(),
+        CAUSAL,
+        collator=FLATTENING(),
         row_loss=supervised,
         expect="right",
     ),

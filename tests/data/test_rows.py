@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from adaptmix import Controller, Mixture
 from adaptmix.data._rows import PermutedRows, Rows
 from tests import helpers_data as helpers
 
@@ -37,3 +39,31 @@ def test_a_row_depends_on_how_many_were_drawn_and_on_nothing_else() -> None:
     assert np.array_equal(mixed.fresh[::2], whole.fresh[numbers])
     other = take(PermutedRows(mixture, seed=5), 1, 0, 40)
     assert not np.array_equal(other.rows, whole.rows)
+
+
+class InOrder:
+    """A stranger's source: the rows of a domain as they are in its dataset."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self._mixture = mixture
+
+    def take(self, domains: NDArray[np.int64], numbers: NDArray[np.int64]) -> Rows:
+        epochs, places = np.divmod(numbers, self._mixture.sizes[domains])
+        return Rows(self._mixture.rows_of(domains, places), epochs == 0)
+
+
+class Ordered(Mixture):
+    """A mixture whose rows come in order."""
+
+    def row_source(self, *, seed: int) -> InOrder:
+        return InOrder(self)
+
+
+def test_a_mixture_brings_its_own_source() -> None:
+    mixture = Ordered({"a": range(6), "b": range(10, 13)})
+    rows = []
+    for batch, draw in Controller(mixture, policy="static").loader(3, steps=6).with_draws():
+        assert batch.tolist() == [mixture[row] for row in draw.rows.tolist()]
+        rows += draw.rows[draw.rows.argsort()].tolist()  # a step's rows come in random order
+    assert [row for row in rows if row < 6] == [*range(6), *range(6)]
+    assert [row for row in rows if row >= 6] == [6, 7, 8, 6, 7, 8]

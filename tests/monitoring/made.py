@@ -42,6 +42,7 @@ def record(
     epochs: Sequence[float] = (1.0, 1.0, 1.0),
     noise: Sequence[float] | None = None,
     coverage: float = 1.0,
+    overhead: float = 0.012,
     gradients: bool = True,
     cautions: Sequence[Caution] = (),
     configuration: Mapping[str, Any] | None = None,
@@ -77,7 +78,7 @@ def record(
         "variance_ratio": gain if observing else gain / attained,
         "proposed_gain": proposed,
         "coverage": coverage,
-        "overhead": 0.012,
+        "overhead": overhead,
     }
     if doubt is not None:
         overall |= {"predicted_gain_error": doubt, "predicted_gain_bias": 0.0}

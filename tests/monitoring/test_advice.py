@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,36 @@ def test_nothing_to_gain() -> None:
     found = titles(made.record(mode="observe", **quiet, **LIKE_NOTHING))
     assert list(found) == ["Remove AdaptMix"]
     assert "1.01 times less noisy" in found["Remove AdaptMix"]
+    equal = titles(made.record(mode="observe", gain=1.001, doubt=0.01, **LIKE_NOTHING))
+    assert "leave a step's gradient as noisy as it is" in equal["Remove AdaptMix"]
     # Loss weights that moved do something else than sampling, so its gain decides nothing.
     assert "Remove AdaptMix" not in titles(made.record(weights=[0.5, 1.0, 1.5], **quiet))
 
 
+def test_measuring_that_costs_more_than_a_larger_batch() -> None:
+    title = "Pay less for the gain"
+    found = titles(made.record(mode="observe", gain=1.08, doubt=0.005, overhead=0.15))
+    assert "Measuring takes 15 % more time. A batch 1.08 times larger" in found[title]
+    assert "for at most 8.0 %" in found[title]
+    assert title not in titles(made.record(mode="observe", gain=1.08, overhead=0.05))
+    assert title not in titles(made.record(mode="observe", gain=1.01, doubt=0.005, overhead=0.15))
+
+
 def test_a_gain_that_shares_do_not_attain() -> None:
     found = titles(made.record(gain=1.4, attained=1.1, **LIKE_NOTHING))
-    assert "1.40 times less noisy; those in force made it 1.10" in found["Give the shares room"]
+    assert (
+        "1.40 times less noisy; those in force made it 1.10 times" in found["Give the shares room"]
+    )
     assert "Give the shares room" not in titles(made.record(gain=1.4, attained=1.35))
+
+
+def test_shares_that_do_harm_are_not_kept() -> None:
+    plain = made.record("plain", mode="observe")
+    found = titles(plain, made.record("bad", gain=1.24, attained=0.25, losses=[2.5] * 3))
+    assert list(found) == ["Stop this set-up", "Change these shares"]
+    assert "They make the gradient 4.00 times noisier" in found["Change these shares"]
+    assert "best ones would make it 1.24 times less noisy" in found["Change these shares"]
+    assert list(titles(made.record(gain=1.24, attained=0.25))) == ["Change these shares"]
 
 
 def test_a_gain_that_the_loss_does_not_follow() -> None:
@@ -109,7 +132,21 @@ def test_an_observed_run_hears_which_policy_would_help_and_why() -> None:
         "the targets of code are 4.00 times as noisy as those of web"
         in (found['Try policy="joint"'])
     )
+    assert all("what this run's measuring did, 1.2 % more" in text for text in found.values())
     assert 'Try policy="joint"' not in titles(made.record(mode="observe", noise=[1.0, 1.01, 1.0]))
+
+
+def test_an_observed_run_hears_what_domains_lend_each_other() -> None:
+    run = made.record(mode="observe", gain=1.01, doubt=0.01, **LIKE_NOTHING)
+    helps = dict(zip(run.domains, map(made.constant, (0.0, 0.2, 0.15)), strict=True))
+    found = titles(replace(run, by_domain={**run.by_domain, "helps": helps}))
+    assert list(found) == ['Try policy="transfer"']
+    assert "training on code and news as well takes 35 % of the mean" in found[next(iter(found))]
+
+
+def test_where_only_noise_differs_loss_weights_are_what_is_left_to_try() -> None:
+    quiet: dict[str, Any] = {"mode": "observe", "gain": 1.01, "doubt": 0.01}
+    assert list(titles(made.record(noise=[1.0, 4.0, 2.0], **quiet))) == ['Try policy="joint"']
 
 
 def test_a_loss_that_rises_again() -> None:

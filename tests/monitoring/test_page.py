@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,39 @@ def test_pages_say_what_the_figures_say(kind: str, words: str) -> None:
     assert words in page(several()[kind]).html
 
 
+def test_the_table_has_a_column_for_whatever_was_recorded() -> None:
+    record = made.record()
+    plain = page([record]).html
+    names = ("noise", "helps the target by", "loss of held-out rows", "own")
+    assert not any(f">{name}</th>" in plain for name in names)
+    figures = {
+        tag: dict.fromkeys(record.domains, made.constant(value))
+        for tag, value in (("noise", 2.0), ("helps", 0.125), ("holdout_loss", 1.5), (names[3], 7.0))
+    }
+    text = page([replace(record, by_domain={**record.by_domain, **figures})]).html
+    for name, cell in zip(names, ("2.00", "12 %", "1.50", "7.00"), strict=True):
+        assert f">{name}</th>" in text
+        assert f"<td>{cell}</td>" in text
+
+
+def test_lines_to_paste_stand_below_the_advice_to_paste_them() -> None:
+    steady = made.record(shares=[0.5, 0.3, 0.2])
+    assert "Lines to paste" in page([steady]).html
+    plain = made.record("plain", mode="observe")
+    harmful = page([plain, made.record("bad", attained=0.25, losses=[2.5] * 3)]).html
+    assert "Lines to paste" not in harmful
+    assert "<b>4.00 ×</b><span>noisier than proportional</span>" in harmful
+
+
+def test_without_held_out_losses_training_losses_are_shown() -> None:
+    record = made.record(losses=None)
+    assert "training loss" not in page([record]).html
+    losses = {name: made.constant(1.25) for name in record.domains}
+    record = replace(record, by_domain={**record.by_domain, "loss": losses})
+    assert ">training loss, run</th>" in page([record]).html
+    assert "training loss" not in page([made.record()]).html
+
+
 def test_a_page_needs_a_run() -> None:
     with pytest.raises(ValueError, match="at least one run"):
         page([])
@@ -142,7 +176,7 @@ def test_a_page_needs_a_run() -> None:
 
 def test_without_the_extra_the_way_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(ImportError, match=r'pip install "adaptmix\[report\]"'):
+    with pytest.raises(ImportError, match="pip install jinja2 matplotlib, or pip"):
         page([made.record()])
 
 

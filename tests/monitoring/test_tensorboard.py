@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -207,10 +207,10 @@ def test_a_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = logged_run(tmp_path).train(6)
 
-    def full(_writer: RecordWriter, _data: bytes) -> None:
+    def full(_file: GFile, _data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr(GFile, "write", full)
     messages = warned_of_logs(run.train)
     assert len(messages) == 1
     assert "No space left on device" in messages[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from adaptmix.monitoring import RunRecord
+from adaptmix.monitoring import RunRecord, Series
 from adaptmix.monitoring import _verdict as verdict
 from adaptmix.monitoring._comparison import compare
 from adaptmix.monitoring._gains import gains
@@ -125,10 +127,76 @@ def test_a_run_alone_is_not_judged() -> None:
     (group,) = grouped([made.record()])
     said = verdict.alone(group, gains(group))
     assert said.tone == "open"
-    assert "without an observed run beside it, is not known" in said.sentence
+    assert "no observed run beside it, so whether" in said.sentence
     assert 'mode="observe"' in said.sure
+
+
+def test_a_run_alone_without_held_out_losses_hears_of_both() -> None:
     (group,) = grouped([made.record(losses=None)])
-    assert "without held-out losses" in verdict.alone(group, gains(group)).sentence
+    said = verdict.alone(group, gains(group))
+    assert said.headline == "Held-out losses are missing"
+    assert said.sentence.endswith(
+        "this run has no held-out losses, so whether the held-out loss is lower is not known."
+    )
+    assert "record_evaluation" in said.sure
+    assert 'mode="observe"' in said.sure
+
+
+def unlike(**changes: Any) -> RunRecord:
+    """A run whose held-out losses lack something."""
+    run = made.record("mixed", **changes.pop("made", {}))
+    table = {**run.by_domain, **changes}
+    return replace(run, by_domain={key: value for key, value in table.items() if value})
+
+
+LATE = Series(made.EVALUATIONS + 1, np.ones(made.EVALUATIONS.size))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "headline", "words"),
+    [
+        (None, {"heldout_loss": {}}, "Held-out losses are missing", "these runs have no held-out"),
+        (
+            (2.0, 2.0, 2.0),
+            {"heldout_loss": {}},
+            "Held-out losses are missing",
+            "mixed has no held-out losses, so whether",
+        ),
+        (
+            (2.0, 2.0, 2.0),
+            {"heldout_loss": {"web": LATE}},
+            "Not every domain was evaluated",
+            "code and news have no held-out loss in every run",
+        ),
+        (
+            (2.0, 2.0, 2.0),
+            {"heldout_loss": dict.fromkeys(("web", "code", "news"), LATE)},
+            "Evaluated at different steps",
+            "no step is there at which all domains",
+        ),
+        (
+            (2.0, 2.0, 2.0),
+            {"made": {"configuration": {"importance": [0.5, 0.3, 0.2]}}},
+            "Different objectives",
+            "the runs have other domains, or weight them otherwise",
+        ),
+        (
+            (2.0, 2.0, 2.0),
+            {"made": {"names": ("web", "code", "books")}},
+            "Different objectives",
+            "the runs have other domains, or weight them otherwise",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_told_what_is_missing(
+    before: tuple[float, ...] | None, after: dict[str, Any], headline: str, words: str
+) -> None:
+    said = judge([made.record("plain", mode="observe", losses=before)], [unlike(**after)])
+    assert (said.tone, said.headline) == ("open", headline)
+    assert words in said.sentence
+    assert said.sentence.startswith("Sampling made the gradient 1.17 times less noisy")
+    assert said.sentence.endswith("so whether the held-out loss is lower is not known.")
+    assert said.sure
 
 
 @pytest.mark.parametrize(
@@ -139,6 +207,11 @@ def test_a_run_alone_is_not_judged() -> None:
             "Worth a try",
             "The best shares would make the gradient 1.20 times less noisy than proportional "
             "sampling (95 % interval 1.16 to 1.24); those that the policy proposes, 1.18 times.",
+        ),
+        (
+            {"gain": 1.2, "doubt": 0.02, "proposed": 1.21},
+            "Worth a try",
+            "(95 % interval 1.16 to 1.24); the policy's proposals attain that.",
         ),
         (
             {"gain": 1.2, "doubt": 0.02, "proposed": 0.8},

@@ -40,6 +40,8 @@ def problem(seed: int, *, domains: int | None = None, bounds: bool = True) -> di
         "sizes": np.where(rng.random(K) < 0.1, np.inf, np.round(10 ** rng.uniform(0, 6, K))),
         "draws": math.inf if rng.random() < 0.1 else float(10 ** rng.uniform(0, 6)),
     }
+    if rng.random() < 0.3:
+        data["gram_error"] = np.abs(gram).max() * 10 ** rng.uniform(-6, 1, K)
     if bounds and rng.random() < 0.4:
         inner = rng.dirichlet(np.ones(K))
         data["weight_bounds"] = (rng.random() * inner, inner + rng.random() * (1 - inner))
@@ -81,7 +83,7 @@ def residual(solution: TransferSolution, **data: Any) -> float:
     v_sq, pi = np.asarray(data["grad_var"]), np.asarray(data["importance"], dtype=float)
     pi = pi / pi.sum()
     raw = np.asarray(data["grad_gram"], dtype=float)
-    gram = centred(raw)
+    gram = centred(raw) + np.diag(data.get("gram_error", np.zeros(K)))
     lower, upper = (np.broadcast_to(b, K) for b in data.get("weight_bounds", (0.0, 1.0)))
     least, most = (np.broadcast_to(b, K) for b in data.get("share_bounds", (0.0, 1.0)))
     drawn = v_sq / data.get("draws", math.inf)
@@ -105,7 +107,10 @@ def residual(solution: TransferSolution, **data: Any) -> float:
         gaps.append(moved + float(delta @ gram @ delta))
     # What float64 tells of G itself, and of an error that may be exactly 0.
     spread = v_sq * (1 / np.asarray(data["sizes"]) + 1 / data.get("draws", math.inf))
-    allowed = ROUNDING * (float(np.abs(raw).max()) + float(spread.mean())) + 1e-300
+    allowed = (
+        ROUNDING * (float(max(np.abs(raw).max(), gram.diagonal().max())) + float(spread.mean()))
+        + 1e-300
+    )
     short = max(min(gaps) + gap(by_share, p, least, most) - allowed, 0.0) / (value + allowed)
     outside = max(
         (lower - alpha).max(), (alpha - upper).max(), (least - p).max(), (p - most).max(),
@@ -134,7 +139,8 @@ def test_no_general_solver_finds_better(seed: int) -> None:
         away = alpha - pi
         spread = alpha**2 * data["grad_var"]
         variance = (spread * (1 / data["sizes"] + 1 / data["draws"] / p)).sum()
-        return float(away @ data["grad_gram"] @ away + variance)
+        doubt = away**2 @ data.get("gram_error", np.zeros(4))
+        return float(away @ data["grad_gram"] @ away + doubt + variance)
 
     lower, upper = (np.broadcast_to(b, 4) for b in data.get("weight_bounds", (0.0, 1.0)))
     least, most = (np.broadcast_to(b, 4) for b in data.get("share_bounds", (0.0, 1.0)))
@@ -159,7 +165,8 @@ def test_no_general_solver_finds_better(seed: int) -> None:
 @given(seeds, st.integers(-60, 60))
 def test_the_scale_of_all_gradients_does_not_matter(seed: int, exponent: int) -> None:
     data = problem(seed)
-    scaled = {name: data[name] * 4.0**exponent for name in ("grad_gram", "grad_var")}
+    squares = data.keys() & {"grad_gram", "grad_var", "gram_error"}
+    scaled = {name: data[name] * 4.0**exponent for name in squares}
     solution, other = transfer_weights(**data), transfer_weights(**data | scaled)
     np.testing.assert_allclose(other.objective, solution.objective, atol=1e-12)
     assert other.error == pytest.approx(solution.error * 4.0**exponent, rel=1e-9)
@@ -170,7 +177,7 @@ def test_the_scale_of_all_gradients_does_not_matter(seed: int, exponent: int) ->
 def test_large_bias_in_every_direction_leaves_what_counts(seed: int) -> None:
     data = problem(seed, bounds=False)
     K = data["importance"].size
-    data |= {"grad_gram": 1e9 * np.eye(K), "grad_var": np.ones(K)}
+    data |= {"grad_gram": 1e9 * np.eye(K), "grad_var": np.ones(K), "gram_error": None}
     pi = data["importance"] / data["importance"].sum()
     np.testing.assert_allclose(transfer_weights(**data).objective, pi, atol=1e-6)
 
@@ -213,10 +220,33 @@ def test_the_same_mean_and_more_rows_are_preferred_to_the_target() -> None:
     np.testing.assert_allclose(got.objective, [0.01, 0.99], atol=1e-9)
 
 
+def test_what_is_not_known_well_moves_less_weight() -> None:
+    data: dict[str, Any] = {"importance": [1, 0], "sizes": [10, 90], "grad_var": [1.0, 1.0]}
+    known = transfer_weights(np.ones((2, 2)), **data)
+    doubtful = transfer_weights(np.ones((2, 2)), gram_error=[0.1, 0.1], **data)
+    assert known.objective[1] == pytest.approx(0.9)
+    # (1 − x)²/10 + x²/90 + x² (.1 + .1)
+    assert doubtful.objective[1] == pytest.approx(0.1 / (0.1 + 1 / 90 + 0.2))
+
+
+@settings(max_examples=50)
+@given(seeds)
+def test_what_domains_help_adds_up_to_the_error_taken_away(seed: int) -> None:
+    data = problem(seed, bounds=False)
+    solution = transfer_weights(**data)
+    n, v_sq, pi = data["sizes"], data["grad_var"], data["importance"] / data["importance"].sum()
+    before = (pi**2 * v_sq / n).sum() + (pi @ np.sqrt(v_sq)) ** 2 / data["draws"]
+    assert (solution.helps[solution.objective <= pi] == 0.0).all()
+    taken = 1.0 - solution.error / before if before > 0.0 else 0.0
+    if taken > 1e-6:
+        assert solution.helps.sum() == pytest.approx(taken, rel=1e-5)
+
+
 def test_order_does_not_matter() -> None:
     data = problem(5, domains=9, bounds=False)
     order = np.random.default_rng(0).permutation(9)
-    turned = {name: data[name][order] for name in ("grad_var", "importance", "sizes")} | {
+    by_domain = data.keys() & {"grad_var", "importance", "sizes", "gram_error"}
+    turned = {name: data[name][order] for name in by_domain} | {
         "grad_gram": data["grad_gram"][np.ix_(order, order)],
         "draws": data["draws"],
     }
@@ -246,6 +276,7 @@ def test_a_thousand_domains(bounds: bool) -> None:
             r"grad_gram must be finite; got nan at \(0, 1\)",
         ),
         ({"grad_var": [1.0, -1.0]}, ValueError, "grad_var must be >= 0; got -1 at 1"),
+        ({"gram_error": [1.0, -1.0]}, ValueError, "gram_error must be >= 0; got -1 at 1"),
         ({"sizes": [0, 5]}, ValueError, "sizes must be > 0; got 0 at 0"),
         ({"draws": 0.0}, ValueError, r"draws must be finite and in \(0, inf\); got 0"),
         ({"weight_bounds": (0.6, 1.0)}, ValueError, "weight_bounds: lower must add up"),

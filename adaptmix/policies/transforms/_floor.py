@@ -59,9 +59,7 @@ class Floor:
             return weights, state
         # (1 − K·δ) · least + δ = lower. Rounding must not take δ beyond what mix_floor allows.
         delta = min((lower - least) / (1.0 - K * least), 1.0 / K)
-        return Weights(
-            mix_floor(weights.sampling, lower=delta), weights.loss, weights.importance
-        ), state
+        return weights.replaced(mix_floor(weights.sampling, lower=delta), weights.objective), state
 
     def _least(self, num_domains: int) -> float:
         if self.lower is None:

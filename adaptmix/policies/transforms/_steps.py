@@ -11,8 +11,8 @@ from adaptmix._types import Weights
 
 
 def start(weights: Weights) -> dict[str, FloatArray]:
-    """Return what is remembered before the first update: the weights that the run starts with."""
-    return {"sampling": weights.sampling, "loss": weights.loss}
+    """Return what is remembered of weights that a run starts with, or goes on from."""
+    return {"sampling": weights.sampling.copy(), "objective": weights.objective.copy()}
 
 
 def step(
@@ -20,17 +20,16 @@ def step(
 ) -> tuple[Weights, dict[str, FloatArray]]:
     """Go ``part`` of the way to a proposal; none of it at 0 and exactly all of it at 1.
 
-    Lines keep Σ p = 1 and Σ π w = 1, so that what comes of weights needs no check.
+    Lines keep Σ p = 1 and Σ α = 1, so that what comes of weights needs no check.
 
     Returns:
         The weights there, and what to remember of them.
     """
     if part == 1.0:
-        sampling, loss = proposal.sampling, proposal.loss
-    else:
-        sampling = last["sampling"] + part * (proposal.sampling - last["sampling"])
-        loss = last["loss"] + part * (proposal.loss - last["loss"])
-        # A share that fades with its loss weight may be rounded to 0 first.
-        loss = np.where(sampling > 0.0, loss, 0.0)
-    state = {"sampling": sampling.copy(), "loss": loss.copy()}
-    return proposal.replaced(sampling, loss), state
+        return proposal, start(proposal)
+    sampling = last["sampling"] + part * (proposal.sampling - last["sampling"])
+    objective = last["objective"] + part * (proposal.objective - last["objective"])
+    # A share that fades with its weight may be rounded to 0 first.
+    objective = np.where(sampling > 0.0, objective, 0.0)
+    moved = proposal.replaced(sampling, objective)
+    return moved, start(moved)

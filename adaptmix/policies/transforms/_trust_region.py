@@ -30,10 +30,10 @@ class TrustRegion:
     """The step on the line towards the proposed weights that a KL limit allows.
 
     With q the weights last returned and q̂ the proposed ones, returns q + t (q̂ − q) for the largest
-    t ≤ 1 with KL(q ‖ q + t (q̂ − q)) ≤ limit, both for the shares p and for u = π w, which is a
-    distribution over domains too. One t serves both, so that shares and the loss weights they fit
-    stay together. Seen from q, no domain can lose all of its share at once, yet one that has none
-    may get some. Before the first update the weights are those of a run without AdaptMix.
+    t ≤ 1 with KL(q ‖ q + t (q̂ − q)) ≤ limit, both for the shares p and for the weights α of the
+    objective, a distribution over domains too. One t serves both, so that shares and the weights
+    they fit stay together. Seen from q, no domain can lose all of its share at once, yet one that
+    has none may get some. Before the first update the weights are those of a run without AdaptMix.
 
     Args:
         limit: nats per update, > 0; infinity lets every proposal pass.
@@ -72,10 +72,9 @@ class TrustRegion:
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
     ) -> tuple[Weights, dict[str, Any]]:
         """Return weights within the limit, and remember them."""
-        pi = weights.importance
         lines = (
             _Line(state["sampling"], weights.sampling),
-            _Line(pi * state["loss"], pi * weights.loss),
+            _Line(state["objective"], weights.objective),
         )
         part = 1.0
         # The longer one first: as far as it may go, the other one mostly may go too.

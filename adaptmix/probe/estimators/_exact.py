@@ -44,7 +44,7 @@ class ExactBatch(MicroBatch):
         scale = self._scale if samples is None else self._scale[samples]
         indices = layer.indices.values()
         dtype = self._parameters.dtypes[next(iter(indices))]
-        kept, gradient = self._by_sample(kept), self._by_sample(gradient)
+        kept, gradient = self._by_sample(kept, samples), self._by_sample(gradient, samples)
         g = self._where(gradient.to(dtype) * align(scale.to(dtype), gradient), samples)
         x = self._where(kept.to(dtype) if kept.is_floating_point() else kept, samples)
         rule = layer.rule.factored

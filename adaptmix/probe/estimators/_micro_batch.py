@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from adaptmix.data._segments import Segments
 from adaptmix.probe._coverage import Layer, ParameterMap
+from adaptmix.probe._tracked import ONE_EACH, Rows
 from adaptmix.probe.estimators._gradients import GradientSums, align
 
 # Up to so many domains, sums of products of vectors cost less than the products themselves.
@@ -81,13 +82,17 @@ class MicroBatch(ABC):
 
     @contextmanager
     def rehearsal(
-        self, domains: Tensor, factors: Tensor, samples: Tensor | None
+        self,
+        domains: Tensor,
+        factors: Tensor,
+        samples: Tensor | None,
+        segments: Segments | None = None,
     ) -> Iterator[dict[int, Tensor]]:
         """Read a backward pass that is not the step's, of rows' gradients times factors.
 
         Yields what gets, afterwards, the (K, …) sums by domain of each parameter that was read.
         """
-        self.expect(domains, factors, samples=samples)
+        self.expect(domains, factors, segments, samples)
         self._scale, self._active = 1.0 / self._factors, True
         sums: dict[int, Tensor] = {}
         try:
@@ -128,7 +133,7 @@ class MicroBatch(ABC):
         size: int,
         kept: Tensor | None,
         gradient: Tensor,
-        ids: Tensor | None = None,
+        rows: Rows = ONE_EACH,
     ) -> None:
         """Add what one call of ``layer`` contributes.
 
@@ -137,7 +142,7 @@ class MicroBatch(ABC):
             size: the first dim of its input, 0 of a scalar.
             kept: what ``keep`` returned.
             gradient: of its output.
-            ids: the row inside the model that each row is of, where they are in no order.
+            rows: how its input runs over the rows inside the model.
         """
         if self._scale is None or not self._active:  # the gradient is that of another loss
             return
@@ -145,11 +150,16 @@ class MicroBatch(ABC):
         indices = layer.indices.values()
         if all(self._parameters.refused(index) for index in indices):
             return
-        known = ids is not None or self._holds_samples(layer, size, gradient)
-        if not known:
-            self._parameters.refuse(indices)
+        if self._segments is not None and rows.ids is not None:
+            samples = rows.packed_in(self._segments)
+            if samples is not None:
+                known = (samples >= 0).reshape(-1, *[1] * (gradient.ndim - 1))
+                self._add(layer, kept, torch.where(known, gradient, 0), samples.clamp(min=0))
+                return
+        elif rows.ids is not None or self._holds_samples(layer, size, gradient):
+            self._add(layer, kept, gradient, self._samples_of(size, rows.ids))
             return
-        self._add(layer, kept, gradient, self._samples_of(size, ids))
+        self._parameters.refuse(indices)
 
     def add_whole(self, index: int, gradients: Tensor, ids: Tensor | None) -> None:
         """Add whole gradients that one use of a parameter contributes.
@@ -189,8 +199,10 @@ class MicroBatch(ABC):
         """Return whether the samples, packed or not, are what a call's input and output are of."""
         if self._segments is None:
             return gradient.ndim > 0 and size == len(gradient) and size in self.row_numbers
-        packed = layer.rule.packs(gradient.ndim) and size == len(gradient)
-        return packed and gradient.shape[:2] == self._segments.shape
+        if not layer.rule.packs(gradient.ndim) or size != len(gradient):
+            return False
+        short = int(layer.rule.predicts and gradient.shape[1] + 1 == self._segments.shape[1])
+        return (size, gradient.shape[1] + short) == self._segments.shape
 
     @property
     def row_numbers(self) -> set[int]:
@@ -205,9 +217,11 @@ class MicroBatch(ABC):
         sums = values.new_zeros(len(self._domains), *values.shape[1:])
         return sums.index_add_(0, samples, values)
 
-    def _by_sample(self, values: Tensor) -> Tensor:
-        """Return (B, …) values of samples that may be packed."""
-        return values if self._segments is None else self._segments.unpack(values)
+    def _by_sample(self, values: Tensor, samples: Tensor | None) -> Tensor:
+        """Return (B, …) values of samples that may be packed, or (R, …) ones as they are."""
+        if self._segments is None or samples is not None:
+            return values
+        return self._segments.unpack(self._segments.completed(values))
 
     @abstractmethod
     def _add(

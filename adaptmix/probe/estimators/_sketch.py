@@ -173,12 +173,15 @@ class SketchBatch(MicroBatch):
             return
         rule = factors(layer)
         if rule is None:
-            self._deliver_whole(layer, self._by_sample(kept), self._by_sample(gradient), samples)
+            self._deliver_whole(
+                layer, self._by_sample(kept, samples), self._by_sample(gradient, samples), samples
+            )
             return
         dtype = self._parameters.dtypes[layer.indices["weight"]]
         side = self._projections.of_outputs(layer, rule)
-        outputs = self._by_sample(rule.outputs(layer.module, gradient, side).to(dtype))
-        self._deliver_weight(layer, rule, self._by_sample(kept.to(dtype)), outputs, samples)
+        outputs = self._by_sample(rule.outputs(layer.module, gradient, side).to(dtype), samples)
+        inputs = self._by_sample(kept.to(dtype), samples)
+        self._deliver_weight(layer, rule, inputs, outputs, samples)
         if "bias" in layer.indices:
             self._deliver(layer.indices["bias"], rule.total(outputs), samples)
 

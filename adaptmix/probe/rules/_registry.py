@@ -51,6 +51,9 @@ class LayerRule(ABC):
     by_position = False
     """Whether the layer treats every position of (b, positions, ...) by itself."""
 
+    predicts = False
+    """Whether the last position may have no output, for it predicts nothing."""
+
     normalises = False
     """Whether the layer normalises, so that estimator "norm" is for it."""
 

@@ -73,7 +73,7 @@ def lengths_of(data: Any) -> dict[str, float]:
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 class Check(TrainerCallback):

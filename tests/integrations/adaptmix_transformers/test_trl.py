@@ -35,7 +35,7 @@ from trl import (
 )
 
 from adaptmix import policies
-from adaptmix.errors import MissingStatisticError, ObjectiveError
+from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from adaptmix_transformers import _known as known
 from tests.integrations.adaptmix_transformers import hf
@@ -252,21 +252,6 @@ def test_trainers_whose_rows_have_no_loss_are_refused_by_name(name: str) -> None
         known.refuse_trainer(trainer)
 
 
-def test_noise_that_a_fused_head_does_not_tell_is_asked_for_in_the_trainers_words(
-    tmp_path: Path, tokenizer: Any
-) -> None:
-    trainer = SFTTrainer(
-        model=hf.llama(),
-        args=config(SFTConfig, tmp_path),
-        train_dataset=hf.rows(),
-        processing_class=tokenizer,
-        callbacks=[AdaptMixCallback("source", policy="joint", update_every=1)],
-    )
-    with pytest.raises(MissingStatisticError, match=r"fused head keeps .* no logits") as caught:
-        trainer.train()
-    assert "controller.loss" not in str(caught.value)
-
-
 def test_sft_through_another_loss_and_with_packed_rows(tmp_path: Path, tokenizer: Any) -> None:
     """DFT weighs each token by its probability; rows are packed within domains."""
     packed: dict[tuple[int, ...], str] = {}
@@ -305,27 +290,6 @@ def test_sft_through_another_loss_and_with_packed_rows(tmp_path: Path, tokenizer
     )
     check.watch(trainer).train()
     assert max(check.errors) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"packing": True, "max_length": 8}, "does not work with packing=True. Packed rows mix"),
-        ({"padding_free": True, "max_length": None}, "does not work with padding_free"),
-    ],
-)
-def test_rows_that_are_merged_are_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path, tokenizer: Any
-) -> None:
-    trainer = SFTTrainer(
-        model=hf.llama(attn_implementation="eager"),
-        args=config(SFTConfig, tmp_path, **changes),
-        train_dataset=hf.rows(),
-        processing_class=tokenizer,
-        callbacks=[AdaptMixCallback("source")],
-    )
-    with pytest.raises(ObjectiveError, match=message):
-        trainer.train()
 
 
 def gpt2() -> Any:
