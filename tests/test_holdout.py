@@ -115,7 +115,7 @@ def test_losses_and_noise_of_held_out_rows_are_known_and_nothing_else_counts_the
         # Rows take turns; a discount of one part in fifty a turn leaves them nearly alike.
         assert stats.holdout_loss[i] == pytest.approx(float(losses), rel=0.05)
         dispersion = float(terms.residual.sum() / terms.expected.sum())
-        assert ridden["residual"][i] / riding["expected"][i] == pytest.approx(dispersion, rel=0.05)
+        assert riding["residual"][i] / riding["expected"][i] == pytest.approx(dispersion, rel=0.05)
     np.testing.assert_allclose(stats.holdout_count, [8, 5, 2])
     ridden = sum(step % 2 for step in range(598)) * 12 // 16
     assert stats.seen.sum() == 598 * 12 - ridden
