@@ -92,7 +92,7 @@ class Run:
             per_token=settings.per_token,
             tokens_per_row=self._tokens_per_row,
             gram=few or "grad_gram" in self._steering.requires,
-            riding=self._holdout.sizes > 0,
+            held=self._holdout.sizes,
             warn=self._warn,
             group=group,
         )

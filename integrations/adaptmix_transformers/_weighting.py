@@ -137,17 +137,21 @@ class Weighting:
             result = native(inputs, num_items)
         loss = _loss(result)
         weigh = self._weighed if self._adapting else self._looked_at
-        reading, multipliers, outputs = weigh(loss, seen, given, draw, num_items)
+        reading, multipliers, loss_inputs = weigh(loss, seen, given, draw, num_items)
+        outputs = () if loss_inputs is None else loss_inputs.tensors
         if self._first is not None and self._adapting:
             divisor = internals.loss_divisor(self._trainer, num_items)
             self._first.watch(loss, scale=1.0 / divisor)
         samples = known.samples_of_rows(self._trainer, len(draw))
         self._record(loss, draw, reading, multipliers, samples=samples, outputs=outputs)
+        if loss_inputs is not None:
+            # Last, for the probe's proofs go through the same nodes where processes share a sink.
+            self._arrived.append((loss_inputs, loss_inputs.scale(multipliers, draw.segments)))
         return result
 
     def _weighed(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
-    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
+    ) -> tuple[Reading, Tensor, LossInputs | None]:
         controller = self._controller
         loss_inputs = self._loss_inputs(loss, seen, draw)
         gradients: list[Tensor] = []
@@ -162,12 +166,11 @@ class Weighting:
             parts=self._accumulation / internals.loss_divisor(self._trainer, num_items),
         )
         multipliers = multipliers.to(loss.device, non_blocking=True)
-        self._arrived.append((loss_inputs, loss_inputs.scale(multipliers, draw.segments)))
-        return reading, multipliers, loss_inputs.tensors
+        return reading, multipliers, loss_inputs
 
     def _looked_at(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
-    ) -> tuple[Reading, Tensor, Sequence[Tensor]]:
+    ) -> tuple[Reading, Tensor, LossInputs | None]:
         """Read what can be read of a loss that is left alone."""
         size = len(draw)
         try:
@@ -184,7 +187,7 @@ class Weighting:
             self._reader.say(f"Rows' losses are not known: {error}")
             reading = Reading(size, self._controller.unit == "token")
         self._proved = True
-        return reading, torch.ones(size, device=loss.device), ()
+        return reading, torch.ones(size, device=loss.device), None
 
     def _read(
         self,
