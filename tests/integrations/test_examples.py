@@ -1,4 +1,4 @@
-"""The examples for Lightning, Fabric and Accelerate run, adapt and go on."""
+"""The examples run, adapt and go on, and they measure the whole gradient."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
+from adaptmix import Controller
+
 Example = Callable[..., str]
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SEEN = 0.98  # of the gradient's squared norm
 
 # They show the warnings a user sees; what counts here is what they print.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,12 +32,24 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", os.environ.copy())  # seed_everything writes into it
 
+    seen: list[float] = []
+    count = Controller.step
+
+    def recording_step(self: Controller) -> None:
+        count(self)
+        found = self._measurements.coverage
+        if found is not None and found.mass is not None:
+            seen.append(found.mass)
+
+    monkeypatch.setattr(Controller, "step", recording_step)
+
     def example(name: str, *arguments: str) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         shutil.copy(EXAMPLES / name, tmp_path)
         runpy.run_path(str(tmp_path / name), run_name="__main__")
+        assert seen[-1] >= SEEN
         return capsys.readouterr().out
 
     return example
@@ -59,6 +75,17 @@ def test_lightning(run: Example) -> None:
     assert "bots" in printed
     assert "These shares make the gradient's variance" in printed
     assert "accuracy" in printed
+
+
+def test_transformers(run: Example, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three " * 500)
+    (tmp_path / "b.txt").write_text("drei zwei eins " * 500)
+    printed = run("train_transformers.py", "--steps", "12", "--data", "mine=a.txt", "yours=b.txt")
+    assert "yours" in printed
+
+
+def test_trl(run: Example) -> None:
+    assert "mirror" in run("train_trl.py", "--steps", "12")
 
 
 def test_fabric(run: Example) -> None:
