@@ -12,6 +12,7 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import Weights
 from adaptmix.data._draw import Draw
 from adaptmix.data._segments import Segments
+from adaptmix.errors import ObjectiveError
 
 UNITS = ("sample", "token")
 
@@ -146,7 +147,7 @@ class DomainLossScaler:
                 otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        factors = _factors(weights, draw.domain_shares * lengths * micro_rows, draw)
+        factors = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
         factors = factors.to(rows.values, non_blocking=True)
         if draw.held is None:
             return factors.dot(rows.values), factors
@@ -163,7 +164,7 @@ class DomainLossScaler:
             lengths: as in ``weighted``.
         """
         divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        return _factors(weights, divisor, draw)
+        return _factors(weights, draw, divisor)
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
         """Return what a mean over the step's rows, or tokens, divides by on average, per row.
@@ -209,9 +210,21 @@ def _unpacked(
     return segments.unpack(losses), segments.unpack(kept, fill=False)
 
 
-def _factors(weights: Weights, divisor: FloatArray, draw: Draw) -> Tensor:
-    """Return (B,) α / divisor of each row's domain; 0 where nothing is sampled, and held-out."""
+def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
+    """Return (B,) α / divisor of each row's domain; 0 where nothing is sampled, and held-out.
+
+    Where domains are used up, α of the others is scaled to sum to one.
+    """
     counts = weights.objective
+    if draw.spent is not None:
+        counts = np.where(draw.spent, 0.0, counts)
+        if not counts.any():
+            raise ObjectiveError(
+                "A domain that counts must be left; those with importance · loss > 0 are used up "
+                "(max_epochs=). Raise their max_epochs, or end the run there with "
+                'when_exhausted="stop_first".'
+            )
+        counts = counts / counts.sum()
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
     factors = torch.from_numpy(table[draw.domains.numpy()])
     return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)
