@@ -53,6 +53,8 @@ class DomainLossScaler:
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
+        self._last_tokens: Tensor | None = None
+        self._last_shape = torch.Size()
 
     def rows(
         self,
@@ -82,7 +84,7 @@ class DomainLossScaler:
         flat = losses.reshape(len(draw), -1)
         flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
         if mask is None:
-            tokens = torch.full((len(draw),), flat.shape[1], device=flat.device)
+            tokens = self._all_of(flat)
         else:
             kept = mask.reshape(len(draw), -1).bool()
             tokens = kept.sum(1)
@@ -93,6 +95,14 @@ class DomainLossScaler:
         if mask is None:
             return RowLosses(totals / flat.shape[1], tokens)
         return RowLosses(totals / tokens.clamp(min=1), tokens)
+
+    def _all_of(self, flat: Tensor) -> Tensor:
+        """Return (B,) the number of (B, T) losses of each row."""
+        alike = self._last_tokens
+        if alike is None or self._last_shape != flat.shape or alike.device != flat.device:
+            alike = torch.full((len(flat),), flat.shape[1], device=flat.device)
+            self._last_tokens, self._last_shape = alike, flat.shape
+        return alike
 
     def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
         if losses.ndim == 0:
