@@ -1,4 +1,4 @@
-"""The examples run, adapt and go on, and they measure the whole gradient."""
+"""The examples run as someone copies them, adapt, go on, and measure the whole gradient."""
 
 from __future__ import annotations
 
@@ -84,10 +84,6 @@ def test_transformers(run: Example, tmp_path: Path) -> None:
     assert "yours" in printed
 
 
-def test_trl(run: Example) -> None:
-    assert "mirror" in run("train_trl.py", "--steps", "12")
-
-
 def test_fabric(run: Example) -> None:
     options = ("--accumulate", "2", "--precision", "bf16-mixed", "--batch-size", "16")
     assert "accuracy on right labels" in run("train_fabric.py", "--steps", "60", *options)
@@ -102,3 +98,9 @@ def test_accelerate(run: Example) -> None:
     again = run("train_accelerate.py", "--steps", "24", "--resume", *options)
     seen = sum(float(line.split()[1]) for line in again.splitlines()[1:4])
     assert seen == pytest.approx(20 * 16)
+
+
+@pytest.mark.parametrize("name", ["train_trl.py", "train_dpo.py"])
+def test_trl(name: str, run: Example) -> None:
+    pytest.importorskip("trl")
+    assert "Trained on the sum over domains" in run(name, "--steps", "12")
