@@ -161,7 +161,7 @@ def measure(build: Callable[[], nn.Module], size: int) -> tuple[int, float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="parts of names of models; all where there are none")
+    parser.add_argument("names", nargs="*", help="parts of models' names; none is all")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
