@@ -80,7 +80,9 @@ def train(parts: Parts, kind: str, *, seed: int, steps: int) -> nn.Module:
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     if kind == "shuffled":
-        whole = DataLoader(ConcatDataset(parts.values()), batch_size=BATCH, shuffle=True)
+        whole: DataLoader[list[Tensor]] = DataLoader(
+            ConcatDataset(parts.values()), batch_size=BATCH, shuffle=True
+        )
         batches = iter(whole)
         for _ in range(steps):
             losses_of(model, next(batches)[0]).mean().backward()

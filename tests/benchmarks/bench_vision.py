@@ -138,6 +138,7 @@ def measure(build: Callable[[], nn.Module], size: int) -> tuple[int, float, floa
     loss.backward()
     got = probe.collect()
     probe.detach()
+    assert got is not None
     unseen = probe.coverage.unseen
     names = [name for name, p in model.named_parameters() if p.grad is not None]
     mass = {name: float(model.get_parameter(name).grad.square().sum()) for name in names}  # type: ignore[union-attr]

@@ -46,7 +46,8 @@ class Windows(nn.Module):
         qkv = self.qkv(windows).reshape(len(windows), T // 2, 3, 2, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(*qkv.unbind(0))
         mixed = mixed.transpose(1, 2).reshape(windows.shape)
-        return x + self.proj(mixed).reshape(x.shape)
+        attended: Tensor = self.proj(mixed).reshape(x.shape)
+        return x + attended
 
 
 Case = tuple[Callable[[], nn.Module], Callable[[], Inputs]]
