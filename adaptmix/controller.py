@@ -260,7 +260,6 @@ class Controller(TrainedRun):
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
-            domains,
             draw,
             self.weights,
             lengths=measurements.lengths,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +15,8 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix._schedule import Schedule
 from adaptmix._text import listed
 from adaptmix._types import Domains
+from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.state._identity import digest
-
-if TYPE_CHECKING:
-    from adaptmix.data._rows import RowSource
 
 
 class _MapStyle(Protocol):
@@ -168,9 +166,7 @@ class Mixture(Dataset[Any]):
         Args:
             seed: of the run.
         """
-        from adaptmix.data._rows import PermutedRows  # reads mixtures
-
-        return PermutedRows(self, seed=seed)
+        return PermutedRows(self.sizes, self.rows_of, seed=seed)
 
     def without(self, apart: NDArray[np.int64]) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.

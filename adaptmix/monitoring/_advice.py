@@ -169,11 +169,12 @@ def _harm(comparison: Comparison | None) -> Iterator[Advice]:
         yield Advice("Stop this set-up", f"Held-out loss is higher than the baseline's. {how}")
     elif comparison.worse:
         first = comparison.worse[0]
+        it, its = ("it", "its") if len(comparison.worse) == 1 else ("them", "their")
         yield Advice(
             "Protect the domains that paid",
             f"The held-out loss of {listed(comparison.worse)} is higher than the baseline's. Bound "
-            f"{'it' if len(comparison.worse) == 1 else 'them'}, for instance "
-            f"`controller.pin({first!r}, sampling=(low, high))`, or raise the importance.",
+            f"{it}, for instance "
+            f"`controller.pin({first!r}, sampling=(low, high))`, or raise {its} importance.",
         )
 
 
