@@ -57,8 +57,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
-        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life, min_coverage: as for
+            ``Controller``, and holdout, seed_rows, when_exhausted, max_epochs, sampling.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -89,6 +89,7 @@ class AdaptMixCallback(TrainerCallback):
         max_epochs: Mapping[str, float] | float | None = None,
         sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
+        seed_rows: bool = True,
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -113,6 +114,7 @@ class AdaptMixCallback(TrainerCallback):
                 "max_epochs": max_epochs,
                 "sampling": sampling,
                 "holdout": holdout,
+                "seed_rows": seed_rows,
             },
         )
         self._trainer: Trainer | None = None
