@@ -23,12 +23,16 @@ class Gains:
     Attributes:
         predicted: with the best shares, with what noise alone would predict taken off.
         proposed: with the shares that the policy proposes.
-        attained: with the shares in force.
+        attained: with the shares in force; NaN where other domains lend something, for then
+            a quieter gradient is not what the shares are for.
+        lent: share of the gradient's mean squared error that other domains take away; NaN where
+            no policy tells it.
     """
 
     predicted: Estimate
     proposed: float
     attained: float
+    lent: float = float("nan")
 
     @property
     def known(self) -> bool:
@@ -52,7 +56,13 @@ def gains(group: Group) -> Gains:
     """Return a group's gains, each the median over the second half of a run."""
     proposed = _mean([run.settled("proposed_gain") for run in group.runs if _measured(run)])
     attained = _mean([run.attained_gain for run in group.runs if _measured(run)])
-    return Gains(_predicted(group), proposed, attained)
+    lent = _mean([_lent(run) for run in group.runs])
+    return Gains(_predicted(group), proposed, float("nan") if lent >= 0.0 else attained, lent)
+
+
+def _lent(run: RunRecord) -> float:
+    helps = run.final("helps")
+    return float(np.nansum(helps)) if np.isfinite(helps).any() else float("nan")
 
 
 def _predicted(group: Group) -> Estimate:

@@ -259,6 +259,36 @@ def test_observed_runs_are_judged_by_what_they_predict(
     assert words in said.sentence
 
 
+def transferred(label: str, *, mode: str, helps: float | None = None, **options: Any) -> RunRecord:
+    """A run with a domain that counts and two that are there to help it."""
+    importance: dict[str, Any] = {"configuration": {"importance": [1.0, 0.0, 0.0]}}
+    run = made.record(label, mode=mode, gain=1.01, attained=0.9, **importance, **options)
+    if helps is None:
+        return run
+    lent = {name: made.constant(helps / 2) for name in run.domains[1:]}
+    return replace(run, by_domain={**run.by_domain, "helps": lent})
+
+
+def test_runs_that_draw_no_helping_rows_are_a_baseline_only() -> None:
+    (group,) = grouped([transferred("plain", mode="observe")])
+    said = verdict.observed(group, gains(group))
+    assert (said.tone, said.headline) == ("open", "Only a baseline")
+    assert "draws no rows of code and news, whose importance is 0" in said.sentence
+    assert 'policy="transfer"' in said.sure
+
+
+def test_what_domains_lend_stands_in_place_of_a_variance_that_is_not_aimed_at() -> None:
+    said = judge(
+        [transferred("plain", mode="observe")],
+        [transferred("mixed", mode="adapt", helps=0.66, losses=[1.5, 3.0, 3.0])],
+    )
+    assert said.headline == "It helped"
+    assert said.sentence.startswith(
+        "Other domains take 66 % of the gradient's mean squared error away; held-out loss is 0.500 "
+        "lower"
+    )
+
+
 def test_observed_seeds_give_the_interval() -> None:
     runs = [made.record(f"o-{i}", mode="observe", seed=i, gain=1.2 + 0.02 * i) for i in range(3)]
     (group,) = grouped(runs)
