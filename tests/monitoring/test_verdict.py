@@ -80,6 +80,11 @@ def test_runs_that_are_alike_to_the_last_digit() -> None:
     assert said.headline == "No difference shown"
     assert "; held-out loss is the same to the last digit after 1\u202f200 steps;" in said.sentence
     assert said.sure.startswith("Runs of one seed are alike: adapting moved nothing")
+    errors = [0.01] * 3
+    single = judge(
+        [made.record("plain", mode="observe", errors=errors)], [made.record("mixed", errors=errors)]
+    )
+    assert "held-out loss is the same to the last digit" in single.sentence
 
 
 def test_worse() -> None:
