@@ -294,6 +294,22 @@ def test_what_domains_lend_stands_in_place_of_a_variance_that_is_not_aimed_at() 
     )
 
 
+@pytest.mark.parametrize(
+    ("attained", "text"),
+    [
+        (1.2, "1.15 times less noisy"),  # all of the bias
+        (1.1, "1.07 times less noisy"),  # half of it
+        (1.0, "left the gradient as noisy as it was"),
+        (0.8, "1.25 times noisier"),
+    ],
+)
+def test_what_noise_alone_would_predict_is_taken_off(attained: float, text: str) -> None:
+    run = made.record(gain=1.2, attained=attained)
+    overall = {**run.overall, "predicted_gain_bias": made.constant(0.05)}
+    (group,) = grouped([replace(run, overall=overall)])
+    assert text in verdict.variance(gains(group))
+
+
 def test_observed_seeds_give_the_interval() -> None:
     runs = [made.record(f"o-{i}", mode="observe", seed=i, gain=1.2 + 0.02 * i) for i in range(3)]
     (group,) = grouped(runs)
