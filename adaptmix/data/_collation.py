@@ -48,21 +48,25 @@ class NumberedRows(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         return self.mixture[row]
 
-    def __getitems__(self, rows: DrawnRows) -> tuple[list[Any], int, int]:
-        """Return the rows' items, and both numbers of the micro-batch."""
+    def __getitems__(self, rows: DrawnRows) -> tuple[list[Any], Number]:
+        """Return the rows' items and the number of the micro-batch."""
+        number = Number(rows.ordinal)
+        number.part = rows.part
         with seeded(self.seed, rows.part, 0):
-            return self.mixture.__getitems__(rows), rows.ordinal, rows.part
+            return self.mixture.__getitems__(rows), number
 
 
 class Number(int):
     """A micro-batch's number, with what collating it has shown.
 
     Attributes:
+        part: number of the process's micro-batch among those of all processes.
         fault: why the batch must not be trained, or None.
         unclear: whether it could not be shown that rows keep their order.
         segments: where rows are that were packed into fewer; None where they were not.
     """
 
+    part: int = 0
     fault: str | None = None
     unclear: bool = False
     segments: Segments | None = None
@@ -89,14 +93,14 @@ class CheckedCollate:
         self._batches = 0
         self._proof = Proof()
 
-    def __call__(self, numbered: tuple[list[Any], int, int]) -> tuple[Any, Number]:
+    def __call__(self, numbered: tuple[list[Any], Number]) -> tuple[Any, Number]:
         """Return the batch of the numbered rows, and the number."""
-        rows, ordinal, part = numbered
-        number, size = Number(ordinal), len(rows)
+        rows, number = numbered
+        size = len(rows)
         self._batches += 1
         if self.collate_fn is not default_collate and _is_power_of_two(self._batches):
             self._proof = prove_order(self.collate_fn, rows)
-        with seeded(self.seed, part, 1):
+        with seeded(self.seed, number.part, 1):
             batch = self.collate_fn(rows)
         number.segments = find_segments(rows, batch)
         if number.segments is None:
@@ -136,7 +140,7 @@ class NumberedCollate(CheckedCollate):
         super().__init__(collate_fn, seed=seed)
         self.key = key
 
-    def __call__(self, numbered: tuple[list[Any], int, int]) -> Any:
+    def __call__(self, numbered: tuple[list[Any], Number]) -> Any:
         """Return the batch of the numbered rows."""
         batch, number = super().__call__(numbered)
         if not hasattr(batch, "keys"):

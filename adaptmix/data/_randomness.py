@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,10 @@ def seeded(seed: int | None, *key: int) -> Iterator[None]:
     if seed is None:
         yield
         return
-    words = np.random.SeedSequence(seed, spawn_key=(2, *key)).generate_state(3)
-    python, number, tensor = words.tolist()
+    words = blake2b(repr((seed, *key)).encode(), digest_size=20).digest()
+    python, number, tensor = (
+        int.from_bytes(part, "little") for part in (words[:8], words[8:12], words[12:])
+    )
     bits, states = get_bit_generator(), (random.getstate(), torch.get_rng_state())
     set_bit_generator(_own_bits)
     try:

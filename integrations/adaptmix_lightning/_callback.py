@@ -54,9 +54,8 @@ class AdaptMixCallback(Callback):
             rows is in expectation.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every, measure_every, estimator, counts, half_life, min_coverage: as for
-            ``Controller``; tokens_per_row, holdout, seed_rows, when_exhausted, max_epochs and
-            sampling, too.
+        update_every, measure_every, estimator, counts, half_life, min_coverage, tokens_per_row,
+            holdout, seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.

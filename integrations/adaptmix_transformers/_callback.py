@@ -57,8 +57,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator, counts, half_life, min_coverage: as for
-            ``Controller``, and holdout, seed_rows, when_exhausted, max_epochs, sampling.
+        update_every, measure_every, estimator, counts, half_life, min_coverage, holdout,
+            seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
