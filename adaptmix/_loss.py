@@ -12,6 +12,7 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import Weights
 from adaptmix.data._draw import Draw
 from adaptmix.data._segments import Segments
+from adaptmix.errors import ObjectiveError
 
 UNITS = ("sample", "token")
 
@@ -147,7 +148,7 @@ class DomainLossScaler:
                 otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        table = _factors(weights, draw.domain_shares * lengths * micro_rows)
+        table = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
         factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
         if draw.held is None:
             return factors.dot(rows.values), factors
@@ -165,7 +166,7 @@ class DomainLossScaler:
             lengths: as in ``weighted``.
         """
         divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        factors = _factors(weights, divisor)[draw.domains]
+        factors = _factors(weights, draw, divisor)[draw.domains]
         return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
@@ -212,8 +213,20 @@ def _unpacked(
     return segments.unpack(losses), segments.unpack(kept, fill=False)
 
 
-def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
-    """Return (K,) α / divisor, 0 where nothing is sampled."""
+def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
+    """Return (K,) α / divisor, 0 where nothing is sampled.
+
+    Where domains are used up, α of the others is scaled to sum to one.
+    """
     counts = weights.objective
+    if draw.spent is not None:
+        counts = np.where(draw.spent, 0.0, counts)
+        if not counts.any():
+            raise ObjectiveError(
+                "A domain that counts must be left; those with importance · loss > 0 are used up "
+                "(max_epochs=). Raise their max_epochs, or end the run there with "
+                'when_exhausted="stop_first".'
+            )
+        counts = counts / counts.sum()
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
     return torch.from_numpy(table)

@@ -45,12 +45,8 @@ class Run:
     Args:
         mixture: as for ``Controller``.
         settings: plain options.
-        policy: as for ``Controller``.
-        counts: as for ``Controller``.
-        lag: as for ``Controller``.
-        seed: as for ``Controller``.
-        tokens_per_row: as for ``Controller``.
-        holdout: as for ``Controller``.
+        policy, counts, lag, seed, tokens_per_row: as for ``Controller``.
+        when_exhausted, max_epochs, holdout: as for ``Controller``.
         group: the data-parallel processes; all of them when None.
     """
 
@@ -64,6 +60,8 @@ class Run:
         lag: int,
         seed: int,
         tokens_per_row: Mapping[str, float] | Count | None,
+        when_exhausted: str,
+        max_epochs: Mapping[str, float] | float | None,
         holdout: str | float | None,
         group: ProcessGroup | None,
     ) -> None:
@@ -106,10 +104,21 @@ class Run:
             guards=self._guards,
             warn=self._warn,
         )
-        shares = self._adaptation.row_shares
         self._plan = Plan(
-            mixture, shares=shares, lag=lag, seed=seed, counts=counts, holdout=self._holdout
+            mixture,
+            shares=self._adaptation.row_shares,
+            lag=lag,
+            seed=seed,
+            counts=counts,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
+            holdout=self._holdout,
         )
+        if self._plan.budget and not settings.adapting:
+            raise ValueError(
+                'when_exhausted and max_epochs must be left out with mode="observe", which trains '
+                f"as without AdaptMix; got {when_exhausted!r}, {max_epochs!r}."
+            )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
@@ -297,6 +306,7 @@ class Run:
             "seed": self._plan.seed,
             "lag": self._plan.lag,
             "counts": self._plan.counts,
+            **self._plan.budget.settings,
             **asdict(self._settings),
         }
 

@@ -12,6 +12,8 @@ from adaptmix.controller import Controller
 from adaptmix.data import Layout, Mixture, prefetching
 from adaptmix.policies import Policy
 
+# Rows of each domain of the controller that checks arguments, enough for a small ``max_epochs``.
+_ROWS = 10**5
 _log = logging.getLogger("adaptmix")
 
 
@@ -73,14 +75,16 @@ class Settings:
             )
         told = self.tokens_per_row if isinstance(self.tokens_per_row, Mapping) else {}
         # Domains are not known yet, but where a mapping names them.
-        names = list(self.importance or told or ("a", "b"))
+        limits = self.options.get("max_epochs")
+        limited = list(limits) if isinstance(limits, Mapping) else []
+        names = list(self.importance or told or dict.fromkeys([*limited, "a", "b"]))
         known = bool(self.importance or told)
         # A policy of one's own may be of certain domains.
         free = isinstance(self.policy, str) or not hasattr(self.policy, "update")
         unit = self.unit or ("token" if callable(self.tokens_per_row) else None)
         with _without_log():
             self.make_controller(
-                Mixture(dict.fromkeys(names, (0, 1)), importance=self.importance),
+                Mixture(dict.fromkeys(names, range(_ROWS)), importance=self.importance),
                 lag=16 if self.lag is None else self.lag,
                 seed=0 if self.seed is None else self.seed,
                 unit=unit or ("token" if max(told.values(), default=0.0) > 1.0 else "sample"),

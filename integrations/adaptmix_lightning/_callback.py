@@ -56,8 +56,8 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage, holdout: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -83,6 +83,8 @@ class AdaptMixCallback(Callback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
         holdout: str | float | None = "auto",
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
@@ -106,6 +108,8 @@ class AdaptMixCallback(Callback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
                 "holdout": holdout,
             },
         )
@@ -120,8 +124,7 @@ class AdaptMixCallback(Callback):
         self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
-        self._limit: float = 1.0
-        self._steps = 0
+        self._limit, self._steps = 1.0, 0
         self._warn_of_logs = WarnOnce()
 
     @property
@@ -300,6 +303,7 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
+            trainer.should_stop |= self.controller.ended
             logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,8 +57,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage, holdout: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -85,6 +85,8 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
         holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
@@ -106,6 +108,8 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
                 "holdout": holdout,
             },
         )
@@ -307,6 +311,8 @@ class AdaptMixCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""
         self.controller.step()
+        if self.controller.ended:
+            control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""

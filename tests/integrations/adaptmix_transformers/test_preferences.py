@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def checked(trainer: Any, callback: AdaptMixCallback, *, blocks: int = 2) -> flo
     def expected(model: Any, batches: list[dict[str, Any]]) -> Tensor:
         parts: dict[int, list[Tensor]] = {}
         for batch in batches:
-            for alone in one_by_one(batch, len(batch["input_ids"]) // blocks):
-                parts.setdefault(int(alone["input_ids"][0, 0]) - 3, []).append(own(model, alone))
+            first = "input_ids" if "input_ids" in batch else "chosen_input_ids"
+            for alone in one_by_one(batch, len(batch[first]) // blocks):
+                parts.setdefault(int(alone[first][0, 0]) - 3, []).append(own(model, alone))
         weights = callback.controller.weights
         factors = weights.importance * weights.loss
         means = [float(factors[i]) * torch.stack(losses).mean() for i, losses in parts.items()]
@@ -129,6 +131,24 @@ def test_answers_without_a_baseline_are_the_objective(tmp_path: Path, tokenizer:
     assert checked(trainer("apo_zero_unpaired", "random", callback), callback, blocks=1) < 2e-5
     with pytest.raises(ObjectiveError, match="compares each answer with the mean of its batch"):
         trainer("kto", "sequential", AdaptMixCallback("source")).train()
+
+
+@pytest.mark.parametrize("name", ["CPO", "ORPO"])
+def test_pairs_beside_a_likelihood_are_the_objective(
+    name: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Preferred answers are of one length: their likelihood is a mean over the batch's tokens."""
+    module = importlib.import_module(f"trl.experimental.{name.lower()}")
+    callback = AdaptMixCallback("source", policy=WEIGHTS, lag=0, update_every=1)
+    alike = {"max_length": 32, "max_steps": 3, "remove_unused_columns": False}
+    trainer = getattr(module, f"{name}Trainer")(
+        model=hf.llama(),
+        args=config(getattr(module, f"{name}Config"), tmp_path, **alike),
+        train_dataset=preferences().select(range(0, 60, 3)),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    assert checked(trainer, callback, blocks=1) < 2e-5
 
 
 def test_losses_and_noise_of_pairs_are_those_of_two_classes() -> None:
