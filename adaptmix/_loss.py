@@ -90,11 +90,12 @@ class DomainLossScaler:
             kept = mask.reshape(len(draw), -1).bool()
             tokens = kept.sum(1)
             flat = torch.where(kept, flat, 0.0)
-        totals = flat.squeeze(1) if flat.shape[1] == 1 else flat.sum(1)
+        one = flat.shape[1] == 1
+        if self.unit == "sample" and mask is None:
+            return RowLosses(flat.squeeze(1) if one else flat.mean(1), tokens)
+        totals = flat.squeeze(1) if one else flat.sum(1)
         if self.unit == "token":
             return RowLosses(totals, tokens)
-        if mask is None:
-            return RowLosses(totals / flat.shape[1], tokens)
         return RowLosses(totals / tokens.clamp(min=1), tokens)
 
     def _all_of(self, flat: Tensor) -> Tensor:
@@ -130,7 +131,6 @@ class DomainLossScaler:
     def weighted(
         self,
         rows: RowLosses,
-        domains: Tensor,
         draw: Draw,
         weights: Weights,
         *,
@@ -141,19 +141,17 @@ class DomainLossScaler:
 
         Args:
             rows: of the micro-batch.
-            domains: (B,) the draw's domains, on the losses' device.
             draw: whose shares divide.
             weights: whose loss weights are in force.
             lengths: (K,) mean tokens per row with unit "token", the share of rows that have a loss
                 otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        table = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
-        factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
+        factors = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
+        factors = factors.to(rows.values, non_blocking=True)
         if draw.held is None:
             return factors.dot(rows.values), factors
         held = draw.held.to(factors.device, non_blocking=True)
-        factors = factors.masked_fill(held, 0.0)
         # Not times 0: a held-out row's loss may have overflowed.
         return factors.dot(rows.values.masked_fill(held, 0.0)), factors
 
@@ -166,8 +164,7 @@ class DomainLossScaler:
             lengths: as in ``weighted``.
         """
         divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        factors = _factors(weights, draw, divisor)[draw.domains]
-        return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)
+        return _factors(weights, draw, divisor)
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
         """Return what a mean over the step's rows, or tokens, divides by on average, per row.
@@ -214,7 +211,7 @@ def _unpacked(
 
 
 def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
-    """Return (K,) α / divisor, 0 where nothing is sampled.
+    """Return (B,) α / divisor of each row's domain; 0 where nothing is sampled, and held-out.
 
     Where domains are used up, α of the others is scaled to sum to one.
     """
@@ -229,4 +226,5 @@ def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
             )
         counts = counts / counts.sum()
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
-    return torch.from_numpy(table)
+    factors = torch.from_numpy(table[draw.domains.numpy()])
+    return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)

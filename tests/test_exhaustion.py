@@ -120,7 +120,7 @@ def test_the_shares_in_force_are_those_that_are_left() -> None:
 
 def test_an_observing_run_has_no_limits() -> None:
     with pytest.raises(
-        ValueError, match=r"^when_exhausted and max_epochs must be left out with mo"
+        ValueError, match=r"^when_exhausted, max_epochs and sampling must be left out"
     ):
         controller(mode="observe", max_epochs=3)
     with warnings.catch_warnings():

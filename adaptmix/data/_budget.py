@@ -122,7 +122,8 @@ class Budget:
         if (shares <= most).all():
             return shares
         # Less than a batch is left, or none of what a batch would be made of.
-        if np.minimum(most, 1.0).sum() < 1.0 - _ROUNDING or not (shares * most > 0.0).any():
+        few = np.minimum(most, 1.0).sum() < 1.0 - _ROUNDING
+        if few or not ((shares > 0.0) & (most > 0.0)).any():
             return None
         return neyman_shares(shares, upper=np.minimum(most, 1.0))
 

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix._schedule import Course
+from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._schedule import Schedule
+from adaptmix.data._schedule import LaggedShares
 from adaptmix.state import _schema as schema
 
 _log = logging.getLogger("adaptmix")
@@ -68,12 +70,13 @@ class Plan:
 
     Args:
         mixture: where rows come from.
-        shares: as for ``Schedule``.
-        lag: as for ``Schedule``.
-        seed: as for ``Schedule``, and of each domain's order of rows.
-        counts: as for ``Schedule``.
+        shares: as for ``LaggedShares``.
+        lag: as for ``LaggedShares``.
+        seed: as for ``LaggedShares``, and of each domain's order of rows.
+        counts: as for ``LaggedShares``.
         when_exhausted: as for ``Budget``.
         max_epochs: as for ``Budget``.
+        course: what schedules make of shares; nothing when None.
         holdout: rows of the mixture that ride in measured steps; none when None.
 
     Raises:
@@ -94,11 +97,12 @@ class Plan:
         counts: str = "stratified",
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        course: Course | None = None,
         holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
-        self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
+        self.schedule = LaggedShares(shares, lag=lag, seed=seed, counts=counts)
         self._source = mixture.row_source(seed=seed)
         self.budget = Budget(
             mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
@@ -108,6 +112,7 @@ class Plan:
                 'counts must be "stratified" where max_epochs bounds shares; got "multinomial", '
                 "which may draw more rows than are left."
             )
+        self._course = course
         self.end: int | None = None
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
@@ -147,7 +152,7 @@ class Plan:
 
         Args:
             shares: of rows.
-            between_steps: as for ``Schedule.publish``.
+            between_steps: as for ``LaggedShares.publish``.
         """
         if self.untouched:
             self.schedule.begin_with(shares)
@@ -208,9 +213,11 @@ class Plan:
             held: how many of its rows are held out.
 
         Raises:
-            LagError: as ``Schedule.shares_at`` does.
+            LagError: as ``LaggedShares.shares_at`` does.
         """
         shares = self.schedule.shares_at(step)
+        if self._course:
+            shares = normalise(shares * self._course.factors(step))
         if not self.budget:
             return shares
         drawn, left = self._drawn[step], self._horizon - step

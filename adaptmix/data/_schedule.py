@@ -37,7 +37,7 @@ class StepCounts:
     held: NDArray[np.bool_]
 
 
-class Schedule:
+class LaggedShares:
     """Counts each step's rows per domain from the shares published ``lag`` steps before.
 
     Step t is counted with the shares published after step t − 1 − lag and a generator seeded by

@@ -123,6 +123,16 @@ def _it(count: int) -> str:
 
 def observed(group: Group, gain: Gains) -> Verdict:
     """Return the verdict on runs that only measured."""
+    if auxiliary := group.first.auxiliary:
+        text = (
+            f"an observed run draws no rows of {listed(auxiliary)}, whose importance is 0, so what "
+            "training on them would gain is not known"
+        )
+        how = (
+            'Train once more with `policy="transfer"` and the same seed, and give both runs to '
+            "`adaptmix report`."
+        )
+        return Verdict(OPEN, "Only a baseline", sentence([text]), how)
     if not gain.known:
         text = "gradients were not measured, so what sampling would gain is not known"
         return Verdict(OPEN, "Not measured", sentence([text]), "Call `controller.watch(model)`.")
@@ -163,8 +173,10 @@ def _proposal(gain: Gains) -> str:
 
 
 def variance(gain: Gains) -> str:
-    """Return what was attained, as a clause; "" when gradients were not measured."""
+    """Return what the gradient gained, as a clause; "" when gradients were not measured."""
     attained = gain.attained
+    if gain.lent >= 0.0:
+        return f"other domains take {share(gain.lent)} of the gradient's mean squared error away"
     if not attained > 0.0:
         return ""
     if attained > 1.0 + NO_DIFFERENCE:
@@ -183,11 +195,19 @@ def variance(gain: Gains) -> str:
 def heldout(outcome: Outcome) -> str:
     """Return how the held-out loss changed, as a clause."""
     change, after = outcome.change, f"after {grouped(outcome.step)} steps"
+    if _alike(outcome):
+        return f"held-out loss is the same to the last digit {after}"
     if outcome.sign == 0:
         moved = signed(change.value, change.margin)
         return f"held-out loss shows no difference {after} (change {moved})"
     words = "lower" if change.value < 0.0 else "higher"
     return f"held-out loss is {with_margin(abs(change.value), change.margin)} {words} {after}"
+
+
+def _alike(outcome: Outcome) -> bool:
+    """Whether every run ended exactly where its baseline did."""
+    change = outcome.change
+    return change.value == 0.0 and not (change.source == "seeds" and change.margin > 0.0)
 
 
 def earlier(outcome: Outcome) -> str:
@@ -214,6 +234,11 @@ def how_sure(comparison: Comparison) -> str:
     outcome = comparison.objective
     source = "" if outcome is None else outcome.change.source
     runs = [len(group.runs) for group in (comparison.baseline, comparison.judged)]
+    if outcome is not None and _alike(outcome):
+        return (
+            "Runs of one seed are alike: adapting moved nothing, as it should where there is "
+            "nothing to gain."
+        )
     if source == "seeds":
         seeds = (
             number(runs[0]) if runs[0] == runs[1] else f"{number(runs[0])} and {number(runs[1])}"

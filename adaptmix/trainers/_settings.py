@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from adaptmix._schedule import Schedule
 from adaptmix.controller import Controller
 from adaptmix.data import Layout, Mixture, prefetching
 from adaptmix.policies import Policy
@@ -40,7 +41,7 @@ class Settings:
 
     domains: str | Iterable[Any] | None = None
     policy: Policy | str = "variance_aware"
-    importance: Mapping[str, float] | None = None
+    importance: Mapping[str, float] | Schedule | None = None
     unit: str | None = None
     head: str | None = None
     lag: int | None = None
@@ -75,9 +76,9 @@ class Settings:
             )
         told = self.tokens_per_row if isinstance(self.tokens_per_row, Mapping) else {}
         # Domains are not known yet, but where a mapping names them.
+        named = [self.importance, told, self.options.get("sampling")]
         limits = self.options.get("max_epochs")
-        limited = list(limits) if isinstance(limits, Mapping) else []
-        names = list(self.importance or told or dict.fromkeys([*limited, "a", "b"]))
+        names = next(filter(None, map(_names, named)), [*_names(limits), "a", "b"])
         known = bool(self.importance or told)
         # A policy of one's own may be of certain domains.
         free = isinstance(self.policy, str) or not hasattr(self.policy, "update")
@@ -123,6 +124,13 @@ class Settings:
             layout: how a step's batch is cut.
         """
         return layout.default_lag(**prefetching(loader)) if self.lag is None else self.lag
+
+
+def _names(given: Any) -> list[str]:
+    """Return the domains that an argument names, none where it names none."""
+    if isinstance(given, Schedule):
+        return list(given.names)
+    return list(given) if isinstance(given, Mapping) else []
 
 
 @contextmanager

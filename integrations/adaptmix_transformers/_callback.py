@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from adaptmix import Controller
+from adaptmix import Controller, Schedule
 from adaptmix.errors import ObjectiveError
 from adaptmix.policies import Policy
 from adaptmix.trainers import (
@@ -58,7 +58,7 @@ class AdaptMixCallback(TrainerCallback):
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
         update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
-        min_coverage, holdout, when_exhausted, max_epochs: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -70,7 +70,7 @@ class AdaptMixCallback(TrainerCallback):
         domains: str | Iterable[Any] | None = None,
         *,
         policy: Policy | str = "variance_aware",
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] | Schedule | None = None,
         unit: str | None = None,
         loss: UserLoss | None = None,
         head: str | None = None,
@@ -87,6 +87,7 @@ class AdaptMixCallback(TrainerCallback):
         min_coverage: float = 0.9,
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
@@ -110,6 +111,7 @@ class AdaptMixCallback(TrainerCallback):
                 "min_coverage": min_coverage,
                 "when_exhausted": when_exhausted,
                 "max_epochs": max_epochs,
+                "sampling": sampling,
                 "holdout": holdout,
             },
         )

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,8 +32,9 @@ from adaptmix._checks import FloatArray
 from adaptmix.data import Layout, Loader, Mixture, Plan, PlanSampler
 
 RESULTS = Path(__file__).parent / "results" / "plan.md"
-# torch.multinomial takes no more weights than this; each stream of datasets opens files.
-_MOST_WEIGHTS, _MOST_STREAMS = 2**24, 500
+# torch.multinomial takes no more weights than this. Of more domains than this, interleave_datasets
+# opens too many files, and the other peers take minutes for a batch.
+_MOST_WEIGHTS, _MOST_DOMAINS = 2**24, 1000
 _ROW_BYTES, _PAGES = 4096, 4096
 
 Batches = Iterator[list[int]]
@@ -151,7 +151,7 @@ def possible(name: str, case: Case) -> bool:
     """Whether a method is installed, and takes a mixture of this size."""
     method = METHODS[name][1]
     fits = method is not weighted or case.domains * case.size <= _MOST_WEIGHTS
-    fits = fits and (method is not interleaved or case.domains <= _MOST_STREAMS)
+    fits = fits and (method in (planned, weighted) or case.domains <= _MOST_DOMAINS)
     return fits and importlib.util.find_spec(METHODS[name][0]) is not None
 
 
@@ -173,9 +173,16 @@ def peak(name: str, case: Case) -> float:
 def memory(name: str, case: Case) -> float:
     """Return the MB that this process needs beyond what it has, at its peak."""
     rate(name, Case(2, 100, 8, 64))  # what is imported late
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     rate(name, case)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _resident("VmHWM") - before
+
+
+def _resident(kind: str) -> float:
+    """Return this process's memory in MB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 class Pages(Dataset[Tensor]):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -68,13 +69,16 @@ def checked(trainer: Any, callback: AdaptMixCallback, *, blocks: int = 2) -> flo
     return max(check.errors)
 
 
-def dpo(folder: Path, words: Any, callback: AdaptMixCallback, **changes: Any) -> Any:
+def dpo(
+    folder: Path, words: Any, callback: AdaptMixCallback, eval_dataset: Any = None, **changes: Any
+) -> Any:
     """A DPOTrainer of a few steps."""
     return DPOTrainer(
         model=hf.llama(),
         ref_model=hf.llama(1).eval(),
         args=config(DPOConfig, folder, **{"max_steps": 3, "beta": 0.5} | changes),
         train_dataset=preferences(),
+        eval_dataset=eval_dataset,
         processing_class=words,
         callbacks=[callback],
     )
@@ -169,7 +173,11 @@ def test_losses_and_noise_of_pairs_are_those_of_two_classes() -> None:
 
 def test_every_policy_goes_by_pairs(tmp_path: Path, tokenizer: Any) -> None:
     callback = AdaptMixCallback("source", policy="joint", lag=0, update_every=1)
-    dpo(tmp_path, tokenizer, callback).train()
+    trainer = dpo(tmp_path, tokenizer, callback, eval_dataset=preferences().select(range(13)))
+    trainer.train()
+    metrics = trainer.evaluate()
+    losses = [metrics["eval_loss_a"], metrics["eval_loss_b"]]
+    assert np.average(losses, weights=[7, 6]) == pytest.approx(metrics["eval_loss"], rel=1e-4)
     assert {"noise", "loss_mean", "grad_var"} <= callback.controller.statistics.supplied()
     refused = AdaptMixCallback("source", policy="joint", lag=0, update_every=1)
     with pytest.raises(MissingStatisticError, match=r"noise of rows.*Those of pairs are known"):
