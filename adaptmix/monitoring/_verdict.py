@@ -206,7 +206,8 @@ def heldout(outcome: Outcome) -> str:
 
 def _alike(outcome: Outcome) -> bool:
     """Whether every run ended exactly where its baseline did."""
-    return outcome.change.value == 0.0 and outcome.change.margin == 0.0
+    change = outcome.change
+    return change.value == 0.0 and not (change.source == "seeds" and change.margin > 0.0)
 
 
 def earlier(outcome: Outcome) -> str:

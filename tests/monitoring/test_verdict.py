@@ -80,6 +80,11 @@ def test_runs_that_are_alike_to_the_last_digit() -> None:
     assert said.headline == "No difference shown"
     assert "; held-out loss is the same to the last digit after 1\u202f200 steps;" in said.sentence
     assert said.sure.startswith("Runs of one seed are alike: adapting moved nothing")
+    errors = [0.01] * 3
+    single = judge(
+        [made.record("plain", mode="observe", errors=errors)], [made.record("mixed", errors=errors)]
+    )
+    assert "held-out loss is the same to the last digit" in single.sentence
 
 
 def test_worse() -> None:
@@ -287,6 +292,22 @@ def test_what_domains_lend_stands_in_place_of_a_variance_that_is_not_aimed_at() 
         "Other domains take 66 % of the gradient's mean squared error away; held-out loss is 0.500 "
         "lower"
     )
+
+
+@pytest.mark.parametrize(
+    ("attained", "text"),
+    [
+        (1.2, "1.15 times less noisy"),  # all of the bias
+        (1.1, "1.07 times less noisy"),  # half of it
+        (1.0, "left the gradient as noisy as it was"),
+        (0.8, "1.25 times noisier"),
+    ],
+)
+def test_what_noise_alone_would_predict_is_taken_off(attained: float, text: str) -> None:
+    run = made.record(gain=1.2, attained=attained)
+    overall = {**run.overall, "predicted_gain_bias": made.constant(0.05)}
+    (group,) = grouped([replace(run, overall=overall)])
+    assert text in verdict.variance(gains(group))
 
 
 def test_observed_seeds_give_the_interval() -> None:
