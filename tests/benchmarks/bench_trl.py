@@ -49,18 +49,18 @@ def texts(rows: int = ROWS) -> Dataset:
 
 
 def pairs(rows: int = ROWS) -> Dataset:
-    """Preferences, tokenised."""
+    """Preferences of random words."""
     rng = np.random.default_rng(0)
 
-    def ids(length: int) -> list[int]:
-        return rng.integers(3, VOCABULARY, length).tolist()  # type: ignore[no-any-return]
+    def text(length: int) -> str:
+        return " ".join(f"w{i}" for i in rng.integers(3, VOCABULARY, length))
 
     return Dataset.from_list(
         [
             {
-                "prompt_ids": ids(24),
-                "chosen_ids": ids(int(rng.integers(8, 40))),
-                "rejected_ids": ids(int(rng.integers(8, 40))),
+                "prompt": text(24),
+                "chosen": " " + text(int(rng.integers(8, 40))),
+                "rejected": " " + text(int(rng.integers(8, 40))),
                 "source": ["a", "b", "c"][number % 3],
             }
             for number in range(rows)
@@ -77,12 +77,13 @@ def model() -> Any:
 
 
 def words() -> Any:
-    """A tokenizer, which is only asked for its padding."""
-    from tokenizers import Tokenizer, models
+    """A tokenizer of words w3, w4, …"""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     known = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     kind: Any = transformers.PreTrainedTokenizerFast
     inner = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return kind(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
