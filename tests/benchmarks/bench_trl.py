@@ -77,7 +77,7 @@ def model() -> Any:
 
 
 def words() -> Any:
-    """A tokenizer of words w3, w4, …"""
+    """A tokenizer of words that are their numbers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     known = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
