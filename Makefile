@@ -7,10 +7,12 @@ PINNED := $(INSTALL) --constraint constraints.txt
 PIP := $(BIN)/python $(PINNED)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 EVERYTHING := --editable ".[examples,lightning,report,transformers]"
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# Workers start on neighbouring tests, which share fixtures; one that is done takes from another.
+PARALLEL := -m pytest -n auto --dist worksteal
+PYTEST := $(BIN)/python $(PARALLEL)
 COVERAGE := --cov --cov-report=term --cov-fail-under=95
 
-.PHONY: demo test test-all test-newest test-wheel test-transformers-oldest lint check docs bench clean
+.PHONY: demo test test-all newest test-newest test-wheel test-transformers-oldest lint check docs bench clean
 
 demo: $(VENV)/.examples ## Train the example without and with adaptmix, and write the verdict page
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -21,11 +23,13 @@ test: $(VENV)/.dev ## Run the test suite without its slow tests
 test-all: $(VENV)/.dev ## Run every test, with the coverage the suite must have
 	$(PYTEST) $(COVERAGE) $(ARGS)
 
-test-newest: $(VENV)-newest/.torch ## Run the integrations' tests on today's releases
+newest: $(VENV)-newest/.torch
 	$(VENV)-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager \
 		"$(TORCH)" $(EVERYTHING) --group test
 	$(VENV)-newest/bin/python -m pip list | grep -iE "^(accelerate|datasets|lightning|peft|torch|transformers|trl) "
-	$(VENV)-newest/bin/python -m pytest -n auto --dist loadfile tests/integrations $(ARGS)
+
+test-newest: newest ## Run the integrations' tests on today's releases
+	$(VENV)-newest/bin/python $(PARALLEL) tests/integrations $(ARGS)
 
 test-wheel: $(VENV)-wheel/.ready ## Build the wheel and test it in a folder without the source
 	rm -rf build/wheel && mkdir -p build/wheel
@@ -45,7 +49,10 @@ lint: $(VENV)/.dev ## Format, lint, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint docs test-wheel test-newest test-all ## All that CI runs
+# What keeps one core busy runs two at a time; the tests that follow use every core.
+check: ## All that CI runs: lint, docs, test-wheel, test-newest, test-all
+	$(MAKE) --jobs=2 --output-sync=target lint docs test-wheel newest
+	$(MAKE) --old-file=newest test-newest test-all
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)-docs/.ready ## Build the guide into build/site; a warning is an error

@@ -1,6 +1,7 @@
 """Online adaptive sampling and loss weights for training one model on several domains."""
 
 from adaptmix import errors, noise, policies, solvers
+from adaptmix._schedule import Schedule
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.controller import Controller
 from adaptmix.data import Draw, Mixture, Segments
@@ -15,6 +16,7 @@ __all__ = [
     "Domains",
     "Draw",
     "Mixture",
+    "Schedule",
     "Segments",
     "Weights",
     "__version__",

@@ -12,6 +12,7 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import Weights
 from adaptmix.data._draw import Draw
 from adaptmix.data._segments import Segments
+from adaptmix.errors import ObjectiveError
 
 UNITS = ("sample", "token")
 
@@ -53,6 +54,8 @@ class DomainLossScaler:
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
+        self._last_tokens: Tensor | None = None
+        self._last_shape = torch.Size()
 
     def rows(
         self,
@@ -82,17 +85,26 @@ class DomainLossScaler:
         flat = losses.reshape(len(draw), -1)
         flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
         if mask is None:
-            tokens = torch.full((len(draw),), flat.shape[1], device=flat.device)
+            tokens = self._all_of(flat)
         else:
             kept = mask.reshape(len(draw), -1).bool()
             tokens = kept.sum(1)
             flat = torch.where(kept, flat, 0.0)
-        totals = flat.squeeze(1) if flat.shape[1] == 1 else flat.sum(1)
+        one = flat.shape[1] == 1
+        if self.unit == "sample" and mask is None:
+            return RowLosses(flat.squeeze(1) if one else flat.mean(1), tokens)
+        totals = flat.squeeze(1) if one else flat.sum(1)
         if self.unit == "token":
             return RowLosses(totals, tokens)
-        if mask is None:
-            return RowLosses(totals / flat.shape[1], tokens)
         return RowLosses(totals / tokens.clamp(min=1), tokens)
+
+    def _all_of(self, flat: Tensor) -> Tensor:
+        """Return (B,) the number of (B, T) losses of each row."""
+        alike = self._last_tokens
+        if alike is None or self._last_shape != flat.shape or alike.device != flat.device:
+            alike = torch.full((len(flat),), flat.shape[1], device=flat.device)
+            self._last_tokens, self._last_shape = alike, flat.shape
+        return alike
 
     def _check(self, losses: Tensor, draw: Draw, mask: Tensor | None) -> None:
         if losses.ndim == 0:
@@ -119,7 +131,6 @@ class DomainLossScaler:
     def weighted(
         self,
         rows: RowLosses,
-        domains: Tensor,
         draw: Draw,
         weights: Weights,
         *,
@@ -130,19 +141,17 @@ class DomainLossScaler:
 
         Args:
             rows: of the micro-batch.
-            domains: (B,) the draw's domains, on the losses' device.
             draw: whose shares divide.
             weights: whose loss weights are in force.
             lengths: (K,) mean tokens per row with unit "token", the share of rows that have a loss
                 otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        table = _factors(weights, draw.domain_shares * lengths * micro_rows)
-        factors = table.to(rows.values, non_blocking=True).index_select(0, domains)
+        factors = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
+        factors = factors.to(rows.values, non_blocking=True)
         if draw.held is None:
             return factors.dot(rows.values), factors
         held = draw.held.to(factors.device, non_blocking=True)
-        factors = factors.masked_fill(held, 0.0)
         # Not times 0: a held-out row's loss may have overflowed.
         return factors.dot(rows.values.masked_fill(held, 0.0)), factors
 
@@ -155,8 +164,7 @@ class DomainLossScaler:
             lengths: as in ``weighted``.
         """
         divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        factors = _factors(weights, divisor)[draw.domains]
-        return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)
+        return _factors(weights, draw, divisor)
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
         """Return what a mean over the step's rows, or tokens, divides by on average, per row.
@@ -202,8 +210,21 @@ def _unpacked(
     return segments.unpack(losses), segments.unpack(kept, fill=False)
 
 
-def _factors(weights: Weights, divisor: FloatArray) -> Tensor:
-    """Return (K,) α / divisor, 0 where nothing is sampled."""
+def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
+    """Return (B,) α / divisor of each row's domain; 0 where nothing is sampled, and held-out.
+
+    Where domains are used up, α of the others is scaled to sum to one.
+    """
     counts = weights.objective
+    if draw.spent is not None:
+        counts = np.where(draw.spent, 0.0, counts)
+        if not counts.any():
+            raise ObjectiveError(
+                "A domain that counts must be left; those with importance · loss > 0 are used up "
+                "(max_epochs=). Raise their max_epochs, or end the run there with "
+                'when_exhausted="stop_first".'
+            )
+        counts = counts / counts.sum()
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
-    return torch.from_numpy(table)
+    factors = torch.from_numpy(table[draw.domains.numpy()])
+    return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)

@@ -12,7 +12,8 @@ from torch import Tensor
 from adaptmix._adaptation import Adaptation
 from adaptmix._backward import BackwardProof
 from adaptmix._loss import DomainLossScaler
-from adaptmix._settings import Settings
+from adaptmix._schedule import Course
+from adaptmix._settings import Drawing, Settings
 from adaptmix._types import DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
 from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
@@ -45,12 +46,8 @@ class Run:
     Args:
         mixture: as for ``Controller``.
         settings: plain options.
-        policy: as for ``Controller``.
-        counts: as for ``Controller``.
-        lag: as for ``Controller``.
-        seed: as for ``Controller``.
-        tokens_per_row: as for ``Controller``.
-        holdout: as for ``Controller``.
+        drawing: options of what is drawn.
+        policy, tokens_per_row: as for ``Controller``.
         group: the data-parallel processes; all of them when None.
     """
 
@@ -58,13 +55,10 @@ class Run:
         self,
         mixture: Mixture,
         settings: Settings,
+        drawing: Drawing,
         *,
         policy: Policy | str,
-        counts: str,
-        lag: int,
-        seed: int,
         tokens_per_row: Mapping[str, float] | Count | None,
-        holdout: str | float | None,
         group: ProcessGroup | None,
     ) -> None:
         if not isinstance(mixture, Mixture):
@@ -73,9 +67,10 @@ class Run:
                 "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
             )
         needed = bool(requirements(policy) & FROM_HELD_OUT) and settings.adapting
-        sizes = holdout_sizes(holdout, mixture.sizes, needed=needed, adapting=settings.adapting)
+        adapting = settings.adapting
+        sizes = holdout_sizes(drawing.holdout, mixture.sizes, needed=needed, adapting=adapting)
         every, half_life = settings.measure_every, settings.half_life
-        self._holdout = Holdout(mixture, sizes, seed=seed, every=every, half_life=half_life)
+        self._holdout = Holdout(mixture, sizes, seed=drawing.seed, every=every, half_life=half_life)
         # From here on a domain's rows are those that are trained on.
         self.mixture = mixture = self._holdout.training
         self._settings = settings
@@ -84,17 +79,18 @@ class Run:
         self._guards = Guards(mixture.info, self._warn)
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._tokens_per_row = known_lengths(mixture.domains, settings.unit, tokens_per_row)
-        self._steering = Steering(mixture.info, policy, sampler=counts)
+        self._course = Course(mixture.domains, mixture.schedule, drawing.sampling)
+        self._steering = Steering(mixture.info, policy, sampler=drawing.counts, course=self._course)
         few = len(mixture.domains) <= _GRAM_DOMAINS
         self._measurements = Measurements(
             mixture.info,
             estimator=settings.estimator,
-            seed=seed,
+            seed=drawing.seed,
             half_life=settings.half_life,
             per_token=settings.per_token,
             tokens_per_row=self._tokens_per_row,
             gram=few or "grad_gram" in self._steering.requires,
-            riding=self._holdout.sizes > 0,
+            held=self._holdout.sizes,
             warn=self._warn,
             group=group,
         )
@@ -106,10 +102,22 @@ class Run:
             guards=self._guards,
             warn=self._warn,
         )
-        shares = self._adaptation.row_shares
         self._plan = Plan(
-            mixture, shares=shares, lag=lag, seed=seed, counts=counts, holdout=self._holdout
+            mixture,
+            shares=self._adaptation.row_shares,
+            lag=drawing.lag,
+            seed=drawing.seed,
+            counts=drawing.counts,
+            when_exhausted=drawing.when_exhausted,
+            max_epochs=drawing.max_epochs,
+            course=self._course,
+            holdout=self._holdout,
         )
+        if not adapting and (self._plan.budget or drawing.sampling is not None):
+            raise ValueError(
+                "when_exhausted, max_epochs and sampling must be left out with "
+                'mode="observe", which trains as without AdaptMix; got one of them.'
+            )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
@@ -123,12 +131,12 @@ class Run:
     @property
     def weights(self) -> Weights:
         """The weights last published; in mode "observe" those of a run without AdaptMix."""
-        return self._adaptation.weights
+        return self._course.at(self.completed, self._adaptation.weights)
 
     @property
     def proposed(self) -> Weights:
         """The weights the policy last proposed; in mode "adapt" the same as ``weights``."""
-        return self._steering.proposed
+        return self._course.at(self.completed, self._steering.proposed)
 
     @property
     def statistics(self) -> DomainStats:
@@ -297,6 +305,8 @@ class Run:
             "seed": self._plan.seed,
             "lag": self._plan.lag,
             "counts": self._plan.counts,
+            **self._plan.budget.settings,
+            **self._course.settings,
             **asdict(self._settings),
         }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaptmix._checks import choice, integer, number
 from adaptmix._loss import UNITS
+from adaptmix._schedule import Schedule
 from adaptmix.probe import ESTIMATORS
 
 _MODES = ("adapt", "observe")
@@ -50,3 +52,16 @@ class Settings:
     def per_token(self) -> bool:
         """Whether the objective averages over tokens."""
         return self.unit == "token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """The options of what is drawn, which ``Controller`` documents under the same names."""
+
+    counts: str
+    lag: int
+    seed: int
+    when_exhausted: str
+    max_epochs: Mapping[str, float] | float | None
+    sampling: Schedule | Mapping[str, float] | None
+    holdout: str | float | None

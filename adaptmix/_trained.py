@@ -252,12 +252,21 @@ class TrainedRun(Run):
             "guards": self._guards,
         }
 
+    def _repr_html_(self) -> str | None:
+        """Show the page of a run that is logged, in notebooks."""
+        return self._log.page(self.completed)._repr_html_() if self._log.opened else None
+
     def __reduce__(self) -> Any:
         raise TypeError(
             "A Controller must not be copied or pickled: it is part of a run, with its model, its "
             "loader and its logs. Build another one with the same arguments, and call its "
             "load_state_dict(controller.state_dict())."
         )
+
+    @property
+    def ended(self) -> bool:
+        """Whether rows are used up, so that no step is left to train, however long the run was."""
+        return self._plan.end is not None and self.completed >= self._plan.end
 
     @property
     def unit(self) -> str:
@@ -294,7 +303,10 @@ class TrainedRun(Run):
     def scalars(self) -> dict[str, float]:
         """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
         measurements = self._measurements
-        in_force = self._plan.schedule.shares_at(self.completed) * measurements.lengths
+        shares = self._plan.shares_at(self.completed)
+        in_force = (
+            self._adaptation.row_shares if shares is None else shares
+        ) * measurements.lengths
         return scalars(
             Update(
                 self.mixture.domains,

@@ -1,4 +1,4 @@
-"""What the rooms of AdaptMix hand to each other: domains, their statistics and their weights."""
+"""Domains, their statistics and their weights: what the packages hand to each other."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Weights:
     """Sampling weights, and the weights of the training objective Σ α L.
 
     Where a domain counts, its weight α is importance times a loss weight, π w. An auxiliary domain,
-    π = 0, may have any α: there is no loss weight to tell, so that it is NaN.
+    π = 0, may have any α, and its loss weight is NaN.
 
     Args:
         sampling: (K,) on the simplex, expected share of a batch drawn from each domain (p).
@@ -204,14 +204,12 @@ def _loss_weights(objective: FloatArray, importance: FloatArray) -> FloatArray:
 class DomainStats:
     """Running estimates per domain. NaN means not known: not measured, or never seen.
 
-    Every field is given by keyword; one that is left out is unknown. Losses and gradients are
+    Every field is given by keyword; a field that is left out is unknown. Losses and gradients are
     those of the *unweighted* loss in the controller's unit. With unit "token", variances and second
-    moments are per token, those of a row's summed loss over its mean length, so that they divide
-    by a number of tokens as they otherwise do by a number of rows.
+    moments are per token: those of a row's summed loss, divided by its mean number of tokens.
 
     Args:
-        count: (K,) effective number of samples behind the gradient estimates; infinite when left
-            out, that is, the estimates are taken as exact.
+        count: (K,) effective number of samples behind the gradient estimates; inf when left out.
         seen: (K,) samples trained on since the run began.
         age: (K,) optimizer steps since the domain was last seen; infinite when never.
         loss_mean: (K,) mean per-sample loss.
@@ -230,8 +228,7 @@ class DomainStats:
         grad_sq_freedom: (K,) degrees of freedom behind ``grad_sq_scatter``; 0 when left out.
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
-        grad_mean_pairs: (K,) effective number of pairs of rows behind ``grad_mean_sq``; infinite
-            when left out.
+        grad_mean_pairs: (K,) effective pairs of rows behind ``grad_mean_sq``; inf when left out.
         tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
             moments are divided to become a row's; ones, for unit "sample", when left out.
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
@@ -318,10 +315,8 @@ class DomainStats:
         unknown |= dict.fromkeys(("count", "grad_freedom", "grad_mean_pairs", "age"), np.inf)
         unknown["tokens_per_row"] = 1.0
         for name in given:
-            array = arrays.get(name)
-            if array is None:
-                array = np.full(shape, unknown.get(name, np.nan))
-            object.__setattr__(self, name, array)
+            default = np.full(shape, unknown.get(name, np.nan))
+            object.__setattr__(self, name, arrays.get(name, default))
         object.__setattr__(self, "grad_gram", gram)
 
     @property

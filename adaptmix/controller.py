@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from adaptmix._checks import choice, integer
-from adaptmix._settings import Settings
+from adaptmix._schedule import Schedule
+from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
 from adaptmix._trained import TrainedRun
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
@@ -59,6 +60,14 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
+        when_exhausted: what happens once a domain was drawn ``max_epochs`` times over. "repeat":
+            that is not before the run's end, for its share falls in time; "drop": the objective is
+            that of the others, their importance scaled up; "stop_first": the run ends before; or
+            "stop_all", once all were drawn through.
+        sampling: shares of the domains by name, or a ``Schedule`` of them, in place of the
+            policy's, whose loss weights hold; the policy's when None.
+        max_epochs: how often each row may be drawn, in all or by domain. None: 1 with "drop" and
+            "stop_first", without limit otherwise.
         holdout: share or number of each domain's rows that are never trained on, a quarter at most.
             A few ride in each measured step, with multiplier 0, and tell losses and noise. "auto":
             2 % (16 to 2 000 rows) where the policy reads these, and none in mode "observe".
@@ -90,6 +99,9 @@ class Controller(TrainedRun):
         half_life: float = 50.0,
         tokens_per_row: Mapping[str, float] | Count | None = None,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
+        sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -102,16 +114,18 @@ class Controller(TrainedRun):
             half_life=half_life,
             min_coverage=min_coverage,
         )
-        super().__init__(
-            mixture,
-            settings,
-            policy=policy,
+        drawing = Drawing(
             counts=counts,
             lag=lag,
             seed=seed,
-            tokens_per_row=tokens_per_row,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
+            sampling=sampling,
             holdout=holdout,
-            group=group_of(process_group),
+        )
+        group = group_of(process_group)
+        super().__init__(
+            mixture, settings, drawing, policy=policy, tokens_per_row=tokens_per_row, group=group
         )
         if model is not None:
             self.watch(model)
@@ -246,7 +260,6 @@ class Controller(TrainedRun):
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
-            domains,
             draw,
             self.weights,
             lengths=measurements.lengths,
@@ -333,13 +346,4 @@ class Controller(TrainedRun):
         """
         if html is not None:
             self._log.page(self.completed).save(html)
-        return report(
-            self.mixture.domains,
-            self.proposed,
-            self.statistics,
-            **self._shown,
-        )
-
-    def _repr_html_(self) -> str | None:
-        """Show the page of a run that is logged, in notebooks."""
-        return self._log.page(self.completed)._repr_html_() if self._log.opened else None
+        return report(self.mixture.domains, self.proposed, self.statistics, **self._shown)

@@ -17,7 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from adaptmix_transformers import AdaptMixCallback
+from adaptmix_transformers import AdaptMixCallback, AdaptMixMixin
+
+
+class PackedTrainer(AdaptMixMixin, SFTTrainer):
+    """Lets adaptmix see the rows before they are packed, so that a pack is of one domain."""
 
 
 def questions(rows: int = 3000) -> Dataset:
@@ -69,11 +73,13 @@ def main() -> None:
     )
     model = LlamaForCausalLM(shape)
     callback = AdaptMixCallback("source")
-    trainer = SFTTrainer(
+    trainer = PackedTrainer(
         model=model,
         args=SFTConfig(
             args.out,
-            per_device_train_batch_size=16,
+            packing=True,
+            max_length=256,
+            per_device_train_batch_size=6,
             learning_rate=2e-3,
             max_steps=args.steps,
             logging_steps=20,
@@ -85,7 +91,7 @@ def main() -> None:
         ),
         train_dataset=data,
         processing_class=characters(),
-        callbacks=[callback],
+        adaptmix=callback,
     )
     trainer.train()
     print(callback.controller.report())

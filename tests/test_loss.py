@@ -148,7 +148,7 @@ def test_weighted_is_the_objective_written_out(
     """Σ_j π w ℓ_j / (share N T̄), with the share the row was drawn with."""
     rows, losses, _ = rows_of(unit, masked)
     total, factors = DomainLossScaler(unit).weighted(
-        rows, DRAW.domains, DRAW, WEIGHTS, lengths=np.array(lengths), micro_rows=20
+        rows, DRAW, WEIGHTS, lengths=np.array(lengths), micro_rows=20
     )
     pi, w = WEIGHTS.importance, WEIGHTS.loss
     expected = [float(pi[d] * w[d]) / (SHARES[d] * 20 * lengths[d]) for d in DOMAINS]
@@ -162,7 +162,7 @@ def test_weighted_divides_by_the_draws_shares_not_by_todays() -> None:
     arguments: dict[str, Any] = {"lengths": np.ones(3), "micro_rows": 5}
     other = Weights(SHARES, WEIGHTS.loss, WEIGHTS.importance)
     results = [
-        DomainLossScaler("sample").weighted(rows, DRAW.domains, DRAW, weights, **arguments)[1]
+        DomainLossScaler("sample").weighted(rows, DRAW, weights, **arguments)[1]
         for weights in (WEIGHTS, other)
     ]
     assert torch.equal(*results)
@@ -173,7 +173,7 @@ def test_weighted_leaves_out_a_domain_that_does_not_count() -> None:
     weights = Weights([1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.5, 0.25, 0.25])
     rows = RowLosses(torch.ones(5), torch.ones(5))
     total, factors = DomainLossScaler("sample").weighted(
-        rows, draw.domains, draw, weights, lengths=np.ones(3), micro_rows=5
+        rows, draw, weights, lengths=np.ones(3), micro_rows=5
     )
     assert factors.tolist() == pytest.approx([0.2] * 5)
     assert float(total) == pytest.approx(1.0)

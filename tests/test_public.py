@@ -26,7 +26,17 @@ EXPORTS = {
     "adaptmix.noise": {"NoiseTerms", "softmax", "squared"},
     "adaptmix.policies": {
         *("ERMA", "FGLS", "Joint", "Static", "VarianceAware", "NAMED"),
-        *("Chain", "chain", "Floor", "Shrink", "Smooth", "Transfer", "TrustRegion", "WarmUp"),
+        *(
+            "Chain",
+            "chain",
+            "Floor",
+            "Shrink",
+            "Smooth",
+            "Temperature",
+            "Transfer",
+            "TrustRegion",
+            "WarmUp",
+        ),
         *("Policy", "Preparation", "Refinement", "Run", "Start"),
     },
     "adaptmix.solvers": {
@@ -40,7 +50,9 @@ LAZY = {
     *("tensorboard", "torch.utils.tensorboard", "sympy", "matplotlib", "jinja2", "xml.etree"),
     *("transformers", "lightning", "accelerate", "datasets"),
 }
-CLASSES = {"Controller", "DomainStats", "Domains", "Draw", "Mixture", "Segments", "Weights"}
+CLASSES = {
+    *("Controller", "DomainStats", "Domains", "Draw", "Mixture", "Schedule", "Segments", "Weights"),
+}
 PACKAGES = {"errors", "noise", "policies", "solvers"}
 
 

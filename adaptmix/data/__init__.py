@@ -7,6 +7,7 @@ from adaptmix.data._attach import (
     numbered_loader,
     prefetching,
 )
+from adaptmix.data._budget import Budget
 from adaptmix.data._collation import NumberedRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
@@ -21,6 +22,7 @@ from adaptmix.data._sampler import PlanSampler
 from adaptmix.data._segments import Segments
 
 __all__ = [
+    "Budget",
     "Count",
     "Draw",
     "Layout",

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
+from adaptmix._schedule import Schedule
 from adaptmix.data._collation import NumberedCollate, NumberedRows
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._sampler import PlanSampler
@@ -28,7 +29,7 @@ def as_mixture(
     dataset: Any,
     domains: str | Iterable[Any] | None,
     *,
-    importance: Mapping[str, float] | None = None,
+    importance: Mapping[str, float] | Schedule | None = None,
     labelled: Any = None,
 ) -> Mixture:
     """Return the mixture of a dataset whose rows' domains are given in one of three ways.
@@ -56,7 +57,7 @@ def as_mixture(
     return Mixture.from_labels(dataset, domains, importance=importance)
 
 
-def _of_parts(dataset: Any, importance: Mapping[str, float] | None) -> Mixture:
+def _of_parts(dataset: Any, importance: Mapping[str, float] | Schedule | None) -> Mixture:
     if isinstance(dataset, ConcatDataset):
         return Mixture(dataset, importance=importance)
     if not isinstance(dataset, Mixture):

@@ -33,6 +33,8 @@ class Draw:
         row_shares: (K,) float64, the realised share of every domain in the step's global batch.
         plan: identity of the plan that drew it.
         tokens: (B,) supervised tokens of each row, where they are counted in the batch.
+        spent: (K,) bool, domains whose rows are used up, and which no longer count in the
+            objective; None where none is.
         segments: where the collator packed the rows into fewer; None where it did not.
         held: (B,) bool, which rows are held out and do not count in the loss; None where none are.
     """
@@ -48,6 +50,7 @@ class Draw:
     row_shares: FloatArray
     plan: object
     tokens: Tensor | None = None
+    spent: NDArray[np.bool_] | None = None
     segments: Segments | None = None
     held: Tensor | None = None
 
@@ -64,6 +67,7 @@ class Draw:
         step: int,
         layout: Layout,
         plan: object,
+        spent: NDArray[np.bool_] | None = None,
         held: NDArray[np.bool_] | None = None,
     ) -> Draw:
         """Build the tensors of a draw from the plan's arrays."""
@@ -78,6 +82,7 @@ class Draw:
             domain_shares=domain_shares,
             row_shares=row_shares,
             plan=plan,
+            spent=spent,
             held=torch.from_numpy(held) if held is not None and held.any() else None,
         )
 

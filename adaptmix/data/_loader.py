@@ -91,11 +91,14 @@ class Loader:
             LagError: the loop runs further ahead than the plan's lag.
 
         Warns:
-            ExhaustedLoaderWarning: all steps are trained.
+            ExhaustedLoaderWarning: all steps are trained, or rows are used up.
         """
         if not len(self):
+            ended = self.sampler.plan.end is not None
             warnings.warn(
-                f"All {self.sampler.steps} steps are trained, so the loader yields nothing. "
+                "Rows are used up (when_exhausted=, max_epochs=), so the loader yields nothing."
+                if ended
+                else f"All {self.sampler.steps} steps are trained, so the loader yields nothing. "
                 "Ask for more with Controller.loader(steps=...) or (epochs=...).",
                 ExhaustedLoaderWarning,
                 stacklevel=2,

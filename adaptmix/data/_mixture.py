@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
 from adaptmix._checks import FloatArray, vector
+from adaptmix._schedule import Schedule
 from adaptmix._text import listed
 from adaptmix._types import Domains
+from adaptmix.data._rows import PermutedRows, RowSource
 from adaptmix.state._identity import digest
-
-if TYPE_CHECKING:
-    from adaptmix.data._rows import RowSource
 
 
 class _MapStyle(Protocol):
@@ -36,8 +35,9 @@ class Mixture(Dataset[Any]):
         datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
             a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
         importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
-            normalised to sum to one. A domain with 0 is auxiliary: policy "transfer" trains on it
-            as far as it helps those that count. Proportional to the domains' sizes when None.
+            normalised to sum to one, or a ``Schedule`` of them, by whose mean policies go. A domain
+            with 0 is auxiliary: policy "transfer" trains on it as far as it helps those that count.
+            Proportional to the domains' sizes when None.
 
     Raises:
         TypeError: a dataset without a length (an iterable one), or names that are not strings.
@@ -54,7 +54,7 @@ class Mixture(Dataset[Any]):
         self,
         datasets: Mapping[str, Any] | ConcatDataset[Any],
         *,
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] | Schedule | None = None,
     ) -> None:
         if isinstance(datasets, ConcatDataset):
             datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
@@ -80,7 +80,7 @@ class Mixture(Dataset[Any]):
         dataset: Any,
         labels: str | Iterable[Any],
         *,
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] | Schedule | None = None,
     ) -> Mixture:
         """Make a mixture of one dataset and a label per row.
 
@@ -117,7 +117,7 @@ class Mixture(Dataset[Any]):
             values = values.astype(str)
         names, codes = np.unique(values, return_inverse=True)
         order = np.argsort(codes, kind="stable")
-        if importance is not None and isinstance(importance, Mapping):
+        if isinstance(importance, Mapping):
             importance = {str(label): value for label, value in importance.items()}
         mixture = cls.__new__(cls)
         sizes = np.bincount(codes).tolist()
@@ -129,7 +129,7 @@ class Mixture(Dataset[Any]):
         self,
         names: tuple[str, ...],
         sizes: Sequence[int],
-        importance: Mapping[str, float] | None,
+        importance: Mapping[str, float] | Schedule | None,
         order: NDArray[np.int64] | None,
     ) -> None:
         if not names:
@@ -138,6 +138,7 @@ class Mixture(Dataset[Any]):
             empty = names[list(sizes).index(0)]
             raise ValueError(f"datasets must not be empty; {empty!r} has no rows. Leave it out.")
         self.info = Domains(names, sizes, _importance(names, importance))
+        self.schedule = _bound(names, importance)
         self._sizes = np.array(sizes, dtype=np.int64)
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
         self._order = order
@@ -147,7 +148,7 @@ class Mixture(Dataset[Any]):
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
 
-    def with_importance(self, importance: Mapping[str, float]) -> Mixture:
+    def with_importance(self, importance: Mapping[str, float] | Schedule) -> Mixture:
         """Return the same rows and domains with other importance, by name.
 
         Raises:
@@ -156,6 +157,7 @@ class Mixture(Dataset[Any]):
         other = copy(self)
         names = self.info.names
         other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        other.schedule = _bound(names, importance)
         return other
 
     def row_source(self, *, seed: int) -> RowSource:
@@ -164,9 +166,7 @@ class Mixture(Dataset[Any]):
         Args:
             seed: of the run.
         """
-        from adaptmix.data._rows import PermutedRows  # reads mixtures
-
-        return PermutedRows(self, seed=seed)
+        return PermutedRows(self.sizes, self.rows_of, seed=seed)
 
     def without(self, apart: NDArray[np.int64]) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.
@@ -268,11 +268,19 @@ def _values(labels: Iterable[Any]) -> NDArray[Any]:
     return np.asarray(whole if hasattr(whole, "__array__") else list(whole))
 
 
+def _bound(
+    names: tuple[str, ...], importance: Mapping[str, float] | Schedule | None
+) -> Schedule | None:
+    return importance.of(names, what="importance") if isinstance(importance, Schedule) else None
+
+
 def _importance(
-    names: tuple[str, ...], importance: Mapping[str, float] | None
+    names: tuple[str, ...], importance: Mapping[str, float] | Schedule | None
 ) -> FloatArray | None:
     if importance is None:
         return None
+    if isinstance(importance, Schedule):
+        return importance.of(names, what="importance").mean
     if not isinstance(importance, Mapping):
         raise TypeError(f"importance must map names to numbers; got {type(importance).__name__}.")
     for rule, odd in (

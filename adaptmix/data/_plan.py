@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -11,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
+from adaptmix._schedule import Course
+from adaptmix._simplex import normalise
+from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._schedule import Schedule
+from adaptmix.data._schedule import LaggedShares
 from adaptmix.state import _schema as schema
 
+_log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
 _STEPS = 8
 _ROWS = 16384
@@ -32,6 +37,7 @@ class StepRows:
         fresh: (N,) bool, whether the run draws the row for the first time.
         domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
         row_shares: (K,) every domain's realised share of the rows, held-out ones included.
+        spent: (K,) bool, the domains whose rows are used up; None where none is.
         held: (N,) bool, which rows are held out; None where the step has none.
     """
 
@@ -41,6 +47,7 @@ class StepRows:
     fresh: NDArray[np.bool_]
     domain_shares: FloatArray
     row_shares: FloatArray
+    spent: NDArray[np.bool_] | None = None
     held: NDArray[np.bool_] | None = None
 
     def in_order(self, order: NDArray[np.int64]) -> StepRows:
@@ -63,11 +70,21 @@ class Plan:
 
     Args:
         mixture: where rows come from.
-        shares: as for ``Schedule``.
-        lag: as for ``Schedule``.
-        seed: as for ``Schedule``, and of each domain's order of rows.
-        counts: as for ``Schedule``.
+        shares: as for ``LaggedShares``.
+        lag: as for ``LaggedShares``.
+        seed: as for ``LaggedShares``, and of each domain's order of rows.
+        counts: as for ``LaggedShares``.
+        when_exhausted: as for ``Budget``.
+        max_epochs: as for ``Budget``.
+        course: what schedules make of shares; nothing when None.
         holdout: rows of the mixture that ride in measured steps; none when None.
+
+    Raises:
+        ValueError: rows that are counted independently, and a limit that they might pass.
+
+    Attributes:
+        budget: how often rows may be drawn.
+        end: the step before which the run ends, for its rows are used up; None while not known.
     """
 
     def __init__(
@@ -78,12 +95,27 @@ class Plan:
         lag: int,
         seed: int,
         counts: str = "stratified",
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
+        course: Course | None = None,
         holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
-        self.schedule = Schedule(shares, lag=lag, seed=seed, counts=counts)
+        self.schedule = LaggedShares(shares, lag=lag, seed=seed, counts=counts)
         self._source = mixture.row_source(seed=seed)
+        self.budget = Budget(
+            mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
+        )
+        if counts == "multinomial" and self.budget.bounds:
+            raise ValueError(
+                'counts must be "stratified" where max_epochs bounds shares; got "multinomial", '
+                "which may draw more rows than are left."
+            )
+        self._course = course
+        self.end: int | None = None
+        self._horizon = self._size = 1
+        self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
@@ -120,7 +152,7 @@ class Plan:
 
         Args:
             shares: of rows.
-            between_steps: as for ``Schedule.publish``.
+            between_steps: as for ``LaggedShares.publish``.
         """
         if self.untouched:
             self.schedule.begin_with(shares)
@@ -132,29 +164,77 @@ class Plan:
         """Whether nothing was drawn yet, so that shares may hold from the first batch on."""
         return not (self.starts or self.completed)
 
-    def steps(self, start: int, stop: int, *, size: int) -> Iterator[StepRows]:
+    def check(self, *, size: int, horizon: int) -> None:
+        """Check that there are rows for what is left of a run.
+
+        Args:
+            size: rows of a step.
+            horizon: optimizer steps of the whole run.
+
+        Raises:
+            ValueError: there are too few.
+        """
+        self.budget.check(self._drawn[self.completed], size * (horizon - self.completed))
+
+    def steps(
+        self, start: int, stop: int, *, size: int, horizon: int | None = None
+    ) -> Iterator[StepRows]:
         """Draw steps ``start`` … ``stop`` − 1 with ``size`` rows each, as they are asked for.
 
         A few are drawn together, as far as the shares in force are known: what they cost is mostly
-        the same however many rows there are.
+        the same however many rows there are. There are fewer steps where rows are used up.
+
+        Args:
+            start: the first step.
+            stop: the step before which to stop.
+            size: rows of a step.
+            horizon: optimizer steps of the whole run, over which limits are spread; ``stop`` when
+                None.
         """
         self.starts += 1
+        self.end, self._size = None, size
+        self._horizon = stop if horizon is None else horizon
         step = start
         while step < stop:
             known = self.completed + self.lag + 1 - step
             together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
-            yield from self._draw(range(step, step + together), size)
-            step += together
+            drawn = self._draw(range(step, step + together), size)
+            yield from drawn
+            step += len(drawn)
+            if len(drawn) < together:
+                self.end = step
+                return
+
+    def shares_at(self, step: int, *, held: int = 0) -> FloatArray | None:
+        """Return the (K,) expected shares of a step whose predecessors are drawn; None at the end.
+
+        Args:
+            step: the optimizer step.
+            held: how many of its rows are held out.
+
+        Raises:
+            LagError: as ``LaggedShares.shares_at`` does.
+        """
+        shares = self.schedule.shares_at(step)
+        if self._course:
+            shares = normalise(shares * self._course.factors(step))
+        if not self.budget:
+            return shares
+        drawn, left = self._drawn[step], self._horizon - step
+        return self.budget.shares(shares, drawn, size=self._size - held, steps=left)
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        riding = [self._holdout.of_step(step, size) for step in steps]
-        counted = [
-            self.schedule.step(step, size=size, held=len(held))
-            for step, held in zip(steps, riding, strict=True)
-        ]
         drawn = self._drawn[steps.start]
-        domains, numbers = [], []
-        for step, found in zip(steps, counted, strict=True):
+        parts, domains, numbers = [], [], []
+        for step in steps:
+            held = self._holdout.of_step(step, size)
+            shares = self.shares_at(step, held=len(held))
+            if shares is None:
+                break
+            found = self.schedule.step(step, shares, size=size, held=len(held))
+            if not self.budget.allows(drawn + found.counts):
+                break
+            parts.append((step, found, held, self._spent(drawn)))
             present = np.flatnonzero(found.counts)
             counts = found.counts[present]
             ends = np.cumsum(counts)
@@ -164,6 +244,8 @@ class Plan:
             numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
             domains.append(np.repeat(present, counts)[order])
             self._drawn[step + 1] = drawn = drawn + found.counts
+        if not parts:
+            return []
         taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
         stops = np.cumsum([each.size for each in domains]).tolist()
         return [
@@ -176,13 +258,25 @@ class Plan:
                     fresh=taken.fresh[stop - each.size : stop],
                     domain_shares=found.domain_shares,
                     row_shares=found.counts / size,
+                    spent=spent,
                 ),
                 found.held,
             )
-            for step, stop, each, found, held in zip(
-                steps, stops, domains, counted, riding, strict=True
-            )
+            for (step, found, held, spent), stop, each in zip(parts, stops, domains, strict=True)
         ]
+
+    def _spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which domains are used up, and say so once of each."""
+        spent = self.budget.spent(drawn)
+        if spent is not None and (self._told is None or (spent & ~self._told).any()):
+            new = spent if self._told is None else spent & ~self._told
+            self._told = spent
+            _log.warning(
+                "Used up, after max_epochs: %s. From here on the objective is that of the other "
+                "domains, their importance scaled up to sum to one.",
+                self.budget.listed(new),
+            )
+        return spent
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
@@ -203,6 +297,7 @@ class Plan:
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
+        self.end = self._told = None
 
 
 def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:

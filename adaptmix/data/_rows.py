@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptmix.data._mixture import Mixture
 from adaptmix.data._permutation import Permutations
 
 
@@ -39,16 +39,23 @@ class PermutedRows:
     how many of its domain were drawn before, and on nothing else.
 
     Args:
-        mixture: where rows come from.
+        sizes: (K,) rows of each domain.
+        rows_of: returns the rows at (n,) positions within their domains, as ``Mixture.rows_of``.
         seed: of the orders.
     """
 
-    def __init__(self, mixture: Mixture, *, seed: int) -> None:
-        self._mixture, self._sizes = mixture, mixture.sizes
+    def __init__(
+        self,
+        sizes: NDArray[np.int64],
+        rows_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]],
+        *,
+        seed: int,
+    ) -> None:
+        self._sizes, self._rows_of = sizes, rows_of
         self._orders = Permutations(self._sizes, seed=seed)
 
     def take(self, domains: NDArray[np.int64], numbers: NDArray[np.int64]) -> Rows:
         """Return rows by domain, and by how many of the domain were drawn before; both (n,)."""
         epochs, positions = np.divmod(numbers, self._sizes[domains])
         places = self._orders(domains, epochs, positions)
-        return Rows(self._mixture.rows_of(domains, places), epochs == 0)
+        return Rows(self._rows_of(domains, places), epochs == 0)

@@ -36,6 +36,9 @@ class PlanSampler(Sampler[list[int]]):
             Otherwise it has ``epoch_steps`` steps from wherever it begins, as trainers expect that
             count batches themselves.
         on_start: called when an iteration begins.
+
+    Raises:
+        ValueError: the run is longer than ``max_epochs`` allow.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class PlanSampler(Sampler[list[int]]):
         self._warned = False
         self._skipped_steps = 0
         self._row_lengths: NDArray[np.int64] | None = None
+        plan.check(size=layout.step_rows, horizon=self.steps)
 
     def __len__(self) -> int:
         completed = self.plan.completed
@@ -65,11 +69,12 @@ class PlanSampler(Sampler[list[int]]):
 
     def _end(self, start: int) -> int:
         """Return the step before which an iteration ends that begins at step ``start``."""
-        if self.epoch_steps is None:
-            return self.steps
-        if self._finish_epochs:
-            return min(self.steps, (start // self.epoch_steps + 1) * self.epoch_steps)
-        return start + self.epoch_steps
+        stop = self.steps
+        if self.epoch_steps is not None:
+            stop = start + self.epoch_steps
+            if self._finish_epochs:
+                stop = min(self.steps, (start // self.epoch_steps + 1) * self.epoch_steps)
+        return stop if self.plan.end is None else min(stop, self.plan.end)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -166,7 +171,8 @@ class PlanSampler(Sampler[list[int]]):
             yield []
         stop = self._end(start) - (0 if self.epoch_steps is None else skipped)
         self._draws.clear()
-        for drawn in self.plan.steps(start, stop, size=self.layout.step_rows):
+        step_rows = self.layout.step_rows
+        for drawn in self.plan.steps(start, stop, size=step_rows, horizon=self.steps):
             if self._row_lengths is not None:
                 # Stable, so that rows of one length stay in the order they were drawn in.
                 longest_first = np.argsort(-self._row_lengths[drawn.rows], kind="stable")
@@ -191,4 +197,5 @@ class PlanSampler(Sampler[list[int]]):
             step=drawn.step,
             layout=layout,
             plan=self.plan,
+            spent=drawn.spent,
         )

@@ -37,7 +37,7 @@ class StepCounts:
     held: NDArray[np.bool_]
 
 
-class Schedule:
+class LaggedShares:
     """Counts each step's rows per domain from the shares published ``lag`` steps before.
 
     Step t is counted with the shares published after step t − 1 − lag and a generator seeded by
@@ -93,22 +93,20 @@ class Schedule:
             )
         return self._history[max(start for start in self._history if start <= step)]
 
-    def step(self, step: int, *, size: int, held: int = 0) -> StepCounts:
+    def step(self, step: int, shares: FloatArray, *, size: int, held: int = 0) -> StepCounts:
         """Return how many of a step's ``size`` rows each domain has.
 
         Args:
             step: the optimizer step.
+            shares: (K,) those in force at the step, or what is left of them.
             size: rows of its global batch.
             held: how many of them are held out. The others are shared out as if they were the
                 whole batch, and ``domain_shares`` are shares of the ``size`` rows all the same, so
                 that multipliers are those of a batch without held-out rows.
-
-        Raises:
-            LagError: as ``shares_at`` does.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
         trained = size - held
-        counts, divisor = self._counts(self.shares_at(step), trained, rng)
+        counts, divisor = self._counts(shares, trained, rng)
         divisor = divisor * (trained / size) if held else divisor
         order = rng.permutation(size)
         apart = order >= trained

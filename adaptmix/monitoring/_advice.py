@@ -10,14 +10,17 @@ import numpy as np
 from adaptmix.monitoring import _words as words
 from adaptmix.monitoring._comparison import Comparison
 from adaptmix.monitoring._exports import StaticWeights, steady
-from adaptmix.monitoring._gains import Gains
+from adaptmix.monitoring._gains import NO_DIFFERENCE, Gains
 from adaptmix.monitoring._groups import Group
 from adaptmix.monitoring._words import figure, listed, share
 
+KEEP = "Keep these weights, drop the machinery"
 _COVERED = 0.9
 # Drawn so many times over, and so much more often than all rows on average.
 _TIMES_OVER, _MORE_THAN_ALL = 4.0, 2.0
 _MOVED = 0.05
+# A smaller gain is shown as 1.00.
+_SHOWN = 1.005
 _NOT_ATTAINED = 0.5
 _RISEN = 0.02
 # What must be alike for two groups to train the same objective on the same rows.
@@ -48,16 +51,16 @@ def advise(group: Group, gain: Gains, comparison: Comparison | None) -> list[Adv
     """Return what the figures of a group, and its comparison if there is one, suggest."""
     found = [
         *_baseline(comparison),
+        *_harm(comparison),
         *_nothing_to_gain(group, gain, comparison),
         *_dear(group, gain),
         *_not_attained(group, gain, comparison),
-        *_harm(comparison),
         *_past_the_best(group),
         *_policies(group, gain),
         *_repetition(group),
         *_coverage(group),
         *_noise(group),
-        *_constant(group),
+        *_constant(group, gain, comparison),
     ]
     return list({item.title: item for item in found}.values())
 
@@ -83,10 +86,16 @@ def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
     other = _weighted(group) or (group.observing and _other_policies(group))
     if gain.nothing_to_gain and not other and not helped:
+        value = gain.predicted.value
+        best = "even the best shares would leave a step's gradient as noisy as it is."
+        if value >= _SHOWN:
+            best = (
+                f"the best shares would make a step's gradient {figure(value)} times less noisy "
+                "than proportional sampling."
+            )
         yield Advice(
             "Remove AdaptMix",
-            "Domains' gradients are about equally noisy: the best shares would make a step's "
-            f"gradient {figure(gain.predicted.value)} times less noisy than proportional sampling. "
+            f"Domains' gradients are about equally noisy: {best} "
             "Train without it, and measure again when the mixture or the model changes.",
         )
 
@@ -119,7 +128,14 @@ def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> I
     if group.observing or not gain.worth_it:
         return
     predicted = gain.predicted.value
-    if gain.attained - 1.0 < _NOT_ATTAINED * (predicted - 1.0):
+    if gain.attained < 1.0 - NO_DIFFERENCE:
+        yield Advice(
+            "Change these shares",
+            f"They make the gradient {figure(1.0 / gain.attained)} times noisier than proportional "
+            f"sampling does; the best ones would make it {figure(predicted)} times less noisy. "
+            'Take off bounds (`pin`, `lower=`), or use `policy="variance_aware"`.',
+        )
+    elif gain.attained - 1.0 < _NOT_ATTAINED * (predicted - 1.0):
         yield Advice(
             "Give the shares room",
             f"The best shares would make the gradient {figure(predicted)} times less noisy; those "
@@ -153,11 +169,12 @@ def _harm(comparison: Comparison | None) -> Iterator[Advice]:
         yield Advice("Stop this set-up", f"Held-out loss is higher than the baseline's. {how}")
     elif comparison.worse:
         first = comparison.worse[0]
+        it, its = ("it", "its") if len(comparison.worse) == 1 else ("them", "their")
         yield Advice(
             "Protect the domains that paid",
             f"The held-out loss of {listed(comparison.worse)} is higher than the baseline's. Bound "
-            f"{'it' if len(comparison.worse) == 1 else 'them'}, for instance "
-            f"`controller.pin({first!r}, sampling=(low, high))`, or raise the importance.",
+            f"{it}, for instance "
+            f"`controller.pin({first!r}, sampling=(low, high))`, or raise {its} importance.",
         )
 
 
@@ -280,11 +297,14 @@ def _noise(group: Group) -> Iterator[Advice]:
         )
 
 
-def _constant(group: Group) -> Iterator[Advice]:
-    weights = None if group.observing else steady(group)
+def _constant(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
+    harmful = comparison is not None and comparison.objective and comparison.objective.sign > 0
+    if group.observing or harmful or gain.attained < 1.0 - NO_DIFFERENCE:
+        return
+    weights = steady(group)
     if weights is not None and _off(weights):
         yield Advice(
-            "Keep these weights, drop the machinery",
+            KEEP,
             "Shares and loss weights did not move in the second half of the run. The lines below "
             "train the same objective without measuring anything.",
         )

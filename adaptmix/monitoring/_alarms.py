@@ -115,7 +115,8 @@ class Guards:
                 f"{self._names[worst]!r} has been drawn {self._times[worst]:.1f} times over "
                 f"({seen[worst]:.0f} draws of its {sizes[worst]:.0f} rows; all rows on average "
                 f"{on_average:.1f} times). The model may learn its rows by heart, and its "
-                "gradients no longer tell how noisy new ones are. Bound its share with "
+                "gradients no longer tell how noisy new ones are. Bound how often with "
+                f"max_epochs={{{self._names[worst]!r}: 4}} or its share with "
                 f"controller.pin({self._names[worst]!r}, sampling=(0, high)), lower its "
                 "importance, or add rows.",
             )

@@ -16,10 +16,10 @@ import numpy as np
 from adaptmix.monitoring import _charts as charts
 from adaptmix.monitoring import _verdict as verdict
 from adaptmix.monitoring import _words as words
-from adaptmix.monitoring._advice import advise
+from adaptmix.monitoring._advice import KEEP, advise
 from adaptmix.monitoring._comparison import Comparison, compare
 from adaptmix.monitoring._exports import adaptmix_lines, mixture_lines, steady
-from adaptmix.monitoring._gains import Gains, gains
+from adaptmix.monitoring._gains import NO_DIFFERENCE, Gains, gains
 from adaptmix.monitoring._groups import Group, grouped
 from adaptmix.monitoring._record import RunRecord
 from adaptmix.monitoring._tables import rows_seen, table
@@ -97,6 +97,7 @@ def page(records: Sequence[RunRecord]) -> Page:
     said = _verdict(judged, gain, comparison)
     environment = _environment()
     drawn = charts.movers(judged)
+    advice = advise(judged, gain, comparison)
     context = {
         "verdict": said,
         "tiles": list(_tiles(judged, gain, comparison)),
@@ -112,8 +113,8 @@ def page(records: Sequence[RunRecord]) -> Page:
         "small": list(_small(groups, judged)),
         "shown": _SHOWN,
         "table": table(groups, judged, drawn, comparison),
-        "advice": advise(judged, gain, comparison),
-        "static": _static(judged),
+        "advice": advice,
+        "static": _static(judged) if any(item.title == KEEP for item in advice) else {},
         "cautions": _cautions(groups),
         "unseen": _unseen(groups),
         "costs": list(_costs(groups)),
@@ -158,9 +159,11 @@ def _verdict(group: Group, gain: Gains, comparison: Comparison | None) -> verdic
 def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Tile]:
     if judged.observing and gain.known:
         yield Tile(f"{words.figure(gain.predicted.value)} ×", "less noisy with the best shares")
+    elif gain.attained >= 1.0 - NO_DIFFERENCE:
+        yield Tile(f"{words.figure(gain.attained)} ×", "less noisy than proportional")
     elif gain.attained > 0.0:
-        tone = verdict.WORSE if gain.attained < 0.98 else ""
-        yield Tile(f"{words.figure(gain.attained)} ×", "less noisy than proportional", tone)
+        noisier = words.figure(1.0 / gain.attained)
+        yield Tile(f"{noisier} ×", "noisier than proportional", verdict.WORSE)
     outcome = None if comparison is None else comparison.objective
     if comparison is not None and outcome is not None:
         tone = {-1: verdict.BETTER, 0: "", 1: verdict.WORSE}[outcome.sign]
@@ -203,7 +206,7 @@ def _small(groups: Sequence[Group], judged: Group) -> Iterator[charts.Chart]:
 
 
 def _static(judged: Group) -> dict[str, str]:
-    weights = None if judged.observing else steady(judged)
+    weights = steady(judged)
     if weights is None:
         return {}
     return {"AdaptMix, without measuring": adaptmix_lines(weights), **mixture_lines(weights)}

@@ -88,6 +88,8 @@ QUANTITIES = (
         lambda update: update.stats.loss_mean,
         lambda update: loss_error(update.stats, update.lengths),
     ),
+    Quantity("samples_seen", lambda update: update.stats.seen),
+    Quantity("epochs", lambda update: update.stats.seen / update.sizes, column="epochs"),
     Quantity(
         "grad_std",
         lambda update: np.sqrt(update.stats.grad_var),
@@ -103,8 +105,6 @@ QUANTITIES = (
     Quantity(
         "holdout_loss", lambda update: update.stats.holdout_loss, column="loss of held-out rows"
     ),
-    Quantity("samples_seen", lambda update: update.stats.seen),
-    Quantity("epochs", lambda update: update.stats.seen / update.sizes, column="epochs"),
     Quantity(
         "tokens_per_row",
         lambda update: update.lengths if update.per_token else update.unknown,

@@ -31,6 +31,8 @@ _EVALUATE = (
     "steps of every run; the Hugging Face Trainer's evaluations do so themselves."
 )
 _EARLIER = 0.01
+# Shares that come so near to the best ones attain what these predict.
+_ATTAINED = 0.01
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def observed(group: Group, gain: Gains) -> Verdict:
 def _proposal(gain: Gains) -> str:
     if not gain.proposed > 0.0:
         return ""
+    if gain.proposed > gain.predicted.value - _ATTAINED:
+        return "the policy's proposals attain that"
     if gain.proposed < 1.0 - NO_DIFFERENCE:
         return f"those that the policy proposes, {figure(1.0 / gain.proposed)} times noisier"
     return f"those that the policy proposes, {figure(gain.proposed)} times"
@@ -179,11 +183,18 @@ def variance(gain: Gains) -> str:
 def heldout(outcome: Outcome) -> str:
     """Return how the held-out loss changed, as a clause."""
     change, after = outcome.change, f"after {grouped(outcome.step)} steps"
+    if _alike(outcome):
+        return f"held-out loss is the same to the last digit {after}"
     if outcome.sign == 0:
         moved = signed(change.value, change.margin)
         return f"held-out loss shows no difference {after} (change {moved})"
     words = "lower" if change.value < 0.0 else "higher"
     return f"held-out loss is {with_margin(abs(change.value), change.margin)} {words} {after}"
+
+
+def _alike(outcome: Outcome) -> bool:
+    """Whether every run ended exactly where its baseline did."""
+    return outcome.change.value == 0.0 and outcome.change.margin == 0.0
 
 
 def earlier(outcome: Outcome) -> str:
@@ -210,6 +221,11 @@ def how_sure(comparison: Comparison) -> str:
     outcome = comparison.objective
     source = "" if outcome is None else outcome.change.source
     runs = [len(group.runs) for group in (comparison.baseline, comparison.judged)]
+    if outcome is not None and _alike(outcome):
+        return (
+            "Runs of one seed are alike: adapting moved nothing, as it should where there is "
+            "nothing to gain."
+        )
     if source == "seeds":
         seeds = (
             number(runs[0]) if runs[0] == runs[1] else f"{number(runs[0])} and {number(runs[1])}"

@@ -59,8 +59,8 @@ def with_margin(value: float, margin: float) -> str:
 
 
 def signed(value: float, margin: float) -> str:
-    """Return a change with its sign: "−0.021 ± 0.008"."""
-    sign = "−" if value < 0.0 else "+"
+    """Return a change with its sign, if it is one: "−0.021 ± 0.008"."""
+    sign = "−" if value < 0.0 else "+" if value else ""
     return f"{sign}{with_margin(abs(value), margin)}"
 
 

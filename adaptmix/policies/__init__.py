@@ -11,6 +11,7 @@ from adaptmix.policies._erma import ERMA
 from adaptmix.policies._fgls import FGLS
 from adaptmix.policies._joint import Joint
 from adaptmix.policies._static import Static
+from adaptmix.policies._temperature import Temperature
 from adaptmix.policies._transfer import Transfer
 from adaptmix.policies._variance_aware import VarianceAware
 from adaptmix.policies.transforms import Floor, Shrink, Smooth, TrustRegion, WarmUp
@@ -30,6 +31,7 @@ __all__ = [
     "Smooth",
     "Start",
     "Static",
+    "Temperature",
     "Transfer",
     "TrustRegion",
     "VarianceAware",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix._checks import FloatArray
+from adaptmix._schedule import Course
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.errors import MissingStatisticError, StateError
 from adaptmix.policies import Policy, Run
@@ -37,13 +38,21 @@ class Steering:
         domains: of the mixture.
         policy: a policy or its name.
         sampler: how the plan draws rows.
+        course: what schedules make of its weights; nothing when None.
 
     Raises:
         TypeError: an object that is no policy.
         ValueError: an unknown name.
     """
 
-    def __init__(self, domains: Domains, policy: Policy | str, *, sampler: str) -> None:
+    def __init__(
+        self,
+        domains: Domains,
+        policy: Policy | str,
+        *,
+        sampler: str,
+        course: Course | None = None,
+    ) -> None:
         self._domains = domains
         self._policy = _chosen(policy)
         self._given = _written(policy)
@@ -56,8 +65,10 @@ class Steering:
         self._fresh = True
         self._run: Run | None = None
         self._counts = sampler
+        self._course = Course(domains.names, None, None) if course is None else course
         self._pins = self._wanted = Pins(domains)
-        self._free = self.proposed = Weights.proportional(domains.importance)
+        self._free = Weights.proportional(domains.importance)
+        self.proposed = self._pinned(self._pins)
 
     @property
     def given(self) -> str:
@@ -169,6 +180,11 @@ class Steering:
         Raises:
             ValueError: bounds that no weights meet; nothing is changed then.
         """
+        if self._course and bounds.get("sampling") is not None:
+            raise ValueError(
+                "sampling must not be pinned where a Schedule changes shares; got "
+                f"{bounds['sampling']!r}. Give the share in Controller(sampling=Schedule(...))."
+            )
         pins = self._wanted.with_bounds(domain, **bounds)
         self._pinned(pins)
         self._wanted = pins
@@ -187,7 +203,10 @@ class Steering:
         return new
 
     def _pinned(self, pins: Pins) -> Weights:
-        return pins.apply(self._free) if pins.any else self._free
+        weights, shares = pins.apply(self._free) if pins.any else self._free, self._course.shares
+        if shares is None:
+            return weights
+        return Weights(shares, None, weights.importance, objective=weights.objective)
 
     @property
     def requires(self) -> frozenset[str]:

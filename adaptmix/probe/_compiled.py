@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def is_compiled(model: nn.Module) -> bool:
     """Return whether a model or a part of it is compiled."""
     return any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
         for module in model.modules()
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,17 +163,25 @@ class ParameterMap:
         """Return whether a parameter is left out."""
         return index in self._refused
 
+    def refused_all(self, indices: Iterable[int]) -> bool:
+        """Return whether all of these are left out."""
+        return bool(self._refused) and self._refused.issuperset(indices)
+
     def refuse_used_outside(
         self, losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
-    ) -> None:
+    ) -> set[str]:
         """Leave out the parameters that ``losses`` depend on other than through layer ``calls``.
+
+        Returns the names of the operations between the calls.
 
         Args:
             losses: the scalar that will be differentiated, or all that samples' losses are made of.
             calls: {graph node of a layer call's output: nodes of its inputs}.
         """
-        numbers = (self._numbers.get(id(leaf)) for leaf in _leaves_outside(losses, calls))
+        leaves, names = _outside(losses, calls)
+        numbers = (self._numbers.get(id(leaf)) for leaf in leaves)
         self.refuse(number for number in numbers if number is not None)
+        return names
 
     def check_shape(self, index: int, gradients: Tensor) -> None:
         """Check that a rule's gradients of a parameter are (b, *shape).
@@ -225,16 +233,18 @@ class ParameterMap:
         return Coverage(share, unseen, twice=self.twice, doubted=doubted)
 
 
-def _leaves_outside(
+def _outside(
     losses: Iterable[Tensor], calls: Mapping[Node, Collection[Node]]
-) -> Iterator[Tensor]:
-    """Yield the leaves that the graphs of ``losses`` reach without passing through ``calls``.
+) -> tuple[list[Tensor], set[str]]:
+    """Return the leaves that ``losses`` reach without passing through ``calls``, and operations.
 
-    A parameter among them is used by a function, as in ``F.linear(x, embedding.weight)``, where
-    no forward hook sees it. Uses that reentrant checkpointing hides from the graph stay hidden.
+    These are the names of those that are passed through. A parameter among the leaves is used by a
+    function, as in ``F.linear(x, embedding.weight)``, where no forward hook sees it. Uses that
+    reentrant checkpointing hides from the graph stay hidden.
     """
     pending = [loss.grad_fn for loss in losses]
     visited: set[Node] = set()
+    leaves, names = [], set()
     while pending:
         node = pending.pop()
         if node is None or node in visited:
@@ -243,9 +253,12 @@ def _leaves_outside(
         if node in calls:
             pending.extend(calls[node])
             continue
-        if node.name() == "torch::autograd::AccumulateGrad":
-            yield node.variable  # type: ignore[attr-defined]
+        name = node.name()
+        names.add(name)
+        if name == "torch::autograd::AccumulateGrad":
+            leaves.append(node.variable)  # type: ignore[attr-defined]
         pending.extend(parent for parent, _ in node.next_functions)
+    return leaves, names
 
 
 def accumulator(loss: Tensor) -> Node | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -71,23 +70,24 @@ class Follower:
         if batch is None:
             return
         x = rows.first(inputs[0])
+        size, device = x.shape[0], x.device.type
         batch.note(kind_of(layer.indices.values(), rows), output.dtype)
         if not _recomputing():
-            batch.sizes[len(x) if rows.ids is None else batch.rows] += 1
-        with torch.no_grad(), _full_precision(x.device.type):
-            kept = batch.keep(layer, pad.inputs(x))
-
-        @torch.no_grad()
-        def on_backward(kept: list[Tensor | None], gradient: Tensor) -> None:
-            # Backward hooks inherit autocast where backward() is called inside of it.
-            with _full_precision(gradient.device.type):
-                g = pad.outputs(rows.first(gradient.detach()))
-                batch.add(layer, size, _taken(kept), g, rows)
-
-        size = len(x)
-        # On the output and not on the module, whose backward hooks forbid in-place activations.
+            batch.sizes[size if rows.ids is None else batch.rows] += 1
         # In a list, to be taken out when it is used: hooks live as long as the graph does.
-        output.register_hook(partial(self._if_current, batch, partial(on_backward, [kept])))
+        kept: list[Tensor | None] = []
+        with torch.no_grad(), _full_precision(device):
+            kept.append(batch.keep(layer, pad.inputs(x)))
+
+        def on_backward(gradient: Tensor) -> None:
+            if self._counts(batch):
+                # Backward hooks inherit autocast where backward() is called inside of it.
+                with torch.no_grad(), _full_precision(device):
+                    g = pad.outputs(rows.first(gradient.detach()))
+                    batch.add(layer, size, _taken(kept), g, rows)
+
+        # On the output and not on the module, whose backward hooks forbid in-place activations.
+        output.register_hook(on_backward)
 
     def on_operation(
         self, uses: Sequence[Use], inputs: Sequence[Tensor], output: Tensor, rows: Rows
@@ -99,15 +99,17 @@ class Follower:
             return
         batch.note(kind_of(leaves, rows), output.dtype)
 
-        @torch.no_grad()
         def on_backward(gradient: Tensor) -> None:
-            with _full_precision(gradient.device.type), self._pauses.aside():
+            if not self._counts(batch):
+                return
+            device = gradient.device.type
+            with torch.no_grad(), _full_precision(device), self._pauses.aside():
                 g = rows.first(gradient.detach())
                 for use in uses:
                     for index, found in use.gradients(g):
                         batch.add_whole(index, found, rows.ids)
 
-        output.register_hook(partial(self._if_current, batch, on_backward))
+        output.register_hook(on_backward)
 
     def _following(
         self, indices: Iterable[int], inputs: Sequence[Tensor], output: Tensor, rows: Rows
@@ -119,25 +121,25 @@ class Follower:
             return None
         if not recomputing:
             # Without grad too: reentrant checkpointing runs its first forward that way.
-            batch.uses.update(indices)
+            for index in indices:
+                batch.uses[index] += 1
             batch.rows = self._tracker.samples or 0
         if not output.requires_grad:
             return None
-        if output.grad_fn is not None:
-            batch.calls[output.grad_fn] = [x.grad_fn for x in inputs if x.grad_fn is not None]
+        node = output.grad_fn
+        if node is not None:
+            batch.calls[node] = [up for x in inputs if (up := x.grad_fn) is not None]
         if len(batch.first) < _FIRST and not recomputing:
             # Its place in the graph, for the output itself may be needed by nobody else.
             batch.first.append((get_gradient_edge(output), output.shape))
         return batch
 
-    def _if_current(
-        self, batch: MicroBatch, on_backward: Callable[[Tensor], None], gradient: Tensor
-    ) -> None:
+    def _counts(self, batch: MicroBatch) -> bool:
+        """Return whether a gradient that arrives is one of the micro-batch's backward pass."""
         if self._pauses.layers:
-            return
+            return False
         batch.twice |= torch.is_grad_enabled()  # create_graph
-        if batch is self.current:  # not collected or detached meanwhile
-            on_backward(gradient)
+        return batch is self.current  # not collected or detached meanwhile
 
 
 def _taken(kept: list[Tensor | None]) -> Tensor | None:

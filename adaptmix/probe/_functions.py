@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from adaptmix.probe._by_function import embedding, experts, looked_up, matrix
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe._operations import (
     UNGUARDED_ATTENTION,
@@ -29,22 +29,19 @@ from adaptmix.probe._rows import EXPANDING, RowTracker
 from adaptmix.probe._tracked import (
     ONE_EACH,
     Listener,
-    Padding,
     Rows,
     Source,
     Use,
-    matrix_rows,
     second_first,
     tensors_of,
 )
-from adaptmix.probe.rules._embedding import Lookup
-from adaptmix.probe.rules._linear import Experts, Matrix
 from adaptmix.probe.rules._registry import HEADS
 
 _MATRIX = frozenset({"linear", "matmul", "mm", "addmm", "embedding"})
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _TERMS = frozenset({"add", "sub", "add_", "sub_", "__iadd__", "__isub__"})
+_NO_TENSORS = frozenset({torch.Size, torch.dtype, torch.device, bool, int, float, type(None)})
 _IN_PLACE_PRODUCTS = frozenset({"mul_", "div_", "__imul__", "__itruediv__"})
 
 
@@ -72,6 +69,7 @@ class Functions(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.closed = False  # while a layer runs in which there is nothing else to see
         self._sources: dict[int, Source] = {}
         self._heads: set[Any] = set()
 
@@ -81,6 +79,7 @@ class Functions(TorchFunctionMode):
         self._sources.clear()
         self._heads.clear()
         self.claimed.clear()
+        self.closed = False
 
     def rows(self, tensor: Tensor) -> Rows | None:
         """Return how a tensor runs over samples; None where it has none, as far as is known."""
@@ -93,22 +92,23 @@ class Functions(TorchFunctionMode):
             with self:  # it is written in terms of operations that are to be seen
                 return UNGUARDED_ATTENTION(*args, **kwargs)
         output = func(*args, **kwargs)
+        if self.closed or self.pauses.steps or type(output) in _NO_TENSORS:
+            return output
         if isinstance(output, Tensor):
             self._see(func, args, kwargs, [output])
-        elif isinstance(output, (tuple, list)) and any(isinstance(o, Tensor) for o in output):
-            self._see(func, args, kwargs, [o for o in output if isinstance(o, Tensor)])
+        elif isinstance(output, (tuple, list)):
+            outputs = [o for o in output if isinstance(o, Tensor)]
+            if outputs:
+                self._see(func, args, kwargs, outputs)
         return output
 
     def _see(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
-        if self.pauses.steps:
-            return
-        tensors = list(tensors_of((*args, *kwargs.values())))
-        if not tensors:
-            self.tracker.made(getattr(func, "__name__", ""), outputs)
-            return
-        found = [(t, self._source(t)) for t in tensors]
-        own = {id(t): source for t, source in found if source is not None}
         name = getattr(func, "__name__", "")
+        tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
+        if not tensors:
+            self.tracker.made(name, outputs)
+            return
+        own = {id(t): source for t in tensors if (source := self._source(t)) is not None}
         if HEADS:
             for tensor in tensors:
                 if type(tensor.grad_fn).__name__ in HEADS:
@@ -116,7 +116,7 @@ class Functions(TorchFunctionMode):
         if not own:
             self.tracker.mark(name, tensors, args, outputs)
             return
-        others = [t for t, source in found if source is None and id(t) not in self.claimed]
+        others = [t for t in tensors if id(t) not in own and id(t) not in self.claimed]
         batch = {id(t): rows for t in others if (rows := self.rows(t)) is not None}
         sources = list(own.values())
         if not batch and any(t.requires_grad for t in others):
@@ -129,13 +129,14 @@ class Functions(TorchFunctionMode):
             self._cross(func, name, args, kwargs, own, inputs, outputs)
         else:
             leaves = {i: leaf for source in sources for i, leaf in source.leaves.items()}
+            options = looked_up(args, kwargs, sources) if name == "embedding" else None
             for output in outputs:
                 if output.is_floating_point() and id(output) not in own:
-                    self._sources[id(output)] = Source(output, leaves)
+                    self._sources[id(output)] = Source(output, leaves, options)
 
     def _source(self, tensor: Tensor) -> Source | None:
         source = self._sources.get(id(tensor))
-        if source is not None or not isinstance(tensor, nn.Parameter):
+        if source is not None or not tensor.is_leaf or not isinstance(tensor, nn.Parameter):
             return source
         number = self.parameters.number(tensor)
         if number is None or id(tensor) in self.claimed:
@@ -163,7 +164,9 @@ class Functions(TorchFunctionMode):
             self._lose(sources)
             return
         left = dict(own)
-        if name in _GROUPED:
+        if name in _TERMS:
+            self._places(name, args, kwargs, left, inputs, output, rows)
+        elif name in _GROUPED:
             self._experts(args, kwargs, left, output, rows)
         elif name in _MATRIX:
             self._layer(name, args, kwargs, left, output, rows)
@@ -176,6 +179,29 @@ class Functions(TorchFunctionMode):
                 uses.append(Use((source,), per_sample))
         if uses:
             self.listener.on_operation(uses, inputs, output, rows)
+
+    def _places(
+        self,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        left: dict[int, Source],
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        rows: Rows,
+    ) -> None:
+        """Tell of embeddings of the same places that are added to every row, as of a layer."""
+        for identity, source in list(left.items()):
+            options, shape, row = source.looked_up, source.tensor.shape, output.shape[1:]
+            if options is None or rows.arrange is not None or not row:
+                continue
+            if kwargs or "sub" in name or shape[-len(row) :] != row or shape.numel() != row.numel():
+                continue
+            ((index, parameter),) = source.leaves.items()
+            layer = embedding(parameter, index, options.get("padding_idx"))
+            each = options["input"].reshape(row[:-1]).expand(output.shape[:-1])
+            self.listener.on_call(layer, [each, *inputs], output, rows)
+            del left[identity]
 
     def _recur(
         self, func: Any, args: Any, sources: Sequence[Source], outputs: Sequence[Tensor]
@@ -201,21 +227,12 @@ class Functions(TorchFunctionMode):
         """Tell of rows that are multiplied by one of several stacked weights each."""
         x, weight = args[0], args[1]
         source = left.get(id(weight))
-        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
-        if source is None or rows.ids is None or offsets is None or x.ndim != 2:
+        if source is None or rows.ids is None:
             return
-        (index, parameter), *more = source.leaves.items()
-        turned = weight is not parameter
-        like = parameter.mT if turned else parameter
-        if more or weight.stride() != like.stride() or weight.shape != like.shape:
-            return
-        places = torch.arange(len(x), device=x.device)
-        experts = torch.searchsorted(offsets.long(), places, right=True)
-        experts = experts.clamp(max=len(parameter) - 1)
-        module = SimpleNamespace(weight=parameter, bias=None, experts=experts)
-        del left[id(weight)]
-        layer = Layer(module, Experts(transposed=not turned), {"weight": index})
-        self.listener.on_call(layer, [x], output, rows)
+        layer = experts(args, kwargs, source)
+        if layer is not None:
+            del left[id(weight)]
+            self.listener.on_call(layer, [x], output, rows)
 
     def _head(self, output: Tensor) -> None:
         """Tell of a head that is fused with the loss, given the function's first output."""
@@ -256,28 +273,10 @@ class Functions(TorchFunctionMode):
             args = args[1:]
         x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight", kwargs.get("other"))
         source = left.get(id(weight)) if isinstance(weight, Tensor) else None
-        found = None if source is None else matrix_rows(source, turned=name != "linear")
-        if source is None or found is None or id(x) in left:
-            return
-        (index, parameter), pad = next(iter(source.leaves.items())), found
-        if name == "embedding":
-            options = embedding_options(args, kwargs)
-            if pad != Padding(of_inputs=True) or parameter.ndim != 2 or depends_on_batch(options):
-                return
-            padding_idx = options.get("padding_idx")
-            module = SimpleNamespace(
-                weight=parameter,
-                bias=None,
-                padding_idx=padding_idx,
-                num_embeddings=parameter.shape[0],
-                embedding_dim=parameter.shape[1],
-            )
-            layer = Layer(module, Lookup(), {"weight": index})
-        else:
-            module = SimpleNamespace(weight=parameter, bias=None)
-            layer = Layer(module, Matrix(transposed=pad.of_inputs), {"weight": index})
-        del left[id(weight)]
-        self.listener.on_call(layer, [x], output, rows, pad)
+        found = None if source is None or id(x) in left else matrix(name, args, kwargs, source)
+        if found is not None:
+            del left[id(weight)]
+            self.listener.on_call(found[0], [x], output, rows, found[1])
 
     def _gradients(
         self,

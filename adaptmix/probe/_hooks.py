@@ -32,12 +32,15 @@ class ModelHooks:
     ) -> None:
         self._model, self._functions, self._listener = model, functions, listener
         self._layers = {id(layer.module): layer for layer in layers}
+        self._closed: frozenset[int] = frozenset()
         self._handles: list[RemovableHandle] = []
         self._calls: list[tuple[nn.Module, tuple[int, ...], int | None]] = []
 
     def install(self) -> None:
         """Put the hooks on the modules."""
         self._functions.tracker.buffers = frozenset(id(buffer) for buffer in self._model.buffers())
+        own = (layer for layer in self._layers.values() if _is_closed(layer))
+        self._closed = frozenset(id(layer.module) for layer in own)
         enter, leave = _Hook(self._enter), _Hook(self._leave)
         for module in self._model.modules():
             # First in line, so that the output is the layer's own whatever other hooks return.
@@ -60,13 +63,16 @@ class ModelHooks:
             functions.tracker.samples = _rows((*args, *kwargs.values()))
             functions.__enter__()  # type: ignore[no-untyped-call]
         before = functions.tracker.attention
-        layer = self._layers.get(id(module))
         claimed: tuple[int, ...] = ()
-        if layer is not None:
-            x = _first((*args, *kwargs.values()))
-            if x is not None and functions.rows(x) is not None:
-                claimed = tuple(id(p) for p in module.parameters(recurse=False))
+        if id(module) in self._layers:
+            x = _first((*args, *kwargs.values()) if kwargs else args)
+            with torch._C.DisableTorchFunction():  # nothing here is part of the forward
+                known = x is not None and functions.rows(x) is not None
+            if known:
+                own = module._parameters.values()
+                claimed = tuple([id(parameter) for parameter in own if parameter is not None])
                 functions.claimed.update(claimed)
+                functions.closed = id(module) in self._closed
         elif isinstance(module, nn.MultiheadAttention):
             query = args[0] if args else kwargs["query"]
             batched = query.ndim == 3
@@ -77,19 +83,31 @@ class ModelHooks:
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         functions = self._functions
         _, claimed, functions.tracker.attention = self._calls.pop()
-        functions.claimed.difference_update(claimed)
+        if claimed:
+            functions.claimed.difference_update(claimed)
+            functions.closed = False
         if not self._calls:
             functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if not claimed or output is None:  # a forward that was broken off
             return
         layer = self._layers[id(module)]
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        rows = functions.rows(inputs[0])
-        if isinstance(output, Tensor) and rows is not None:
-            with torch._C.DisableTorchFunction():  # it is no part of the forward
+        with torch._C.DisableTorchFunction():  # nothing here is part of the forward
+            rows = functions.rows(inputs[0])
+            if isinstance(output, Tensor) and rows is not None:
+                functions.tracker.keep(inputs[0], output, rows)
                 self._listener.on_call(layer, inputs, output, rows)
-        else:
-            self._listener.refuse(tuple(layer.indices.values()))
+            else:
+                self._listener.refuse(tuple(layer.indices.values()))
+
+
+def _is_closed(layer: Layer) -> bool:
+    """Return whether all that happens inside of a layer is what its rule says."""
+    module, rule = layer.module, layer.rule
+    own = rule.factored is not None or rule.normalises
+    # Weights that are made of other parameters are attributes.
+    made = any(isinstance(value, Tensor) for value in vars(module).values())
+    return own and not module._modules and not made
 
 
 def _first(values: Iterable[Any]) -> Tensor | None:
@@ -101,7 +119,7 @@ def _rows(values: Iterable[Any]) -> int | None:
     for value in values:
         if isinstance(value, Tensor):
             if value.ndim:
-                return len(value)
+                return value.shape[0]
         elif hasattr(value, "values"):
             found = _rows(value.values())
             if found is not None:

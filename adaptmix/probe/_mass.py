@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptmix.probe._pauses import Pauses
 
+_HALVES = frozenset({torch.float16, torch.bfloat16})
+
 
 class GradientMass:
     """Squared norms of parameters' gradients in the backward passes of one step.
@@ -23,7 +25,7 @@ class GradientMass:
 
     def __init__(self, pauses: Pauses) -> None:
         self._pauses = pauses
-        self._squares: dict[int, Tensor] = {}
+        self._squares: list[tuple[int, Tensor]] = []
         self._handles: list[RemovableHandle] = []
 
     def listen(self, parameters: Mapping[int, Tensor]) -> None:
@@ -35,14 +37,13 @@ class GradientMass:
             for number, parameter in parameters.items()
         ]
 
-    @torch.no_grad()
     def _take(self, number: int, gradient: Tensor) -> None:
         if self._pauses.steps:
             return
-        flat = gradient.detach().flatten()
-        flat = flat if flat.dtype == torch.float64 else flat.float()
+        flat = (gradient.detach() if gradient.requires_grad else gradient).reshape(-1)
+        flat = flat.float() if flat.dtype in _HALVES else flat
         # A product takes a fraction of the time of a norm on CPU.
-        self._squares[number] = self._squares.get(number, 0.0) + flat.dot(flat).double()
+        self._squares.append((number, flat.dot(flat)))
 
     def close(self) -> None:
         """Stop listening."""
@@ -58,7 +59,10 @@ class GradientMass:
         total = like.new_zeros(2)
         if not self._squares:
             return total
-        squares = torch.stack([square.to(like.device) for square in self._squares.values()])
-        other = [int(number not in numbers) for number in self._squares]
+        other = [int(number not in numbers) for number, _ in self._squares]
+        first, *more = found = [square for _, square in self._squares]
+        if any(square.device != first.device or square.dtype != first.dtype for square in more):
+            found = [square.to(like) for square in found]
+        squares = torch.stack(found).to(like)
         where = torch.tensor(other).to(like.device, non_blocking=True)
         return total.index_add_(0, where, squares).nan_to_num(0.0, 0.0, 0.0)

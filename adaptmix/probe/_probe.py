@@ -169,6 +169,8 @@ class GradientProbe:
             observing: whether it is.
             step: optimizer steps completed, which the projections are drawn by.
         """
+        if not (observing or self._observing):
+            return
         self._observe(observing and self._attached)
         if self._observing and self._projections is not None:
             self._projections.redraw(step)
@@ -233,7 +235,7 @@ class GradientProbe:
             )
         self._finish()
         batch, self._follower.upcoming = self._follower.upcoming, self._new_batch()
-        self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
+        batch.operations = self._parameters.refuse_used_outside(outputs or [loss], batch.calls)
         if segments is None:
             check_rows(batch.sizes, len(domains), samples)
         elif self._isolated is None:

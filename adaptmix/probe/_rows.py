@@ -53,7 +53,7 @@ class RowTracker:
         if self._is_constant(tensor):
             return None
         known = self._marks.get(tensor)
-        if known is None and tensor.ndim and len(tensor) == self.samples:
+        if known is None and tensor.ndim and tensor.shape[0] == self.samples:
             known = ONE_EACH
         return known
 
@@ -66,17 +66,26 @@ class RowTracker:
         """Note how a tensor runs over samples."""
         self._marks.set(tensor, rows)
 
+    def keep(self, taken: Tensor, output: Tensor, rows: Rows) -> None:
+        """Note that the output of a layer runs over samples as what it took does."""
+        if rows.arrange is not None or not output.ndim or output.shape[0] != taken.shape[0]:
+            return
+        if rows is not ONE_EACH or output.shape[0] != self.samples:
+            self._marks.set(output, rows)
+
     def _is_constant(self, tensor: Tensor) -> bool:
         """Return whether a tensor is made of numbers and buffers alone, which have no samples."""
         return id(tensor) in self.buffers or self._marks.get(tensor) is NO_ROWS
 
     def expands(self, name: str, taken: Tensor, output: Tensor) -> bool:
         """Return whether an operation gives every row a copy of what it took."""
-        return self.stacks(name, taken, output) or (
-            name in EXPANDING
-            and output.ndim > 0
-            and self._each(len(output)) is not None
-            and taken.shape[-output.ndim :] != output.shape
+        return name in EXPANDING and (
+            self.stacks(name, taken, output)
+            or (
+                output.ndim > 0
+                and self._each(output.shape[0]) is not None
+                and taken.shape[-output.ndim :] != output.shape
+            )
         )
 
     def _each(self, rows: int) -> int | None:
@@ -100,23 +109,24 @@ class RowTracker:
             for output in outputs:
                 self._marks.set(output, NO_ROWS)
             return
+        marked = [(t, known) for t in tensors if (known := self._marks.get(t)) is not None]
         for output in outputs:
             if not output.ndim:
                 continue
-            if name in _RESHAPING and len(output) != self.samples:
+            size = output.shape[0]
+            if name in _RESHAPING and size != self.samples:
                 rows = self.rows(tensors[0])
-                whole = len(output) and len(output) % self.samples == 0
+                whole = size and size % self.samples == 0
                 if rows is not None and rows.ids is None and rows.arrange is None and whole:
-                    each = len(output) // self.samples
+                    each = size // self.samples
                     self._known.setdefault(each)
                     self._marks.set(output, Rows(each))
                     continue
-                if rows is ONE_EACH and len(output) and self.samples % len(output) == 0:
+                if rows is ONE_EACH and size and self.samples % size == 0:
                     self._marks.set(output, ONE_EACH)  # rows of a sample side by side
                     continue
-            for tensor in tensors:
-                known = self._marks.get(tensor)
-                if known is not None and tensor.ndim and len(tensor) == len(output):
+            for tensor, known in marked:
+                if tensor.ndim and tensor.shape[0] == size:
                     self._marks.set(output, known)
                     break
 
@@ -154,5 +164,11 @@ class RowTracker:
 
     def stacks(self, name: str, taken: Tensor, output: Tensor) -> bool:
         """Return whether an operation repeats a whole tensor for every sample along its dim."""
-        same = output.ndim > 0 and output.shape[1:] == taken.shape[1:]
-        return name == "repeat" and same and len(output) == len(taken) * (self.samples or 0)
+        if (
+            name != "repeat"
+            or not taken.ndim
+            or not output.ndim
+            or output.shape[1:] != taken.shape[1:]
+        ):
+            return False
+        return output.shape[0] == taken.shape[0] * (self.samples or 0)

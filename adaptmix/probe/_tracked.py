@@ -28,10 +28,12 @@ class Source:
     Args:
         tensor: it.
         leaves: {number: parameter} that it is made of.
+        looked_up: options of the embedding that it is the output of, where it is of a parameter.
     """
 
     tensor: Tensor
     leaves: Mapping[int, Tensor]
+    looked_up: Mapping[str, Any] | None = None
 
     def pulled_back(self, gradients: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield (number, (n, *shape) gradients) of the parameters, given those of the tensor."""
@@ -220,13 +222,15 @@ def second_first(values: Tensor) -> Tensor:
     return values.transpose(0, 1)
 
 
-def tensors_of(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among an operation's arguments, and in sequences among them."""
+def tensors_of(values: Any) -> list[Tensor]:
+    """Return the tensors among an operation's arguments, and in sequences among them."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (tuple, list)):
-            yield from (part for part in value if isinstance(part, Tensor))
+            found += [part for part in value if isinstance(part, Tensor)]
+    return found
 
 
 def check_rows(sizes: Counter[int], number: int, samples: Tensor | None) -> None:

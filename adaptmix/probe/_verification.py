@@ -250,7 +250,7 @@ def _compare(
 
 
 class Verifier:
-    """Proves each kind of call of a model once.
+    """Proves each kind of call of a model once, and again where another operation is in between.
 
     Args:
         model: the model, without wrappers.
@@ -260,6 +260,7 @@ class Verifier:
     def __init__(self, model: nn.Module, parameters: ParameterMap) -> None:
         self._model, self._parameters = model, parameters
         self._proved: set[tuple[Kind, bool, bool]] = set()
+        self._operations: set[str] = set()
         self._attempts = _ATTEMPTS
         self.misread = False
 
@@ -285,7 +286,8 @@ class Verifier:
             CoverageWarning: part of it is not, which is left out.
         """
         kinds = {(kind, samples is None, segments is None) for kind in batch.kinds}
-        if roots is None or kinds <= self._proved or not self._attempts:
+        known = kinds <= self._proved and batch.operations <= self._operations
+        if roots is None or known or not self._attempts:
             return
         found = verify(
             batch,
@@ -300,6 +302,7 @@ class Verifier:
             self._attempts -= 1
             return
         self._proved |= kinds
+        self._operations |= batch.operations
         wrong = found.mixed | found.incomplete
         if not wrong:
             return

@@ -22,24 +22,27 @@ class HeldOutSums:
     of a domain in every tenth step would otherwise leave an estimate that stands on ten rows.
 
     Args:
-        num_domains: K.
+        sizes: (K,) how many rows of each domain are held out.
         half_life: optimizer steps after which evidence counts half, where many rows come.
     """
 
-    def __init__(self, num_domains: int, *, half_life: float) -> None:
-        self._half_life = half_life
-        self._last = np.zeros(num_domains)
-        self._sums = {name: np.zeros(num_domains) for name in NAMES}
-        # Σ w² for discounts w: for the effective number of rows.
-        self._squares = np.zeros(num_domains)
+    def __init__(self, sizes: FloatArray, *, half_life: float) -> None:
+        self._sizes, self._half_life = np.maximum(sizes, 1.0), half_life
+        self._last = np.zeros(sizes.size)
+        self._sums = {name: np.zeros(sizes.size) for name in NAMES}
+        self._squares = np.zeros(sizes.size)
 
     def __getitem__(self, name: str) -> FloatArray:
         return self._sums[name]
 
     @property
     def squares(self) -> FloatArray:
-        """(K,) sums of rows' squared discounts."""
-        return self._squares
+        """(K,) Σ w² over rows with discounts w: for the effective number of rows, (Σ w)² / Σ w².
+
+        Rows that come again tell nothing new, so that there are never more than are held out.
+        """
+        rows = np.maximum(self["count"], self["noise_rows"])
+        return np.maximum(self._squares, rows**2 / self._sizes)
 
     def add(self, step: int, **values: FloatArray) -> None:
         """Add (K,) sums of the rows that came in at ``step``."""

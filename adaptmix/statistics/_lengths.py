@@ -86,6 +86,7 @@ class RowLengths:
         self._sampled = np.zeros((2, num_domains))
         self._whole = np.zeros(num_domains)
         self._start: FloatArray | None = None
+        self._values: FloatArray | None = None  # until something is added
         self._constant = False
         self._warned = False
         self._known = (
@@ -102,6 +103,11 @@ class RowLengths:
     @property
     def values(self) -> FloatArray:
         """(K,) tokens per row; a domain not seen yet gets the mean over all rows."""
+        if self._values is None:
+            self._values = self._estimate()
+        return self._values
+
+    def _estimate(self) -> FloatArray:
         if self._known is not None:
             return self._known
         if self._constant and self._start is not None:
@@ -116,7 +122,7 @@ class RowLengths:
         """Start from (K,) tokens and rows of a sample, and whether it is the whole domain."""
         self._sampled = np.stack([tokens, rows])
         self._whole = np.asarray(whole, dtype=np.float64)
-        self._start = np.maximum(_per_row(tokens, rows), 1.0)
+        self._start, self._values = np.maximum(_per_row(tokens, rows), 1.0), None
 
     def start(
         self, tokens: FloatArray, rows: FloatArray, squares: FloatArray, *, adapting: bool
@@ -139,7 +145,7 @@ class RowLengths:
                 "of tokens, for every token counts the same only if the mean number per row of "
                 f"each domain is known from the first step on. {_HOW}"
             )
-        self._start = _per_row(tokens, rows)
+        self._start, self._values = _per_row(tokens, rows), None
 
     def add(self, tokens: FloatArray, rows: FloatArray) -> None:
         """Add a window's (K,) tokens and rows.
@@ -153,7 +159,7 @@ class RowLengths:
         """
         before = self.values
         self._tokens = self._tokens + tokens
-        self._rows = self._rows + rows
+        self._rows, self._values = self._rows + rows, None
         if self._constant and not np.allclose(tokens, before * rows, rtol=1e-6):
             raise ValueError(
                 f"tokens_per_row must be given: all rows of the first batch had {before[0]:g} "
@@ -213,7 +219,7 @@ class RowLengths:
         self._tokens, self._rows, self._whole = saved["tokens"], saved["rows"], saved["whole"]
         self._sampled = np.stack([saved["sampled_tokens"], saved["sampled_rows"]])
         self._start, self._constant = saved["start"], saved["constant"]
-        self._warned = saved["warned"]
+        self._warned, self._values = saved["warned"], None
 
 
 def _per_row(tokens: FloatArray, rows: FloatArray) -> FloatArray:

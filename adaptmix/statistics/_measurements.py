@@ -59,7 +59,7 @@ class Measurements:
         tokens_per_row: (K,) known mean tokens per row or, where a row has one loss, the share of
             rows that have it; estimated when None.
         gram: whether inner products between domains' mean gradients are kept.
-        riding: (K,) which domains have held-out rows that ride in batches; none when None.
+        held: (K,) how many rows of each domain are held out, and ride in batches; none when None.
         warn: of the run.
         group: the processes; all of them when None.
     """
@@ -74,12 +74,12 @@ class Measurements:
         per_token: bool,
         tokens_per_row: list[float] | None,
         gram: bool = False,
-        riding: NDArray[np.bool_] | None = None,
+        held: NDArray[np.int64] | None = None,
         warn: WarnOnce,
         group: ProcessGroup | None = None,
     ) -> None:
         K = len(domains)
-        self._riding = np.zeros(K, dtype=np.bool_) if riding is None else riding
+        self._held = np.zeros(K) if held is None else held.astype(np.float64)
         self.probe: GradientProbe | None = None
         self._domains = domains
         self._estimator = estimator
@@ -88,10 +88,10 @@ class Measurements:
         self._lengths = RowLengths(K, tokens_per_row, per_token=per_token)
         self._half_life = half_life
         self._tokens_per_row = tokens_per_row
-        self._running = RunningStatistics(K, half_life=half_life, gram=gram)
+        self._running = RunningStatistics(K, half_life=half_life, gram=gram, held=self._held)
         self._sums: DomainSums | None = None
         self._window: Window | None = None
-        self._supplied = Supplied(gram=gram, riding=bool(self._riding.any()))
+        self._supplied = Supplied(gram=gram, riding=bool(self._held.any()))
         self._asked = False
         self._group = group
         self._warn = warn
@@ -281,7 +281,7 @@ class Measurements:
 
     def warn_of_gaps(self, stats: DomainStats, *, required: frozenset[str]) -> None:
         """Warn of domains that were not seen, or whose noise is no longer out of sample."""
-        kept_up = self._riding | self._supplied.recorded | ("noise" not in required)
+        kept_up = (self._held > 0) | self._supplied.recorded | ("noise" not in required)
         warn_of_gaps(stats, self._domains, in_sample=~kept_up, warn=self._warn)
 
     def _on(self, device: torch.device) -> DomainSums:
@@ -321,7 +321,7 @@ class Measurements:
         }
         saved = schema.read(state, fields, name=name)
         gram = self._running.gram
-        running = RunningStatistics(K, half_life=self._half_life, gram=gram)
+        running = RunningStatistics(K, half_life=self._half_life, gram=gram, held=self._held)
         running.load_state_dict(saved["running"], name=f"{name}.running")
         lengths = RowLengths(K, self._tokens_per_row, per_token=self._per_token)
         lengths.load_state_dict(saved["lengths"], name=f"{name}.lengths")

@@ -11,6 +11,7 @@ from adaptmix._checks import FloatArray
 from adaptmix._types import DomainStats
 from adaptmix.state import _schema as schema
 from adaptmix.statistics._discounted import DiscountedSums, ratio
+from adaptmix.statistics._drift import updated
 from adaptmix.statistics._held_out import NAMES, HeldOutSums
 from adaptmix.statistics._scatter import SquareScatter
 from adaptmix.statistics._sums import FIELDS, HELD_OUT, NOISE, RECORDED
@@ -22,21 +23,29 @@ class RunningStatistics:
     Variances are centred within each window of steps (with its degrees of freedom), so that a
     mean which drifts while the model learns does not count as variance.
 
-    Noise is that of rows the model has not fitted: rows it is trained on for the first time, and
-    held-out rows that ride in batches. Where there are such, the others fade with time. Noise that
-    is recorded replaces what was known of a domain's noise, for older residuals hold the misfit of
-    the model as it was, and a domain that has any goes by that alone from then on.
+    Noise is that of rows the model has not fitted: rows it is trained on for the first time,
+    brought up to date by held-out rows that ride in batches (``_drift``). Noise that is recorded
+    replaces what was known of a domain's noise, for older residuals hold the misfit of the model as
+    it was, and a domain that has any goes by that alone from then on.
 
     Args:
         num_domains: K.
         half_life: optimizer steps after which evidence counts half.
         gram: whether inner products between domains' mean gradients, (K, K), are kept.
+        held: (K,) how many rows of each domain are held out; none when None.
 
     Source:
         Salmani et al., arXiv:2511.06913, for what is estimated; the estimators are ours.
     """
 
-    def __init__(self, num_domains: int, *, half_life: float, gram: bool = False) -> None:
+    def __init__(
+        self,
+        num_domains: int,
+        *,
+        half_life: float,
+        gram: bool = False,
+        held: FloatArray | None = None,
+    ) -> None:
         K = num_domains
         self.gram = gram
         self.seen = np.zeros(K)
@@ -50,7 +59,7 @@ class RunningStatistics:
         # Σ w² for discounts w, which fall twice as fast as w: for the effective number of rows.
         self._noise_squares = DiscountedSums(("rows",), (K,), half_life=half_life / 2.0)
         self._recorded = np.zeros(K, dtype=bool)
-        self._held_out = HeldOutSums(K, half_life=half_life)
+        self._held_out = HeldOutSums(np.zeros(K) if held is None else held, half_life=half_life)
         self._gradients = DiscountedSums(gradients, (K,), half_life=half_life)
         self._square_scatter = SquareScatter(K, half_life=half_life)
         self._mass = DiscountedSums(("seen", "other"), (1,), half_life=half_life)
@@ -149,7 +158,7 @@ class RunningStatistics:
         losses, gradients = self._losses, self._gradients
         grad_var = ratio(gradients["scatter"], gradients["freedom"])
         mean_sq = ratio(self._own["products"], self._own["pairs"]) / lengths**2
-        noise, noise_count = self._noise_estimate(step)
+        noise, noise_count = self._noise_estimate()
         held_out = self._held_out
         return DomainStats(
             count=gradients.faded("count", step),
@@ -181,18 +190,17 @@ class RunningStatistics:
         gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
         return gram
 
-    def _noise_estimate(self, step: int) -> tuple[FloatArray, FloatArray]:
+    def _noise_estimate(self) -> tuple[FloatArray, FloatArray]:
         """Return (K,) noise and the effective number of rows behind it."""
-        held_out = self._held_out
-        riding = (held_out["expected"] > 0.0) & ~self._recorded
-        residual, expected, rows = (
-            np.where(riding, self._noise.faded(name, step) + held_out[name], self._noise[name])
-            for name in NOISE
+        own, held = self._noise, self._held_out
+        noise = ratio(own["residual"], own["expected"])
+        rows = _effective(own["noise_rows"], self._noise_squares["rows"])
+        riding = np.where(self._recorded, np.nan, ratio(held["residual"], held["expected"]))
+        today, behind = updated(noise, rows, riding, _effective(held["noise_rows"], held.squares))
+        return (
+            np.where(self._recorded, noise, today),
+            np.where(self._recorded, rows, behind),
         )
-        squares = self._noise_squares
-        faded = squares.faded("rows", step) + held_out.squares
-        counted = np.where(riding, faded, squares["rows"])
-        return ratio(residual, expected), _effective(rows, counted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain arrays and numbers."""

@@ -52,6 +52,11 @@ class LossInputs:
     leaves: tuple[GradientEdge, ...]
     between: frozenset[Node]
 
+    @property
+    def operations(self) -> frozenset[str]:
+        """Names of the kinds of nodes between the loss and its inputs."""
+        return frozenset(node.name() for node in self.between)
+
     def scale(self, factors: Tensor, segments: Segments | None = None) -> list[int]:
         """Multiply rows' gradients at the tensors by (B,) factors, in the next backward pass.
 

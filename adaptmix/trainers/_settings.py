@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from adaptmix._schedule import Schedule
 from adaptmix.controller import Controller
 from adaptmix.data import Layout, Mixture, prefetching
 from adaptmix.policies import Policy
 
+# Rows of each domain of the controller that checks arguments, enough for a small ``max_epochs``.
+_ROWS = 10**5
 _log = logging.getLogger("adaptmix")
 
 
@@ -38,7 +41,7 @@ class Settings:
 
     domains: str | Iterable[Any] | None = None
     policy: Policy | str = "variance_aware"
-    importance: Mapping[str, float] | None = None
+    importance: Mapping[str, float] | Schedule | None = None
     unit: str | None = None
     head: str | None = None
     lag: int | None = None
@@ -73,14 +76,16 @@ class Settings:
             )
         told = self.tokens_per_row if isinstance(self.tokens_per_row, Mapping) else {}
         # Domains are not known yet, but where a mapping names them.
-        names = list(self.importance or told or ("a", "b"))
+        named = [self.importance, told, self.options.get("sampling")]
+        limits = self.options.get("max_epochs")
+        names = next(filter(None, map(_names, named)), [*_names(limits), "a", "b"])
         known = bool(self.importance or told)
         # A policy of one's own may be of certain domains.
         free = isinstance(self.policy, str) or not hasattr(self.policy, "update")
         unit = self.unit or ("token" if callable(self.tokens_per_row) else None)
         with _without_log():
             self.make_controller(
-                Mixture(dict.fromkeys(names, (0, 1)), importance=self.importance),
+                Mixture(dict.fromkeys(names, range(_ROWS)), importance=self.importance),
                 lag=16 if self.lag is None else self.lag,
                 seed=0 if self.seed is None else self.seed,
                 unit=unit or ("token" if max(told.values(), default=0.0) > 1.0 else "sample"),
@@ -119,6 +124,13 @@ class Settings:
             layout: how a step's batch is cut.
         """
         return layout.default_lag(**prefetching(loader)) if self.lag is None else self.lag
+
+
+def _names(given: Any) -> list[str]:
+    """Return the domains that an argument names, none where it names none."""
+    if isinstance(given, Schedule):
+        return list(given.names)
+    return list(given) if isinstance(given, Mapping) else []
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from adaptmix import Controller
+from adaptmix import Controller, Schedule
 from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
@@ -56,8 +56,8 @@ class AdaptMixCallback(Callback):
         tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage, holdout: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -69,7 +69,7 @@ class AdaptMixCallback(Callback):
         domains: str | Iterable[Any] | None = None,
         *,
         policy: Policy | str = "variance_aware",
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] | Schedule | None = None,
         unit: str = "sample",
         head: str | None = None,
         lag: int | None = None,
@@ -83,6 +83,9 @@ class AdaptMixCallback(Callback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
+        sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
@@ -106,11 +109,13 @@ class AdaptMixCallback(Callback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
+                "sampling": sampling,
                 "holdout": holdout,
             },
         )
-        self._head, self._accumulation = head, accumulation
-        self._adapting = mode != "observe"
+        self._head, self._accumulation, self._adapting = head, accumulation, mode != "observe"
         self._trainer: Trainer | None = None
         self._module: LightningModule | None = None
         self._controller: Controller | None = None
@@ -120,9 +125,7 @@ class AdaptMixCallback(Callback):
         self._boards: list[TrainerBoard] = []
         self._state: Mapping[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
-        self._limit: float = 1.0
-        self._steps = 0
-        self._warn_of_logs = WarnOnce()
+        self._limit, self._steps, self._warn_of_logs = 1.0, 0, WarnOnce()
 
     @property
     def controller(self) -> Controller:
@@ -300,6 +303,7 @@ class AdaptMixCallback(Callback):
         taken, self._steps = trainer.global_step - self._steps, trainer.global_step
         if self._weighting.finish_batch(optimizer_steps=taken):
             self.controller.step()
+            trainer.should_stop |= self.controller.ended
             logs.write(trainer, self._boards, self.controller, self._warn_of_logs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

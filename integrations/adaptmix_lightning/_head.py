@@ -11,7 +11,7 @@ from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import couplings, find_loss_inputs, loss_gradients, uneven_targets
 
 _log = logging.getLogger("adaptmix")
-_WAY_OUT = (
+_ADVICE = (
     "Name the module whose output the loss is computed from, the logits of a head, or return "
     'unreduced losses from training_step (reduction="none") and leave head= out.'
 )
@@ -60,7 +60,7 @@ class HeadProof:
             raise ObjectiveError(
                 f"head={self._name!r} must be the last module that has parameters; the loss "
                 "reaches parameters behind or beside it, whose gradients would not be weighted "
-                f"row by row. {_WAY_OUT}"
+                f"row by row. {_ADVICE}"
             )
         try:
             first = loss_gradients(loss, loss_inputs, twice=True)
@@ -72,7 +72,7 @@ class HeadProof:
             raise ObjectiveError(
                 f"With head=, the loss must be a sum of one term per row; in this one {coupled}, "
                 "as in contrastive losses, ranking within a batch, and normalisers that depend on "
-                f"outputs. Train on a sum over rows. {_WAY_OUT}"
+                f"outputs. Train on a sum over rows. {_ADVICE}"
             )
 
 

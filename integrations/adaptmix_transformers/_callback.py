@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from adaptmix import Controller
+from adaptmix import Controller, Schedule
 from adaptmix.errors import ObjectiveError
 from adaptmix.policies import Policy
 from adaptmix.trainers import (
@@ -57,8 +57,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator: as for ``Controller``.
-        counts, half_life, min_coverage, holdout: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
+        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -70,7 +70,7 @@ class AdaptMixCallback(TrainerCallback):
         domains: str | Iterable[Any] | None = None,
         *,
         policy: Policy | str = "variance_aware",
-        importance: Mapping[str, float] | None = None,
+        importance: Mapping[str, float] | Schedule | None = None,
         unit: str | None = None,
         loss: UserLoss | None = None,
         head: str | None = None,
@@ -85,6 +85,9 @@ class AdaptMixCallback(TrainerCallback):
         counts: str = "stratified",
         half_life: float = 50.0,
         min_coverage: float = 0.9,
+        when_exhausted: str = "repeat",
+        max_epochs: Mapping[str, float] | float | None = None,
+        sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
     ) -> None:
         self._settings = Settings(
@@ -106,6 +109,9 @@ class AdaptMixCallback(TrainerCallback):
                 "counts": counts,
                 "half_life": half_life,
                 "min_coverage": min_coverage,
+                "when_exhausted": when_exhausted,
+                "max_epochs": max_epochs,
+                "sampling": sampling,
                 "holdout": holdout,
             },
         )
@@ -307,6 +313,8 @@ class AdaptMixCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and update the weights when that is due."""
         self.controller.step()
+        if self.controller.ended:
+            control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the progress bar, which comes after this callback, readable."""

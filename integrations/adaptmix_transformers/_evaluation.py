@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from math import isfinite
 from typing import Any
 
@@ -27,8 +28,10 @@ from adaptmix.trainers import (
     tolerant,
 )
 from adaptmix_transformers import _internals as internals
+from adaptmix_transformers import _known as known
 from adaptmix_transformers._capture import Seen, watch_outputs
 from adaptmix_transformers._heldout import held_out_losses
+from adaptmix_transformers._pairs import Margins
 from adaptmix_transformers._reading import NumItems
 from adaptmix_transformers._rows import RowLosses, Rule
 from adaptmix_transformers._setup import Settings
@@ -81,6 +84,7 @@ class DomainLosses:
         read: returns rows' losses of (loss, what the model showed, inputs, tokens), or None.
         unit: "sample", "token", or None to go by the shape of the losses.
         controller: of the run whose policy needs the noise of held-out rows, or None.
+        pairs: whether a row is a preference pair.
     """
 
     def __init__(
@@ -89,8 +93,10 @@ class DomainLosses:
         read: Callable[[Tensor, Seen, Mapping[str, Any], NumItems], RowLosses | None],
         unit: str | None,
         controller: Controller | None = None,
+        *,
+        pairs: bool = False,
     ) -> None:
-        self.mixture = mixture
+        self.mixture, self._pairs = mixture, pairs
         self._read, self._unit, self._controller = read, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
@@ -120,10 +126,14 @@ class DomainLosses:
         if self._unreadable:
             return native(inputs, num_items)
         given = dict(inputs)
-        with watch_outputs(model) as seen:
+        margins = Margins(len(rows)) if self._pairs else nullcontext()
+        with watch_outputs(model) as seen, margins:
             result = native(inputs, num_items)
         loss = result[0] if isinstance(result, tuple) else result
-        losses = self._read(loss, seen, given, num_items)
+        if isinstance(margins, Margins):
+            losses = margins.losses(loss)
+        else:
+            losses = self._read(loss, seen, given, num_items)
         if losses is not None and segments is not None:
             losses = losses.unpacked(segments)
         if losses is None or len(losses.values) != len(rows):
@@ -232,7 +242,10 @@ class Evaluation:
         unit = settings.unit if self.controller is None else self.controller.unit
         controller = self.controller
         noisy = controller is not None and "noise" in controller.requires and trainer.is_in_train
-        self._losses = DomainLosses(mixture, self._read, unit, controller if noisy else None)
+        pairs = known.rows_per_sample(trainer) > 1
+        self._losses = DomainLosses(
+            mixture, self._read, unit, controller if noisy else None, pairs=pairs
+        )
         rows = internals.used_columns(trainer, dataset)
         with internals.evaluating(
             trainer, eval_dataset, rows, RowNumbers(rows), CollateRowNumbers

@@ -60,6 +60,7 @@ class ChunkedLogProb(Matrix):
 
 
 _NAME = "ChunkedLogProbFunctionBackward"
+_SINK = "_DDPSinkBackward"
 _NEAR = 8  # nodes between the head and what the model returns of it
 
 
@@ -126,12 +127,13 @@ def chunked_head(log_probs: Tensor, mask: Tensor) -> ChunkedHead | None:
         log_probs: (P, T) of a model's output.
         mask: (P, T) which of them have a label.
     """
-    pending = [log_probs.grad_fn]
+    node, number = log_probs.grad_fn, log_probs.output_nr
     for _ in range(_NEAR):
-        node = pending.pop(0) if pending else None
         if node is None:
             return None
         if node.name() == _NAME:
             return ChunkedHead(node, mask.bool())
-        pending += [parent for parent, _ in node.next_functions if parent is not None]
+        # Behind DistributedDataParallel all outputs share a node, with an input for each.
+        inputs = node.next_functions[number:] if node.name() == _SINK else node.next_functions
+        node, number = next((edge for edge in inputs if edge[0] is not None), (None, 0))
     return None

@@ -13,7 +13,7 @@ from typing import Any, cast
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -167,6 +167,13 @@ def is_a(trainer: Trainer, name: str) -> bool:
     """Return whether a trainer is, or inherits from, TRL's class of that name."""
     kinds = type(trainer).__mro__
     return any(kind.__name__ == name and kind.__module__.startswith("trl.") for kind in kinds)
+
+
+def fuses_the_loss(args: TrainingArguments) -> bool:
+    """Return whether Liger's kernels take the place of the loss; TRL's trainers keep theirs."""
+    kernels: dict[str, Any] = args.liger_kernel_config or {}
+    fused = kernels.get("fused_linear_cross_entropy", True) or kernels.get("cross_entropy", False)
+    return bool(args.use_liger_kernel and fused)
 
 
 def batch_sampler(loader: Any) -> Any:

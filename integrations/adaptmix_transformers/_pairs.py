@@ -8,11 +8,38 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from adaptmix.noise import NoiseTerms
 from adaptmix.trainers import LossInputs
 from adaptmix_transformers._recognition import tolerance
 from adaptmix_transformers._rows import RowLosses
+
+
+class Margins(TorchFunctionMode):
+    """Keeps what log σ is taken of, where there is no graph to read it from.
+
+    Args:
+        pairs: B.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self._pairs, self._seen = pairs, list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and look at it."""
+        if func is functional.logsigmoid and args[0].shape == (self._pairs,):
+            self._seen.append(args[0].detach())
+        return func(*args, **(kwargs or {}))
+
+    def losses(self, loss: Tensor) -> RowLosses | None:
+        """Return the loss of each pair, where their mean is the loss; None elsewhere."""
+        if len(self._seen) != 1:
+            return None
+        rows = _of_margins(self._seen[0])
+        close = (loss - rows.values.mean()).abs() <= 1e-3 * rows.values.mean()
+        return rows if bool(close) else None
 
 
 def pair_losses(loss: Tensor, loss_inputs: LossInputs, pairs: int) -> RowLosses | None:
@@ -49,6 +76,11 @@ def pair_losses(loss: Tensor, loss_inputs: LossInputs, pairs: int) -> RowLosses 
     )
     if not bool(same.all()):
         return None
+    return _of_margins(margins)
+
+
+def _of_margins(margins: Tensor) -> RowLosses:
+    values = -functional.logsigmoid(margins.float())
     right = torch.sigmoid(margins.float())
     return RowLosses(
         values, noise=lambda _: NoiseTerms((1.0 - right).square(), right * (1.0 - right))

@@ -171,18 +171,18 @@ def rehearse(
     trainer: Trainer,
     model: nn.Module,
     draw: Draw,
-    reader: Reader,
+    reader: Reader | None,
     num_items: NumItems,
 ) -> bool:
     """Compute a loss on other rows, labels and numbers of tokens, and leave no trace.
 
     Args:
         once: computes it.
-        inputs: of the first micro-batch.
+        inputs: of the micro-batch.
         trainer: of the run.
         model: what it calls.
         draw: of the micro-batch.
-        reader: is told what they show.
+        reader: is told what other labels and numbers show; None where it was.
         num_items: supervised tokens of the step, where the trainer counts them.
 
     Returns:
@@ -220,6 +220,8 @@ def rehearse(
         other = again(given)
         if other is not None:
             shown |= _compare(first, other, kept, segments, lambda: again(inputs))
+    if reader is None:
+        return shown
     changed = None if num_items is None else again(inputs, 2 * num_items)
     reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
     labels = inputs.get("labels")

@@ -16,10 +16,9 @@ _PLAIN = "Leave it out: one device or plain DistributedDataParallel (torchrun) i
 _ADVICE = {
     "DataParallel (args.n_gpu > 1)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU",
     "use_liger_kernel=True": (
-        "Liger's fused loss never computes the logits, at which rows are weighted. Set "
-        "use_liger_kernel=False; to keep Liger's other kernels, apply them to the model before "
-        "training with fused_linear_cross_entropy=False and cross_entropy=False, as in "
-        "apply_liger_kernel_to_llama(...)"
+        "Liger's fused loss never computes the logits, at which rows are weighted. Keep its other "
+        'kernels with liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": '
+        "False}"
     ),
     "deepspeed": "Its engine scales and reduces gradients itself. " + _PLAIN,
     "fsdp": "It shards the parameters, so that rows' gradients are not seen. " + _PLAIN,
@@ -46,7 +45,7 @@ def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -
         "fsdp": trainer.is_fsdp_enabled,
         "accelerator_config dispatch_batches=True": bool(accelerator.dispatch_batches),
         "accelerator_config split_batches=True": bool(accelerator.split_batches),
-        "use_liger_kernel=True": args.use_liger_kernel,
+        "use_liger_kernel=True": internals.fuses_the_loss(args),
         "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
     }
     for name, is_set in settings.items():

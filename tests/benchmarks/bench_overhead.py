@@ -1,8 +1,9 @@
 """What AdaptMix costs per step, against the same loop without it, interleaved in one process.
 
 Blocks of ten steps (one observation and one update each, at the defaults) of a plain loop, of the
-same plain loop again (the noise floor), and of the loop with AdaptMix take turns in random order.
-Each block's time is divided by that of the plain block of the same round.
+same plain loop again (the noise floor), and of the loop with AdaptMix take turns in random order:
+with the defaults, with gradients observed in every step, and with "joint" and noise terms. Each
+block's processor time is divided by that of the plain block of the same round.
 
 Run ``PYTHONPATH=examples python -m tests.benchmarks.bench_overhead`` from the repository's root.
 """
@@ -60,11 +61,11 @@ def plain(batch_size: int) -> Callable[[], None]:
     return step
 
 
-def adapted(batch_size: int) -> Callable[[], None]:
+def adapted(batch_size: int, policy: str = "variance_aware", **options: Any) -> Callable[[], None]:
     torch.manual_seed(0)
     model = ByteLM(96)
     optimizer = torch.optim.AdamW(model.parameters())
-    controller = Controller(Mixture(parts()), policy="joint")
+    controller = Controller(Mixture(parts()), policy=policy, **options)
     controller.watch(model)
     batches = iter(controller.loader(batch_size, steps=10**6))
 
@@ -72,7 +73,8 @@ def adapted(batch_size: int) -> Callable[[], None]:
         inputs, labels = next(batches)
         logits = model(inputs)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        controller.loss(losses, noise=noise.softmax(logits, labels)).backward()
+        terms = noise.softmax(logits, labels) if policy == "joint" else None
+        controller.loss(losses, noise=terms).backward()
         optimizer.step()
         optimizer.zero_grad()
         controller.step()
@@ -89,7 +91,9 @@ def main() -> None:
     arms = {
         "plain": plain(args.batch_size),
         "plain again": plain(args.batch_size),
-        "adaptmix": adapted(args.batch_size),
+        "defaults": adapted(args.batch_size),
+        "observed every step": adapted(args.batch_size, measure_every=1),
+        "joint": adapted(args.batch_size, "joint"),
     }
     for step, _ in itertools.product(arms.values(), range(BLOCK)):
         step()
@@ -97,10 +101,10 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(args.rounds):
         for name in shuffled.sample(list(arms), len(arms)):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(BLOCK):
                 arms[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     base = np.array(times["plain"])
     setup = f"torch {torch.__version__}, CPU, 1 thread, batch {args.batch_size} x {LENGTH} bytes"
     print(f"{setup}, {args.rounds} rounds; plain step {1e3 * np.median(base) / BLOCK:.1f} ms")

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,22 +32,31 @@ from adaptmix._checks import FloatArray
 from adaptmix.data import Layout, Loader, Mixture, Plan, PlanSampler
 
 RESULTS = Path(__file__).parent / "results" / "plan.md"
-# Domains, rows of each, rows of a batch.
-CASES = [
-    (2, 500_000, 32),
-    (100, 10_000, 1024),
-    (100, 10**8, 1024),
-    (100, 10**10, 1024),
-    (10_000, 100, 16_384),
-    (10_000, 10**8, 16_384),
-]
-# torch.multinomial takes no more weights than this; each stream of datasets opens files.
-_MOST_WEIGHTS, _MOST_STREAMS = 2**24, 500
-# Rows of a measurement.
-_ROWS = 2**18
-_ROW_BYTES = 4096
+# torch.multinomial takes no more weights than this. Of more domains than this, interleave_datasets
+# opens too many files, and the other peers take minutes for a batch.
+_MOST_WEIGHTS, _MOST_DOMAINS = 2**24, 1000
+_ROW_BYTES, _PAGES = 4096, 4096
 
 Batches = Iterator[list[int]]
+
+
+class Case(NamedTuple):
+    """Domains, rows of each, rows of a batch, and how many are drawn in a measurement."""
+
+    domains: int
+    size: int
+    batch: int
+    rows: int = 2**18
+
+
+CASES = [
+    Case(2, 500_000, 32),
+    Case(100, 10_000, 1024),
+    Case(100, 10**8, 1024),
+    Case(100, 10**10, 1024),
+    Case(10_000, 100, 16_384),
+    Case(10_000, 10**8, 16_384),
+]
 
 
 class Numbers(Dataset[int]):
@@ -72,50 +81,56 @@ def mixing(domains: int) -> FloatArray:
     return shares
 
 
-def planned(domains: int, size: int, batch: int) -> Batches:
-    """Plan with AdaptMix: exact rows without replacement, shuffled in each epoch."""
-    mixture = Mixture({str(i): Numbers(size) for i in range(domains)})
-    plan = Plan(mixture, shares=mixing(domains), lag=10**6, seed=0)
-    return iter(PlanSampler(plan, Layout(batch), steps=10**6))
+def planned(case: Case) -> Batches:
+    """Plan with adaptmix: exact rows without replacement, shuffled in each epoch."""
+    mixture = Mixture({str(i): Numbers(case.size) for i in range(case.domains)})
+    plan = Plan(mixture, shares=mixing(case.domains), lag=10**6, seed=0)
+    return iter(PlanSampler(plan, Layout(case.batch), steps=10**6))
 
 
-def weighted(domains: int, size: int, batch: int) -> Batches:
+def weighted(case: Case) -> Batches:
     """Draw with WeightedRandomSampler: with replacement."""
-    weights = np.repeat(mixing(domains) / size, size)
-    sampler = WeightedRandomSampler(torch.from_numpy(weights), 2 * _ROWS)  # type: ignore[arg-type]
-    return iter(BatchSampler(sampler, batch, drop_last=True))
+    weights = np.repeat(mixing(case.domains) / case.size, case.size)
+    sampler = WeightedRandomSampler(torch.from_numpy(weights), case.rows)  # type: ignore[arg-type]
+    return iter(BatchSampler(sampler, case.batch, drop_last=True))
 
 
-def interleaved(domains: int, size: int, batch: int) -> Batches:
+def interleaved(case: Case) -> Batches:
     """Mix with interleave_datasets, streams: each row once, in the stream's order."""
     from datasets import IterableDataset, interleave_datasets
 
-    def rows(start: int) -> Iterator[dict[str, int]]:
-        return ({"row": row} for row in range(start, start + size))
+    def stream(start: int) -> Iterator[dict[str, int]]:
+        return ({"row": row} for row in range(start, start + case.size))
 
     streams = [
-        IterableDataset.from_generator(rows, gen_kwargs={"start": i * size}) for i in range(domains)
+        IterableDataset.from_generator(stream, gen_kwargs={"start": i * case.size})
+        for i in range(case.domains)
     ]
-    mixed = interleave_datasets(streams, probabilities=mixing(domains).tolist(), seed=0)
-    return _in_batches((item["row"] for item in mixed), batch)
+    mixed = interleave_datasets(streams, probabilities=mixing(case.domains).tolist(), seed=0)
+    return _in_batches((item["row"] for item in mixed), case.batch)
 
 
-def noded(domains: int, size: int, batch: int) -> Batches:
+def noded(case: Case) -> Batches:
     """Mix with MultiNodeWeightedSampler, streams: each row once, in the stream's order."""
     from torchdata.nodes import Batcher, IterableWrapper, Loader, MultiNodeWeightedSampler
 
-    nodes = {str(i): IterableWrapper(range(i * size, (i + 1) * size)) for i in range(domains)}
-    shares = {str(i): share for i, share in enumerate(mixing(domains).tolist())}
-    return iter(Loader(Batcher(MultiNodeWeightedSampler(nodes, shares), batch)))
+    nodes = {
+        str(i): IterableWrapper(range(i * case.size, (i + 1) * case.size))
+        for i in range(case.domains)
+    }
+    shares = {str(i): share for i, share in enumerate(mixing(case.domains).tolist())}
+    return iter(Loader(Batcher(MultiNodeWeightedSampler(nodes, shares), case.batch)))
 
 
-def grained(domains: int, size: int, batch: int) -> Batches:
+def grained(case: Case) -> Batches:
     """Mix with grain, shuffled sources: exact rows without replacement, shuffled."""
     import grain.python as grain
 
-    parts = [grain.MapDataset.source(Numbers(size)).shuffle(seed=i) for i in range(domains)]
-    mixed = grain.MapDataset.mix([part.repeat() for part in parts], mixing(domains).tolist())
-    return _in_batches((mixed[i] for i in range(10**9)), batch)
+    parts = [
+        grain.MapDataset.source(Numbers(case.size)).shuffle(seed=i) for i in range(case.domains)
+    ]
+    mixed = grain.MapDataset.mix([part.repeat() for part in parts], mixing(case.domains).tolist())
+    return _in_batches((mixed[i] for i in range(10**9)), case.batch)
 
 
 def _in_batches(rows: Iterator[int], batch: int) -> Batches:
@@ -123,7 +138,7 @@ def _in_batches(rows: Iterator[int], batch: int) -> Batches:
         yield found
 
 
-METHODS: dict[str, tuple[str, Callable[[int, int, int], Batches]]] = {
+METHODS: dict[str, tuple[str, Callable[[Case], Batches]]] = {
     "adaptmix": ("torch", planned),
     "WeightedRandomSampler, with replacement": ("torch", weighted),
     "datasets.interleave_datasets": ("datasets", interleaved),
@@ -132,42 +147,46 @@ METHODS: dict[str, tuple[str, Callable[[int, int, int], Batches]]] = {
 }
 
 
-def possible(name: str, domains: int, size: int) -> bool:
+def possible(name: str, case: Case) -> bool:
     """Whether a method is installed, and takes a mixture of this size."""
     method = METHODS[name][1]
-    fits = method is not weighted or domains * size <= _MOST_WEIGHTS
-    fits = fits and (method is not interleaved or domains <= _MOST_STREAMS)
+    fits = method is not weighted or case.domains * case.size <= _MOST_WEIGHTS
+    fits = fits and (method in (planned, weighted) or case.domains <= _MOST_DOMAINS)
     return fits and importlib.util.find_spec(METHODS[name][0]) is not None
 
 
-def rate(name: str, case: tuple[int, int, int], *, rows: int = _ROWS) -> float:
-    """Return rows per second of processor time, once the first rows are drawn."""
-    batches = METHODS[name][1](*case)
-    batch = case[2]
-    next(batches)
-    wanted, start = max(1, rows // batch), time.process_time()
-    drawn = sum(len(found) for found in islice(batches, wanted))
+def rate(name: str, case: Case) -> float:
+    """Return rows per second of processor time, from when the first of them is asked for."""
+    batches = METHODS[name][1](case)
+    start = time.process_time()
+    drawn = sum(len(found) for found in islice(batches, case.rows // case.batch))
     return drawn / (time.process_time() - start)
 
 
-def peak(name: str, case: tuple[int, int, int]) -> float:
+def peak(name: str, case: Case) -> float:
     """Return the MB that a process of its own needs at its peak, beyond its imports."""
-    arguments = [name, *map(str, case)]
-    command = [sys.executable, "-m", "tests.benchmarks.bench_plan", "--memory", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tests.benchmarks.bench_plan", "--memory", name]
+    result = subprocess.run([*command, *map(str, case)], capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
 
 
-def memory(name: str, case: tuple[int, int, int]) -> float:
+def memory(name: str, case: Case) -> float:
     """Return the MB that this process needs beyond what it has, at its peak."""
-    rate(name, (2, 100, 8), rows=64)  # what is imported late
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rate(name, case, rows=case[2] * 4)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    rate(name, Case(2, 100, 8, 64))  # what is imported late
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    rate(name, case)
+    return _resident("VmHWM") - before
+
+
+def _resident(kind: str) -> float:
+    """Return this process's memory in MB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 class Pages(Dataset[Tensor]):
-    """Rows of 4 kB each, read from a file."""
+    """Rows of 4 kB each, read from a file of 16 MB."""
 
     def __init__(self, path: Path, rows: int) -> None:
         self.file, self.rows = os.open(path, os.O_RDONLY), rows
@@ -176,7 +195,7 @@ class Pages(Dataset[Tensor]):
         return self.rows
 
     def __getitem__(self, row: int) -> Tensor:
-        page = bytearray(os.pread(self.file, _ROW_BYTES, row * _ROW_BYTES))
+        page = bytearray(os.pread(self.file, _ROW_BYTES, row % _PAGES * _ROW_BYTES))
         return torch.frombuffer(page, dtype=torch.uint8)
 
 
@@ -200,10 +219,10 @@ class Timed:
 
 def share_of_loading(domains: int, batch: int, steps: int) -> tuple[float, float]:
     """Return the share of a loader's time that planning takes, and µs per row in all."""
-    each = 2**17 // domains
+    each = 2**20 // domains
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pages"
-        path.write_bytes(os.urandom(_ROW_BYTES) * (each * domains))
+        path.write_bytes(os.urandom(_ROW_BYTES * _PAGES))
         mixture = Mixture({str(i): Pages(path, each) for i in range(domains)})
         plan = Plan(mixture, shares=mixing(domains), lag=16, seed=0)
         loader = Loader(PlanSampler(plan, Layout(batch), steps=2 * steps))
@@ -223,19 +242,20 @@ def table(rounds: int) -> list[str]:
     lines = ["| domains × rows, batch | method | rows/s | ms a batch | adaptmix's rate | MB |"]
     lines.append("|---|---|---|---|---|---|")
     for case in CASES:
-        domains, size, batch = case
-        names = [name for name in METHODS if possible(name, domains, size)]
+        domains, size, batch, most = case
+        names = [name for name in METHODS if possible(name, case)]
         best = dict.fromkeys(names, 0.0)
         for _ in range(rounds):
             for name in names:
                 # Slow methods get fewer rows, so that all take about as long.
-                few = max(2**14, min(_ROWS, 2 ** int(np.log2(best[name] + 1))))
-                best[name] = max(best[name], rate(name, case, rows=max(few, 4 * batch)))
+                rows = min(most, 2 ** int(np.log2(best[name] + 1)))
+                once = case._replace(rows=max(rows, 2**14, 4 * batch))
+                best[name] = max(best[name], rate(name, once))
         for name in names:
             lines.append(
                 f"| {domains:,} × {size:,}, {batch:,} | {name} | {best[name]:,.0f} "
                 f"| {1e3 * batch / best[name]:.2f} | {best['adaptmix'] / best[name]:.2f} × "
-                f"| {peak(name, case):.0f} |"
+                f"| {peak(name, case._replace(rows=4 * batch)):.0f} |"
             )
             print(lines[-1], flush=True)
     return lines
@@ -244,12 +264,12 @@ def table(rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.memory:
         name, *case = args.memory
-        print(memory(name, (int(case[0]), int(case[1]), int(case[2]))))
+        print(memory(name, Case(*map(int, case))))
         return
     lines = [
         "## Planning rows",

@@ -7,20 +7,20 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptmix import Controller, Mixture
-from adaptmix.data._rows import PermutedRows, Rows
+from adaptmix.data._rows import Rows, RowSource
 from tests import helpers_data as helpers
 
 SIZES = (20, 9, 14)
 
 
-def take(source: PermutedRows, domain: int, start: int, count: int) -> Rows:
+def take(source: RowSource, domain: int, start: int, count: int) -> Rows:
     return source.take(np.full(count, domain), np.arange(start, start + count))
 
 
 @pytest.mark.parametrize("domain", range(3))
 def test_each_row_comes_once_before_any_comes_again(domain: int) -> None:
     mixture, size = helpers.mixture(*SIZES), SIZES[domain]
-    taken = take(PermutedRows(mixture, seed=4), domain, 0, 3 * size)
+    taken = take(mixture.row_source(seed=4), domain, 0, 3 * size)
     epochs = taken.rows.reshape(3, size)
     assert (mixture.domain_of(taken.rows) == domain).all()
     for epoch in epochs:
@@ -31,13 +31,13 @@ def test_each_row_comes_once_before_any_comes_again(domain: int) -> None:
 
 def test_a_row_depends_on_how_many_were_drawn_and_on_nothing_else() -> None:
     mixture = helpers.mixture(*SIZES)
-    whole = take(PermutedRows(mixture, seed=4), 1, 0, 40)
-    source = PermutedRows(mixture, seed=4)
+    whole = take(mixture.row_source(seed=4), 1, 0, 40)
+    source = mixture.row_source(seed=4)
     numbers = np.random.default_rng(0).permutation(40)
     mixed = source.take(np.tile([1, 2], 40), np.repeat(numbers, 2))  # beside another domain's
     assert np.array_equal(mixed.rows[::2], whole.rows[numbers])
     assert np.array_equal(mixed.fresh[::2], whole.fresh[numbers])
-    other = take(PermutedRows(mixture, seed=5), 1, 0, 40)
+    other = take(mixture.row_source(seed=5), 1, 0, 40)
     assert not np.array_equal(other.rows, whole.rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptmix.data._schedule import Schedule
+from adaptmix.data._schedule import LaggedShares
 from adaptmix.errors import LagError, StateError
 from tests.helpers_data import SIGMAS
 
@@ -15,8 +15,8 @@ FIRST, THEN = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.1, 0.8])
 @pytest.mark.parametrize("counts", ["stratified", "multinomial"])
 def test_counts_have_the_mean_of_the_shares(counts: str) -> None:
     steps, size = 2000, 7
-    schedule = Schedule(FIRST, lag=steps, seed=3, counts=counts)
-    drawn = np.array([schedule.step(step, size=size).counts for step in range(steps)])
+    schedule = LaggedShares(FIRST, lag=steps, seed=3, counts=counts)
+    drawn = np.array([schedule.step(step, FIRST, size=size).counts for step in range(steps)])
     assert (drawn.sum(1) == size).all()
     error = np.sqrt(size * FIRST * (1.0 - FIRST) / steps)  # multinomial; stratified has less
     assert (np.abs(drawn.mean(0) - size * FIRST) < SIGMAS * error).all()
@@ -25,12 +25,12 @@ def test_counts_have_the_mean_of_the_shares(counts: str) -> None:
 
 
 def test_shares_take_effect_after_the_lag() -> None:
-    schedule = Schedule(FIRST, lag=2, seed=0, counts="stratified")
+    schedule = LaggedShares(FIRST, lag=2, seed=0, counts="stratified")
     schedule.advance()
     schedule.publish(THEN)
     assert [schedule.shares_at(step) is THEN for step in (1, 2, 3)] == [False, False, True]
     with pytest.raises(LagError, match="step 4 was drawn and step 1 was next"):
-        schedule.step(4, size=8)
+        schedule.shares_at(4)
     schedule.publish(FIRST, between_steps=False)  # the loader may have drawn step 3
     schedule.advance()
     assert schedule.shares_at(3) is THEN
@@ -38,19 +38,19 @@ def test_shares_take_effect_after_the_lag() -> None:
 
 
 def test_a_step_is_the_same_whenever_it_is_drawn() -> None:
-    schedule = Schedule(FIRST, lag=5, seed=1, counts="stratified")
-    once = [schedule.step(step, size=9) for step in range(6)]
-    again = Schedule(FIRST, lag=5, seed=1, counts="stratified")
+    schedule = LaggedShares(FIRST, lag=5, seed=1, counts="stratified")
+    once = [schedule.step(step, FIRST, size=9) for step in range(6)]
+    again = LaggedShares(FIRST, lag=5, seed=1, counts="stratified")
     again.load_state_dict(schedule.state_dict())
     for step in reversed(range(6)):
-        other = again.step(step, size=9)
+        other = again.step(step, again.shares_at(step), size=9)
         assert np.array_equal(other.counts, once[step].counts)
         assert np.array_equal(other.order, once[step].order)
         assert sorted(other.order) == list(range(9))
 
 
 def test_a_damaged_position_is_named_and_changes_nothing() -> None:
-    schedule = Schedule(FIRST, lag=1, seed=0, counts="stratified")
+    schedule = LaggedShares(FIRST, lag=1, seed=0, counts="stratified")
     state = schedule.state_dict()
     with pytest.raises(StateError, match=r"^schedule\.history_shares must have 1 rows that sum"):
         schedule.load_state_dict({**state, "history_shares": np.full((1, 3), 0.5)})

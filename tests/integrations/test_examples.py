@@ -1,4 +1,4 @@
-"""The examples for Lightning, Fabric and Accelerate run, adapt and go on."""
+"""The examples run as someone copies them, adapt and go on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
+
+from adaptmix_transformers import AdaptMixCallback
 
 Example = Callable[..., str]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -75,3 +78,18 @@ def test_accelerate(run: Example) -> None:
     again = run("train_accelerate.py", "--steps", "24", "--resume", *options)
     seen = sum(float(line.split()[1]) for line in again.splitlines()[1:4])
     assert seen == pytest.approx(20 * 16)
+
+
+@pytest.mark.parametrize("name", ["train_trl.py", "train_dpo.py"])
+def test_trl(name: str, run: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    measured: list[float] = []
+    end = AdaptMixCallback.on_train_end
+
+    def on_train_end(self: AdaptMixCallback, *args: Any, **kwargs: Any) -> None:
+        measured.append(self.controller.scalars()["coverage"])
+        end(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdaptMixCallback, "on_train_end", on_train_end)
+    assert "Trained on the sum over domains" in run(name, "--steps", "12")
+    assert measured[0] > 0.98

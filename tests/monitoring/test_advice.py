@@ -36,6 +36,8 @@ def test_nothing_to_gain() -> None:
     found = titles(made.record(mode="observe", **quiet, **LIKE_NOTHING))
     assert list(found) == ["Remove AdaptMix"]
     assert "1.01 times less noisy" in found["Remove AdaptMix"]
+    equal = titles(made.record(mode="observe", gain=1.001, doubt=0.01, **LIKE_NOTHING))
+    assert "leave a step's gradient as noisy as it is" in equal["Remove AdaptMix"]
     # Loss weights that moved do something else than sampling, so its gain decides nothing.
     assert "Remove AdaptMix" not in titles(made.record(weights=[0.5, 1.0, 1.5], **quiet))
 
@@ -51,8 +53,19 @@ def test_measuring_that_costs_more_than_a_larger_batch() -> None:
 
 def test_a_gain_that_shares_do_not_attain() -> None:
     found = titles(made.record(gain=1.4, attained=1.1, **LIKE_NOTHING))
-    assert "1.40 times less noisy; those in force made it 1.10" in found["Give the shares room"]
+    assert (
+        "1.40 times less noisy; those in force made it 1.10 times" in found["Give the shares room"]
+    )
     assert "Give the shares room" not in titles(made.record(gain=1.4, attained=1.35))
+
+
+def test_shares_that_do_harm_are_not_kept() -> None:
+    plain = made.record("plain", mode="observe")
+    found = titles(plain, made.record("bad", gain=1.24, attained=0.25, losses=[2.5] * 3))
+    assert list(found) == ["Stop this set-up", "Change these shares"]
+    assert "They make the gradient 4.00 times noisier" in found["Change these shares"]
+    assert "best ones would make it 1.24 times less noisy" in found["Change these shares"]
+    assert list(titles(made.record(gain=1.24, attained=0.25))) == ["Change these shares"]
 
 
 def test_a_gain_that_the_loss_does_not_follow() -> None:

@@ -6,6 +6,7 @@ import html
 import json
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +91,28 @@ def seen(text: str, folder: Path, *, dark: bool = False) -> list[dict[str, Any]]
     return found
 
 
+@cache
+def text_of(domains: int) -> str:
+    """The page of two groups of runs."""
+    if domains > 3:
+        return page(
+            [large(domains, updates=40, label=label) for label in ("a long label", "other!")]
+        ).html
+    return page(
+        [
+            *made.seeds("plain", [2.0, 2.2, 2.1], mode="observe"),
+            *made.seeds("mixed", [1.9, 2.08, 2.02], epochs=[9.0, 1.0, 1.0], coverage=0.5),
+        ]
+    ).html
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("domains", [3, 300])
 def test_pages_fit_phones_and_screens_in_both_colour_schemes(
     domains: int, dark: bool, tmp_path: Path
 ) -> None:
-    if domains == 3:
-        records = [
-            *made.seeds("plain", [2.0, 2.2, 2.1], mode="observe"),
-            *made.seeds("mixed", [1.9, 2.08, 2.02], epochs=[9.0, 1.0, 1.0], coverage=0.5),
-        ]
-    else:
-        records = [large(domains, updates=40, label=label) for label in ("a long label", "other!")]
-    found = seen(page(records).html, tmp_path, dark=dark)
+    found = seen(text_of(domains), tmp_path, dark=dark)
     assert [frame["width"] for frame in found] == list(WIDTHS)
     for frame in found:
         assert frame["needed"] <= frame["width"], frame

@@ -151,6 +151,15 @@ def test_the_table_has_a_column_for_whatever_was_recorded() -> None:
         assert f"<td>{cell}</td>" in text
 
 
+def test_lines_to_paste_stand_below_the_advice_to_paste_them() -> None:
+    steady = made.record(shares=[0.5, 0.3, 0.2])
+    assert "Lines to paste" in page([steady]).html
+    plain = made.record("plain", mode="observe")
+    harmful = page([plain, made.record("bad", attained=0.25, losses=[2.5] * 3)]).html
+    assert "Lines to paste" not in harmful
+    assert "<b>4.00 ×</b><span>noisier than proportional</span>" in harmful
+
+
 def test_without_held_out_losses_training_losses_are_shown() -> None:
     record = made.record(losses=None)
     assert "training loss" not in page([record]).html

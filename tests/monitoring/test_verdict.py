@@ -71,6 +71,17 @@ def test_no_difference() -> None:
     assert "Another order of the rows alone moves such a loss by up to 1.0 %" in said.sure
 
 
+def test_runs_that_are_alike_to_the_last_digit() -> None:
+    levels = [2.0, 2.2, 2.1]
+    said = judge(
+        made.seeds("plain", levels, mode="observe", gain=1.01),
+        made.seeds("mixed", levels, gain=1.01, attained=1.0),
+    )
+    assert said.headline == "No difference shown"
+    assert "; held-out loss is the same to the last digit after 1\u202f200 steps;" in said.sentence
+    assert said.sure.startswith("Runs of one seed are alike: adapting moved nothing")
+
+
 def test_worse() -> None:
     said = judge(
         made.seeds("plain", [2.0, 2.0, 2.0], mode="observe"),
@@ -207,6 +218,11 @@ def test_runs_that_cannot_be_compared_are_told_what_is_missing(
             "Worth a try",
             "The best shares would make the gradient 1.20 times less noisy than proportional "
             "sampling (95 % interval 1.16 to 1.24); those that the policy proposes, 1.18 times.",
+        ),
+        (
+            {"gain": 1.2, "doubt": 0.02, "proposed": 1.21},
+            "Worth a try",
+            "(95 % interval 1.16 to 1.24); the policy's proposals attain that.",
         ),
         (
             {"gain": 1.2, "doubt": 0.02, "proposed": 0.8},

@@ -21,6 +21,7 @@ from adaptmix.policies import (
     Shrink,
     Smooth,
     Static,
+    Temperature,
     Transfer,
     TrustRegion,
     VarianceAware,
@@ -32,6 +33,7 @@ from adaptmix.policies._base import started
 # Adding a policy is one line here: the laws run over all of them.
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static": Static,
+    "temperature_sizes": lambda: Temperature(0.3),
     "variance_aware": VarianceAware,
     "fgls": FGLS,
     "fgls_sizes": lambda: FGLS(use_sizes=True),

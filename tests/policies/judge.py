@@ -139,7 +139,7 @@ class Task:
                 torch.zeros(rows, dtype=torch.float64), torch.from_numpy(tokens[drawn.rows])
             )
             _, factors = scaler.weighted(
-                losses, draw.domains, draw, weights, lengths=self.lengths, micro_rows=rows
+                losses, draw, weights, lengths=self.lengths, micro_rows=rows
             )
             gradients.append(factors.numpy() @ flat[drawn.rows])
         error = np.array(gradients) - self.objective

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import gammaincinv
 
 from adaptmix import Domains, DomainStats
 from adaptmix._checks import FloatArray
 from adaptmix.policies import FGLS, Joint, Policy, Run, VarianceAware, chain
-from adaptmix.policies._least_variance import noise_gain
+from adaptmix.policies._least_variance import gamma_quantile, noise_gain
 from adaptmix.policies._names import named
 from adaptmix.policies._variance import StepVariance
 from tests.policies.cases import run
@@ -160,6 +161,11 @@ def test_where_there_is_nothing_to_gain_no_more_than_1_of_20_decisions_is_a_fals
         weights = run(VarianceAware(lower=0.0), info, stats, of=Run(10**6))
         moved += not np.array_equal(weights.sampling, info.importance)
     assert 0.01 <= moved / 2000 <= 0.06
+
+
+def test_the_quantile_of_a_gamma_distribution_is_that_of_scipy() -> None:
+    for shape in np.geomspace(0.5, 5000.0, 50):
+        assert gamma_quantile(shape) == pytest.approx(gammaincinv(shape, 0.975), rel=1e-9)
 
 
 def test_noise_gain_knows_which_evidence_counts() -> None:

@@ -192,6 +192,27 @@ def test_calls_of_another_kind_are_proved_when_they_come(estimator: str) -> None
     torch.testing.assert_close(got.square, want.square)
 
 
+def test_an_operation_that_begins_in_mid_run_is_proved(estimator: str) -> None:
+    """Calls are of the same kinds, and rows in another order from the second step on."""
+    turned: list[bool] = []
+
+    def turn(x: Tensor) -> Tensor:
+        return x.flip(0) if turned else x
+
+    model, (inputs, targets) = stack(Turned(turn, turn)), tokens()
+    probe = attached(model, estimator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            observe(probe, model, inputs, targets)
+    turned.append(True)
+    with pytest.warns(CoverageWarning, match="They count as not seen"):
+        got = observe(probe, model, inputs, targets)
+    want = reference(probe, model, inputs, targets)
+    assert got is not None
+    torch.testing.assert_close(got.square, want.square)
+
+
 @pytest.mark.parametrize("outputs", [True, False])
 def test_losses_without_a_graph_are_proved_at_what_they_are_computed_from(outputs: bool) -> None:
     model, (inputs, targets) = stack(TimeMajor()), tokens()

@@ -39,6 +39,7 @@ class MicroBatch(ABC):
         self.sizes: Counter[int] = Counter()  # first dims of the calls' inputs
         self.rows = 0  # that the model's outermost call is of
         self.kinds: set[Kind] = set()  # of its calls
+        self.operations: set[str] = set()  # between its calls, by their nodes' names
         self.precision = torch.float64  # the coarsest that a call computes in
         self._parameters = parameters
         self._num_domains = num_domains
@@ -70,6 +71,8 @@ class MicroBatch(ABC):
         self._accumulates = accumulates
         self._segments = segments
         self._samples = samples
+        # The numbers of rows that are told apart: that of samples, and that inside the model.
+        self._row_numbers = {len(domains)} if samples is None else {len(domains), len(samples)}
         self._factors = factors.detach().double()
         self._kept = self._factors != 0.0
         self._square = torch.zeros_like(self._factors)
@@ -77,7 +80,9 @@ class MicroBatch(ABC):
     def note(self, kind: Kind, dtype: torch.dtype) -> None:
         """Note what a call is taken for, and what it computes in."""
         self.kinds.add(kind)
-        if dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(self.precision).eps:
+        if dtype is self.precision or not dtype.is_floating_point:
+            return
+        if torch.finfo(dtype).eps > torch.finfo(self.precision).eps:
             self.precision = dtype
 
     @contextmanager
@@ -148,7 +153,7 @@ class MicroBatch(ABC):
             return
         self._arrived = True
         indices = layer.indices.values()
-        if all(self._parameters.refused(index) for index in indices):
+        if self._parameters.refused_all(indices):
             return
         if self._segments is not None and rows.ids is not None:
             samples = rows.packed_in(self._segments)
@@ -175,7 +180,7 @@ class MicroBatch(ABC):
         if self._parameters.refused(index):
             return
         size = len(gradients)
-        if self._segments is not None or (ids is None and size not in self.row_numbers):
+        if self._segments is not None or (ids is None and size not in self._row_numbers):
             self._parameters.refuse([index])
             return
         self._parameters.check_shape(index, gradients)
@@ -198,17 +203,12 @@ class MicroBatch(ABC):
     def _holds_samples(self, layer: Layer, size: int, gradient: Tensor) -> bool:
         """Return whether the samples, packed or not, are what a call's input and output are of."""
         if self._segments is None:
-            return gradient.ndim > 0 and size == len(gradient) and size in self.row_numbers
-        if not layer.rule.packs(gradient.ndim) or size != len(gradient):
+            same = gradient.ndim > 0 and size == gradient.shape[0]
+            return same and size in self._row_numbers
+        if not layer.rule.packs(gradient.ndim) or size != gradient.shape[0]:
             return False
         short = int(layer.rule.predicts and gradient.shape[1] + 1 == self._segments.shape[1])
         return (size, gradient.shape[1] + short) == self._segments.shape
-
-    @property
-    def row_numbers(self) -> set[int]:
-        """The numbers of rows that are told apart: that of samples, and that inside the model."""
-        own = {len(self._domains)}
-        return own if self._samples is None else own | {len(self._samples)}
 
     def _summed(self, values: Tensor, samples: Tensor | None) -> Tensor:
         """Return (B, …) sums of (R, …) values over the rows of each sample."""

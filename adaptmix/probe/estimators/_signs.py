@@ -18,8 +18,16 @@ _FEW = 16
 def rows_at_once(values: Tensor) -> int:
     """Return how many samples of (b, ...) values to make products of at a time: all on GPUs."""
     if values.device.type != "cpu":
-        return max(1, len(values))
+        return max(1, values.shape[0])
     return max(1, _CHUNK // max(1, values.shape[1:].numel()))
+
+
+def in_parts(like: Tensor, *values: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return values of the same samples, as many at a time as of (b, ...) ``like``."""
+    step = rows_at_once(like)
+    if step >= like.shape[0]:
+        return [values]
+    return list(zip(*(value.split(step) for value in values), strict=True))
 
 
 def joined(parts: list[Tensor]) -> Tensor:
@@ -102,8 +110,7 @@ class CountSketch:
 
     def _by_sums(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         signs = self._taken(values).reshape(-1, *[1] * (values.ndim - 1 - dim))
-        step = rows_at_once(values)
-        return joined([self._sum(part * signs, dim, dtype) for part in values.split(step)])
+        return joined([self._sum(v * signs, dim, dtype) for (v,) in in_parts(values, values)])
 
     def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         size = signed.shape[dim]
@@ -163,8 +170,8 @@ class CountSketch:
         """Return (size, width), the projection as a matrix."""
         key = (like.device, like.dtype)
         if key not in self._matrices:
-            buckets = torch.arange(self._size, device=like.device) % self._width
-            rows = torch.zeros(self._size, self._width, device=like.device, dtype=like.dtype)
-            signs = self._taken(like).unsqueeze(1)
-            self._matrices[key] = rows.scatter_(1, buckets.unsqueeze(1), signs)
+            signs = functional.pad(self._taken(like), (0, -self._size % self._width))
+            identity = torch.eye(self._width, device=like.device, dtype=like.dtype)
+            blocks = signs.view(-1, self._width, 1) * identity
+            self._matrices[key] = blocks.flatten(0, 1)[: self._size]
         return self._matrices[key]

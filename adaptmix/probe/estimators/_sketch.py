@@ -12,7 +12,7 @@ from torch.nn import functional
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import products
 from adaptmix.probe.estimators._micro_batch import MicroBatch
-from adaptmix.probe.estimators._signs import CountSketch, Signs, joined, rows_at_once
+from adaptmix.probe.estimators._signs import CountSketch, Signs, in_parts, joined
 from adaptmix.probe.rules._registry import Factored
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
@@ -193,8 +193,7 @@ class SketchBatch(MicroBatch):
     ) -> None:
         dtype = self._parameters.dtypes[next(iter(layer.indices.values()))]
         sketches: dict[int, list[Tensor]] = {}
-        step = rows_at_once(inputs)
-        for x, g in zip(inputs.split(step), gradient.split(step), strict=True):
+        for x, g in in_parts(inputs, inputs, gradient):
             x = x.to(dtype) if x.is_floating_point() else x
             for name, gradients in layer.rule(layer.module, x, g.to(dtype)).items():
                 if name in layer.indices:
@@ -219,9 +218,9 @@ class SketchBatch(MicroBatch):
             pair = (inputs[:, 0], outputs[:, 0])
             self._pairs[index] = pair if rule.inputs_dim == 0 else pair[::-1]
         else:
-            step = rows_at_once(outputs)
-            pairs = zip(inputs.split(step), outputs.split(step), strict=True)
-            parts = [rule.product(layer.module, i, o) for i, o in pairs]
+            parts = [
+                rule.product(layer.module, i, o) for i, o in in_parts(outputs, inputs, outputs)
+            ]
             self._deliver(index, joined(parts), samples)
 
     def _deliver(self, index: int, sketch: Tensor, samples: Tensor | None) -> None:

@@ -51,7 +51,7 @@ class Normalisation(LayerRule):
 
         gradients = {}
         if trainable(module.weight):
-            gradients["weight"] = total(normalised * g)
+            gradients["weight"] = total(normalised.mul_(g))
         if trainable(getattr(module, "bias", None)):
             gradients["bias"] = total(g)
         return gradients

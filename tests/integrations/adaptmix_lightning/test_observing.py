@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from tests.integrations.adaptmix_lightning import pl
-from tests.integrations.adaptmix_lightning.test_refusals import Headed, Tags, centred
+from tests.integrations.adaptmix_lightning.test_head import Headed, Tags, centred
 
 pytestmark = [*pl.FILTERS, pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning")]
 

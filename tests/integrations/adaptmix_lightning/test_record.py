@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from adaptmix.errors import LoggingWarning
@@ -32,10 +33,13 @@ def test_a_trainers_run_is_read_back(mode: str, tmp_path: Path) -> None:
     assert record.observing == (mode == "observe")
     assert record.final("sampling_weight") == pytest.approx(controller.proposed.sampling, rel=1e-6)
     assert record.steps == 21
+    own = "proposed_" if mode == "observe" else ""
+    part = EventAccumulator(str(Path(logs.log_dir) / "c")).Reload()
+    shown = part.Scalars(f"adaptmix/{own}sampling_weight")
+    assert [event.step for event in shown] == [3, 6, 9, 12, 15, 18, 21]
     assert page([record]).html.startswith("<!DOCTYPE html>")
     with (Path(table.log_dir) / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
-    own = "proposed_" if mode == "observe" else ""
     shares = [float(last[f"adaptmix/{own}sampling_weight/{name}"]) for name in "abc"]
     assert shares == pytest.approx(controller.proposed.sampling.tolist())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import socket
@@ -64,6 +65,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         for unit in ("token", "sample")
         for averaged, grouped in ((True, False), (False, False), (True, True))
     }
+    if importlib.util.find_spec("trl"):  # it does not support the oldest transformers
+        trl_runs = importlib.import_module("tests.integrations.adaptmix_transformers.trl_runs")
+        results["trl"] = trl_runs.stop_and_go_on(folder, 4, 2)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -121,3 +125,21 @@ def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[s
         for errors in two[rank]["parity"].values():
             assert len(errors) == 3
             assert max(errors) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_trl_stops_goes_on_and_trains_alike_on_one_process_and_two(
+    two: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Also with another accumulation of the same global batch."""
+    pytest.importorskip("trl")
+    from tests.integrations.adaptmix_transformers import trl_runs
+
+    alone = trl_runs.stop_and_go_on(tmp_path, 1, 1)
+    for name, wanted in alone.items():
+        others = [two[0]["trl"][name], two[1]["trl"][name]]
+        for other in [*others, trl_runs.run(tmp_path, name, 4, 1)]:
+            for key, value in wanted.items():
+                np.testing.assert_allclose(
+                    other[key], value, rtol=2e-3, atol=1e-5, err_msg=f"{name}: {key}"
+                )

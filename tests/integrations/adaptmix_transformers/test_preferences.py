@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -53,8 +55,9 @@ def checked(trainer: Any, callback: AdaptMixCallback, *, blocks: int = 2) -> flo
     def expected(model: Any, batches: list[dict[str, Any]]) -> Tensor:
         parts: dict[int, list[Tensor]] = {}
         for batch in batches:
-            for alone in one_by_one(batch, len(batch["input_ids"]) // blocks):
-                parts.setdefault(int(alone["input_ids"][0, 0]) - 3, []).append(own(model, alone))
+            first = "input_ids" if "input_ids" in batch else "chosen_input_ids"
+            for alone in one_by_one(batch, len(batch[first]) // blocks):
+                parts.setdefault(int(alone[first][0, 0]) - 3, []).append(own(model, alone))
         weights = callback.controller.weights
         factors = weights.importance * weights.loss
         means = [float(factors[i]) * torch.stack(losses).mean() for i, losses in parts.items()]
@@ -66,13 +69,16 @@ def checked(trainer: Any, callback: AdaptMixCallback, *, blocks: int = 2) -> flo
     return max(check.errors)
 
 
-def dpo(folder: Path, words: Any, callback: AdaptMixCallback, **changes: Any) -> Any:
+def dpo(
+    folder: Path, words: Any, callback: AdaptMixCallback, eval_dataset: Any = None, **changes: Any
+) -> Any:
     """A DPOTrainer of a few steps."""
     return DPOTrainer(
         model=hf.llama(),
         ref_model=hf.llama(1).eval(),
         args=config(DPOConfig, folder, **{"max_steps": 3, "beta": 0.5} | changes),
         train_dataset=preferences(),
+        eval_dataset=eval_dataset,
         processing_class=words,
         callbacks=[callback],
     )
@@ -131,6 +137,24 @@ def test_answers_without_a_baseline_are_the_objective(tmp_path: Path, tokenizer:
         trainer("kto", "sequential", AdaptMixCallback("source")).train()
 
 
+@pytest.mark.parametrize("name", ["CPO", "ORPO"])
+def test_pairs_beside_a_likelihood_are_the_objective(
+    name: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Preferred answers are of one length: their likelihood is a mean over the batch's tokens."""
+    module = importlib.import_module(f"trl.experimental.{name.lower()}")
+    callback = AdaptMixCallback("source", policy=WEIGHTS, lag=0, update_every=1)
+    alike = {"max_length": 32, "max_steps": 3, "remove_unused_columns": False}
+    trainer = getattr(module, f"{name}Trainer")(
+        model=hf.llama(),
+        args=config(getattr(module, f"{name}Config"), tmp_path, **alike),
+        train_dataset=preferences().select(range(0, 60, 3)),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    assert checked(trainer, callback, blocks=1) < 2e-5
+
+
 def test_losses_and_noise_of_pairs_are_those_of_two_classes() -> None:
     """The margin and 0 are the logits of the preferred answer and of the other one."""
     scores = torch.randn(12, requires_grad=True)
@@ -149,7 +173,11 @@ def test_losses_and_noise_of_pairs_are_those_of_two_classes() -> None:
 
 def test_every_policy_goes_by_pairs(tmp_path: Path, tokenizer: Any) -> None:
     callback = AdaptMixCallback("source", policy="joint", lag=0, update_every=1)
-    dpo(tmp_path, tokenizer, callback).train()
+    trainer = dpo(tmp_path, tokenizer, callback, eval_dataset=preferences().select(range(13)))
+    trainer.train()
+    metrics = trainer.evaluate()
+    losses = [metrics["eval_loss_a"], metrics["eval_loss_b"]]
+    assert np.average(losses, weights=[7, 6]) == pytest.approx(metrics["eval_loss"], rel=1e-4)
     assert {"noise", "loss_mean", "grad_var"} <= callback.controller.statistics.supplied()
     refused = AdaptMixCallback("source", policy="joint", lag=0, update_every=1)
     with pytest.raises(MissingStatisticError, match=r"noise of rows.*Those of pairs are known"):

@@ -51,9 +51,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
+    """Of ``words``."""
+    return words()
+
+
+def words() -> Any:
     """Words w4 … w28 are their numbers."""
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, hf.VOCABULARY)}
-    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    known = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, hf.VOCABULARY)}
+    inner = Tokenizer(WordLevel(known, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
     kind: Any = PreTrainedTokenizerFast
     return kind(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")

@@ -262,6 +262,34 @@ def test_losses_that_compare_rows_are_refused(inside: bool, loss: Any, tmp_path:
         compare(tmp_path, mean_of(cross_entropy), data=rare(0), **how)
 
 
+class LateChoice(Trainer):
+    """From its sixth step on it leaves rows out, by a mask that the graph does not show."""
+
+    choose: Callable[[Tensor], Tensor]
+    calls = 0
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """A mean of focal losses, of all rows and later of some."""
+        self.calls += 1
+        losses = focal(model(input_ids=inputs["input_ids"])["logits"], inputs["labels"])
+        return type(self).choose(losses) if self.calls > 5 else losses.mean()
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda losses: losses[losses >= losses.median()].mean(),
+        lambda losses: (losses * (losses >= losses.median())).sum() / 4,
+        lambda losses: (losses * losses.argsort().argsort()).mean(),
+    ],
+)
+def test_a_choice_of_rows_that_begins_in_mid_run_is_found(choose: Any, tmp_path: Path) -> None:
+    kind = type("Own", (LateChoice,), {"choose": staticmethod(choose)})
+    settings = {"measure_every": 1, "update_every": 1}
+    with pytest.raises(ObjectiveError, match="must be a sum of one term per row"):
+        compare(tmp_path, mean_of(focal), kind=kind, settings=settings)
+
+
 def second_head(model: Any, inputs: Any) -> Tensor:
     return cross_entropy(model.out(model.hidden(inputs["input_ids"])), inputs["labels"]).mean()
 
@@ -333,13 +361,19 @@ def test_a_head_is_weighted_by_its_name(tmp_path: Path) -> None:
     assert np.isfinite(callback.controller.statistics.loss_mean).all()
 
 
-# Embeddings of positions are not seen.
+# Embeddings of positions are not seen; what is unknown cannot be gone by.
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+@pytest.mark.filterwarnings("ignore:Nothing is proposed")
 @pytest.mark.parametrize(
-    "loss",
-    [contrastive, pairwise_hinge, hardest, self_normalised, lambda z, y, _: focal(z, y).mean()],
+    ("loss", "known"),
+    [
+        *((loss, False) for loss in (contrastive, pairwise_hinge, hardest, self_normalised)),
+        (lambda z, y, _: focal(z, y).mean(), True),
+    ],
 )
-def test_observing_never_refuses_and_changes_nothing(loss: Any, tmp_path: Path) -> None:
+def test_observing_never_refuses_and_changes_nothing(
+    loss: Any, known: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def whole(model: Any, batch: MicroBatch) -> Tensor:
         result: Tensor = loss(logits_of(model, batch), batch.inputs["labels"], model)
         return result
@@ -350,8 +384,10 @@ def test_observing_never_refuses_and_changes_nothing(loss: Any, tmp_path: Path) 
         kind=overridden(loss),
         settings={"mode": "observe", "policy": "variance_aware"},
     )
-    assert max(errors) < 1e-12
-    assert np.isfinite(callback.controller.statistics.grad_var).all()
+    assert np.nanmax(errors) < 1e-12  # of steps that have a gradient
+    # A row's gradient is that of its own loss; where there is none, nothing is made up.
+    assert np.isfinite(callback.controller.statistics.grad_var).all() == known
+    assert caplog.text.count("Gradients are not measured in this run: ") == (not known)
 
 
 def test_unknown_losses_are_said_once_and_reported_as_unknown(
