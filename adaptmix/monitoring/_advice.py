@@ -84,7 +84,7 @@ def _baseline(comparison: Comparison | None) -> Iterator[Advice]:
 
 def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     helped = comparison is not None and comparison.objective and comparison.objective.sign < 0
-    other = _weighted(group) or (group.observing and _other_policies(group))
+    other = _weighted(group) or gain.lent > 0.0 or (group.observing and _other_policies(group))
     if gain.nothing_to_gain and not other and not helped:
         value = gain.predicted.value
         best = "even the best shares would leave a step's gradient as noisy as it is."
@@ -102,7 +102,11 @@ def _nothing_to_gain(group: Group, gain: Gains, comparison: Comparison | None) -
 
 def _other_policies(group: Group) -> bool:
     """Whether something else than the gradient's variance speaks for a policy."""
-    return _noise_apart(group) is not None or any(True for _ in _transfer(group))
+    return (
+        bool(group.first.auxiliary)
+        or _noise_apart(group) is not None
+        or any(True for _ in _transfer(group))
+    )
 
 
 def _weighted(group: Group) -> bool:
@@ -114,7 +118,8 @@ def _weighted(group: Group) -> bool:
 def _dear(group: Group, gain: Gains) -> Iterator[Advice]:
     """Tell when a larger batch would make gradients as quiet for less time."""
     predicted, cost = gain.predicted.value, group.overhead
-    if gain.known and not gain.nothing_to_gain and predicted - 1.0 < cost:
+    lent = gain.lent > 0.0 or group.first.auxiliary
+    if gain.known and not gain.nothing_to_gain and not lent and predicted - 1.0 < cost:
         yield Advice(
             "Pay less for the gain",
             f"Measuring takes {share(cost)} more time. A batch {figure(predicted)} times larger "
@@ -125,7 +130,7 @@ def _dear(group: Group, gain: Gains) -> Iterator[Advice]:
 
 
 def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
-    if group.observing or not gain.worth_it:
+    if group.observing or not gain.worth_it or not gain.attained > 0.0:
         return
     predicted = gain.predicted.value
     if gain.attained < 1.0 - NO_DIFFERENCE:
@@ -299,7 +304,7 @@ def _noise(group: Group) -> Iterator[Advice]:
 
 def _constant(group: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Advice]:
     harmful = comparison is not None and comparison.objective and comparison.objective.sign > 0
-    if group.observing or harmful or gain.attained < 1.0 - NO_DIFFERENCE:
+    if group.observing or harmful or gain.attained < 1.0 - NO_DIFFERENCE or gain.lent >= 0.0:
         return
     weights = steady(group)
     if weights is not None and _off(weights):

@@ -115,7 +115,7 @@ def movers(group: Group, most: int = DOMAIN_COLOURS) -> list[str]:
 
 
 def weights_chart(group: Group, names: Sequence[str], *, quantity: str, title: str) -> Chart | None:
-    """Return shares or loss weights over the run, one colour per domain."""
+    """Return shares, loss weights or the objective over the run, one colour per domain."""
     drawn = [
         (i, line([run.of(quantity).get(name) for run in group.runs]))
         for i, name in enumerate(names)

@@ -23,12 +23,16 @@ class Gains:
     Attributes:
         predicted: with the best shares, with what noise alone would predict taken off.
         proposed: with the shares that the policy proposes.
-        attained: with the shares in force.
+        attained: with the shares in force; NaN where other domains lend something, for then
+            a quieter gradient is not what the shares are for.
+        lent: share of the gradient's mean squared error that other domains take away; NaN where
+            no policy tells it.
     """
 
     predicted: Estimate
     proposed: float
     attained: float
+    lent: float = float("nan")
 
     @property
     def known(self) -> bool:
@@ -51,8 +55,28 @@ class Gains:
 def gains(group: Group) -> Gains:
     """Return a group's gains, each the median over the second half of a run."""
     proposed = _mean([run.settled("proposed_gain") for run in group.runs if _measured(run)])
-    attained = _mean([run.attained_gain for run in group.runs if _measured(run)])
-    return Gains(_predicted(group), proposed, attained)
+    attained = _mean([_attained(run) for run in group.runs if _measured(run)])
+    lent = _mean([_lent(run) for run in group.runs])
+    return Gains(_predicted(group), proposed, float("nan") if lent >= 0.0 else attained, lent)
+
+
+def _attained(run: RunRecord) -> float:
+    """Return one run's attained gain, less the part that noise alone would predict.
+
+    Shares that attain what is predicted were chosen by the same noise as the prediction; those of
+    proportional sampling were not.
+    """
+    attained, predicted = run.attained_gain, run.settled("predicted_gain")
+    bias = run.settled("predicted_gain_bias")
+    if not (bias > 0.0 and attained > 1.0 and predicted > 1.0):
+        return attained
+    chosen = min((attained - 1.0) / (predicted - 1.0), 1.0)
+    return max(attained - bias * chosen, 1.0)
+
+
+def _lent(run: RunRecord) -> float:
+    helps = run.final("helps")
+    return float(np.nansum(helps)) if np.isfinite(helps).any() else float("nan")
 
 
 def _predicted(group: Group) -> Estimate:

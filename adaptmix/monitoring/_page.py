@@ -157,7 +157,9 @@ def _verdict(group: Group, gain: Gains, comparison: Comparison | None) -> verdic
 
 
 def _tiles(judged: Group, gain: Gains, comparison: Comparison | None) -> Iterator[Tile]:
-    if judged.observing and gain.known:
+    if gain.lent >= 0.0 and not judged.observing:
+        yield Tile(words.share(gain.lent), "of the gradient's error taken away by other domains")
+    elif judged.observing and gain.known and not judged.first.auxiliary:
         yield Tile(f"{words.figure(gain.predicted.value)} ×", "less noisy with the best shares")
     elif gain.attained >= 1.0 - NO_DIFFERENCE:
         yield Tile(f"{words.figure(gain.attained)} ×", "less noisy than proportional")
@@ -182,12 +184,14 @@ def _pictures(
     groups: Sequence[Group], judged: Group, drawn: Sequence[str], comparison: Comparison | None
 ) -> Iterator[tuple[str, charts.Chart]]:
     """Yield pictures, each with the legend that it needs: "groups", "domains" or ""."""
+    lent = bool(judged.first.of("helps"))
+    third = ("objective", "Share of the objective") if lent else ("loss_weight", "Loss weight")
     found = (
         ("groups", charts.objective_chart(groups)),
         ("", None if comparison is None else charts.change_chart(comparison, drawn)),
-        ("", charts.gain_chart(judged)),
+        ("", None if lent else charts.gain_chart(judged)),
         ("domains", _weights(judged, drawn, "sampling_weight", "Share of a batch")),
-        ("domains", _weights(judged, drawn, "loss_weight", "Loss weight")),
+        ("domains", _weights(judged, drawn, *third)),
     )
     for legend, chart in found:
         if chart is not None:

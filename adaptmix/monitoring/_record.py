@@ -82,6 +82,12 @@ class RunRecord:
         )
 
     @property
+    def auxiliary(self) -> list[str]:
+        """Domains of importance 0, which are there to help the others."""
+        counted = zip(self.domains, self.importance, strict=True)
+        return [name for name, pi in counted if pi == 0.0]
+
+    @property
     def policy(self) -> str:
         """The policy as the user wrote it."""
         return str(self.configuration.get("policy", "unknown"))

@@ -123,6 +123,16 @@ def _it(count: int) -> str:
 
 def observed(group: Group, gain: Gains) -> Verdict:
     """Return the verdict on runs that only measured."""
+    if auxiliary := group.first.auxiliary:
+        text = (
+            f"an observed run draws no rows of {listed(auxiliary)}, whose importance is 0, so what "
+            "training on them would gain is not known"
+        )
+        how = (
+            'Train once more with `policy="transfer"` and the same seed, and give both runs to '
+            "`adaptmix report`."
+        )
+        return Verdict(OPEN, "Only a baseline", sentence([text]), how)
     if not gain.known:
         text = "gradients were not measured, so what sampling would gain is not known"
         return Verdict(OPEN, "Not measured", sentence([text]), "Call `controller.watch(model)`.")
@@ -163,8 +173,10 @@ def _proposal(gain: Gains) -> str:
 
 
 def variance(gain: Gains) -> str:
-    """Return what was attained, as a clause; "" when gradients were not measured."""
+    """Return what the gradient gained, as a clause; "" when gradients were not measured."""
     attained = gain.attained
+    if gain.lent >= 0.0:
+        return f"other domains take {share(gain.lent)} of the gradient's mean squared error away"
     if not attained > 0.0:
         return ""
     if attained > 1.0 + NO_DIFFERENCE:
@@ -194,7 +206,8 @@ def heldout(outcome: Outcome) -> str:
 
 def _alike(outcome: Outcome) -> bool:
     """Whether every run ended exactly where its baseline did."""
-    return outcome.change.value == 0.0 and outcome.change.margin == 0.0
+    change = outcome.change
+    return change.value == 0.0 and not (change.source == "seeds" and change.margin > 0.0)
 
 
 def earlier(outcome: Outcome) -> str:

@@ -60,8 +60,10 @@ def with_margin(value: float, margin: float) -> str:
 
 def signed(value: float, margin: float) -> str:
     """Return a change with its sign, if it is one: "−0.021 ± 0.008"."""
-    sign = "−" if value < 0.0 else "+" if value else ""
-    return f"{sign}{with_margin(abs(value), margin)}"
+    text = with_margin(abs(value), margin)
+    if not text.partition(" ")[0].strip("0."):
+        return text
+    return f"{'−' if value < 0.0 else '+'}{text}"
 
 
 def sentence(clauses: Sequence[str]) -> str:

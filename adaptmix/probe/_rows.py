@@ -15,6 +15,7 @@ from adaptmix.probe._tracked import NO_ROWS, ONE_EACH, UNKNOWN, Marks, Rows, sam
 _TURNING = frozenset({"transpose", "permute", "t", "movedim", "swapaxes", "swapdims", "moveaxis"})
 _RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"})
 _PICKING = frozenset({"__getitem__", "index_select"})
+_TAKING = frozenset({"unbind", "select", "__getitem__"})
 _PACKING = frozenset({"_pack_padded_sequence", "_pad_packed_sequence"})
 _COUNTING = frozenset({"arange", "range", "linspace", "logspace", "eye", "tril_indices"})
 EXPANDING = frozenset({"expand", "expand_as", "broadcast_to", "repeat"})
@@ -37,11 +38,13 @@ class RowTracker:
         self.attention: int | None = None
         self.buffers: frozenset[int] = frozenset()
         self._marks = Marks()
+        self._turned = Marks()  # of tensors whose rows are along the second dim
         self._known: dict[int, None] = {}  # numbers of rows of each sample that were met
 
     def forget(self) -> None:
         """Forget the tensors of a micro-batch."""
         self._marks.clear()
+        self._turned.clear()
         self._known.clear()
 
     def rows(self, tensor: Tensor) -> Rows | None:
@@ -94,7 +97,15 @@ class RowTracker:
 
     def mark(self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]) -> None:
         """Note how the outputs of an operation on samples run over them."""
-        if not tensors or self.samples is None or name in _TURNING or name == "__get__":
+        if not tensors or self.samples is None or name == "__get__":
+            return
+        if name in _TURNING:
+            self._mark_turned(tensors[0], outputs[0])
+            return
+        if name in _TAKING and (turned := self._turned.get(tensors[0])) is not None:
+            for output in outputs:
+                if output.shape == tensors[0].shape[1:]:
+                    self._marks.set(output, turned)
             return
         if name in _PACKING:
             self._mark_packed(name, tensors, args, outputs)
@@ -129,6 +140,22 @@ class RowTracker:
                 if tensor.ndim and tensor.shape[0] == size:
                     self._marks.set(output, known)
                     break
+
+    def _mark_turned(self, taken: Tensor, output: Tensor) -> None:
+        """Follow rows that are not one to a sample to the first dim of a view, or to its second.
+
+        From there they come back where the first is taken apart, as that of queries, keys and
+        values is.
+        """
+        rows = self._marks.get(taken)
+        if rows is None or rows is NO_ROWS or not taken.ndim or output.ndim != taken.ndim:
+            return
+        theirs = taken.shape[0], taken.stride(0)
+        places = [d for d in range(output.ndim) if (output.shape[d], output.stride(d)) == theirs]
+        if places == [0]:
+            self._marks.set(output, rows)
+        elif places == [1]:
+            self._turned.set(output, rows)
 
     def _mark_packed(
         self, name: str, tensors: Sequence[Tensor], args: Any, outputs: list[Tensor]

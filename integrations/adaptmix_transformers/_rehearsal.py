@@ -131,7 +131,10 @@ def same_values(
 
 @contextmanager
 def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
-    """Leave no trace of what runs inside: in random states, buffers, counters, or processes.
+    """Leave no trace of what runs inside: in random states, tensors, counters, or processes.
+
+    Tensors are the model's buffers, and what the trainer keeps beside it: a queue, running means,
+    or a teacher that follows the model.
 
     Random numbers inside are those that the forward pass before it had.
 
@@ -145,7 +148,8 @@ def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
         for name, value in vars(trainer).items()
         if isinstance(value, _COUNTED) and _plain(value)
     }
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    held = dict(vars(trainer))
+    tensors = [(tensor, tensor.detach().clone()) for tensor in _kept(held, model)]
     # Rows meet in the statistics of a batch, whatever the loss is; running ones keep them apart.
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
@@ -159,8 +163,12 @@ def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
             for norm in norms:
                 norm.train()
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for tensor, before in tensors:
+                    tensor.copy_(before)
+            for name in [name for name in vars(trainer) if name not in held]:
+                delattr(trainer, name)
+            for name, value in held.items():
+                setattr(trainer, name, value)
             for name, (value, copied) in attributes.items():
                 setattr(trainer, name, _restored(value, copied))
 
@@ -173,6 +181,18 @@ def _device_randomness(seed: int) -> Iterator[None]:
         if used:
             torch.cuda.manual_seed(seed)
         yield
+
+
+def _kept(held: Mapping[str, Any], model: nn.Module) -> list[Tensor]:
+    """Return the tensors that may change in a forward pass and a loss, without the model's own."""
+    own = {id(parameter) for parameter in model.parameters()}
+    found = {id(buffer): buffer for buffer in model.buffers()}
+    for value in held.values():
+        parts = [value] if isinstance(value, Tensor) else []
+        if isinstance(value, nn.Module):
+            parts = [*value.parameters(), *value.buffers()]
+        found |= {id(part): part for part in parts if id(part) not in own}
+    return list(found.values())
 
 
 def _restored(value: Any, copied: Any) -> Any:

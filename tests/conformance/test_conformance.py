@@ -12,6 +12,7 @@ from tests.conformance import (
     lightnings,
     loops,
     trainer_losses,
+    trainer_memory,
     trainer_models,
     trainer_modules,
     trainer_ratios,
@@ -23,6 +24,7 @@ from tests.integrations.adaptmix_lightning import pl
 CASES = harness.by_name(
     [
         *trainer_losses.CASES,
+        *trainer_memory.CASES,
         *trainer_models.CASES,
         *trainer_modules.CASES,
         *trainer_ratios.CASES,

@@ -1,4 +1,4 @@
-"""The examples run as someone copies them, adapt and go on."""
+"""The examples run as someone copies them, adapt, go on, and measure the whole gradient."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from adaptmix_transformers import AdaptMixCallback
+from adaptmix import Controller
 
 Example = Callable[..., str]
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SEEN = 0.98  # of the gradient's squared norm
 
 # They show the warnings a user sees; what counts here is what they print.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,12 +31,24 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", os.environ.copy())  # seed_everything writes into it
 
+    seen: list[float] = []
+    count = Controller.step
+
+    def recording_step(self: Controller) -> None:
+        count(self)
+        found = self._measurements.coverage
+        if found is not None and found.mass is not None:
+            seen.append(found.mass)
+
+    monkeypatch.setattr(Controller, "step", recording_step)
+
     def example(name: str, *arguments: str) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         shutil.copy(EXAMPLES / name, tmp_path)
         runpy.run_path(str(tmp_path / name), run_name="__main__")
+        assert seen[-1] >= SEEN
         return capsys.readouterr().out
 
     return example
@@ -64,6 +76,13 @@ def test_lightning(run: Example) -> None:
     assert "accuracy" in printed
 
 
+def test_transformers(run: Example, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three " * 500)
+    (tmp_path / "b.txt").write_text("drei zwei eins " * 500)
+    printed = run("train_transformers.py", "--steps", "12", "--data", "mine=a.txt", "yours=b.txt")
+    assert "yours" in printed
+
+
 def test_fabric(run: Example) -> None:
     options = ("--accumulate", "2", "--precision", "bf16-mixed", "--batch-size", "16")
     assert "accuracy on right labels" in run("train_fabric.py", "--steps", "60", *options)
@@ -81,15 +100,6 @@ def test_accelerate(run: Example) -> None:
 
 
 @pytest.mark.parametrize("name", ["train_trl.py", "train_dpo.py"])
-def test_trl(name: str, run: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl(name: str, run: Example) -> None:
     pytest.importorskip("trl")
-    measured: list[float] = []
-    end = AdaptMixCallback.on_train_end
-
-    def on_train_end(self: AdaptMixCallback, *args: Any, **kwargs: Any) -> None:
-        measured.append(self.controller.scalars()["coverage"])
-        end(self, *args, **kwargs)
-
-    monkeypatch.setattr(AdaptMixCallback, "on_train_end", on_train_end)
     assert "Trained on the sum over domains" in run(name, "--steps", "12")
-    assert measured[0] > 0.98

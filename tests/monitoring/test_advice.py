@@ -144,6 +144,15 @@ def test_an_observed_run_hears_what_domains_lend_each_other() -> None:
     assert "training on code and news as well takes 35 % of the mean" in found[next(iter(found))]
 
 
+def test_domains_that_help_are_no_reason_to_remove_anything() -> None:
+    importance = {"configuration": {"importance": [1.0, 0.0, 0.0]}}
+    quiet: dict[str, Any] = {"gain": 1.01, "attained": 0.9, "doubt": 0.01, **importance}
+    run = made.record(**quiet, shares=[0.4, 0.3, 0.3])
+    lent = dict.fromkeys(run.domains[1:], made.constant(0.2))
+    assert titles(replace(run, by_domain={**run.by_domain, "helps": lent})) == {}
+    assert titles(made.record(mode="observe", **quiet)) == {}
+
+
 def test_where_only_noise_differs_loss_weights_are_what_is_left_to_try() -> None:
     quiet: dict[str, Any] = {"mode": "observe", "gain": 1.01, "doubt": 0.01}
     assert list(titles(made.record(noise=[1.0, 4.0, 2.0], **quiet))) == ['Try policy="joint"']

@@ -151,6 +151,18 @@ def test_the_table_has_a_column_for_whatever_was_recorded() -> None:
         assert f"<td>{cell}</td>" in text
 
 
+def test_a_run_whose_domains_help_each_other_shows_its_objective() -> None:
+    record = made.record()
+    assert "Share of the objective" not in page([record]).html
+    figures = {
+        tag: dict.fromkeys(record.domains, made.constant(0.25)) for tag in ("helps", "objective")
+    }
+    text = page([replace(record, by_domain={**record.by_domain, **figures})]).html
+    assert "<b>Share of the objective</b>" in text
+    assert "<b>75 %</b><span>of the gradient&#39;s error taken away by other domains</span>" in text
+    assert "Times less noisy" not in text
+
+
 def test_lines_to_paste_stand_below_the_advice_to_paste_them() -> None:
     steady = made.record(shares=[0.5, 0.3, 0.2])
     assert "Lines to paste" in page([steady]).html

@@ -80,6 +80,11 @@ def test_runs_that_are_alike_to_the_last_digit() -> None:
     assert said.headline == "No difference shown"
     assert "; held-out loss is the same to the last digit after 1\u202f200 steps;" in said.sentence
     assert said.sure.startswith("Runs of one seed are alike: adapting moved nothing")
+    errors = [0.01] * 3
+    single = judge(
+        [made.record("plain", mode="observe", errors=errors)], [made.record("mixed", errors=errors)]
+    )
+    assert "held-out loss is the same to the last digit" in single.sentence
 
 
 def test_worse() -> None:
@@ -257,6 +262,52 @@ def test_observed_runs_are_judged_by_what_they_predict(
     said = verdict.observed(group, gains(group))
     assert said.headline == headline
     assert words in said.sentence
+
+
+def transferred(label: str, *, mode: str, helps: float | None = None, **options: Any) -> RunRecord:
+    """A run with a domain that counts and two that are there to help it."""
+    importance: dict[str, Any] = {"configuration": {"importance": [1.0, 0.0, 0.0]}}
+    run = made.record(label, mode=mode, gain=1.01, attained=0.9, **importance, **options)
+    if helps is None:
+        return run
+    lent = {name: made.constant(helps / 2) for name in run.domains[1:]}
+    return replace(run, by_domain={**run.by_domain, "helps": lent})
+
+
+def test_runs_that_draw_no_helping_rows_are_a_baseline_only() -> None:
+    (group,) = grouped([transferred("plain", mode="observe")])
+    said = verdict.observed(group, gains(group))
+    assert (said.tone, said.headline) == ("open", "Only a baseline")
+    assert "draws no rows of code and news, whose importance is 0" in said.sentence
+    assert 'policy="transfer"' in said.sure
+
+
+def test_what_domains_lend_stands_in_place_of_a_variance_that_is_not_aimed_at() -> None:
+    said = judge(
+        [transferred("plain", mode="observe")],
+        [transferred("mixed", mode="adapt", helps=0.66, losses=[1.5, 3.0, 3.0])],
+    )
+    assert said.headline == "It helped"
+    assert said.sentence.startswith(
+        "Other domains take 66 % of the gradient's mean squared error away; held-out loss is 0.500 "
+        "lower"
+    )
+
+
+@pytest.mark.parametrize(
+    ("attained", "text"),
+    [
+        (1.2, "1.15 times less noisy"),  # all of the bias
+        (1.1, "1.07 times less noisy"),  # half of it
+        (1.0, "left the gradient as noisy as it was"),
+        (0.8, "1.25 times noisier"),
+    ],
+)
+def test_what_noise_alone_would_predict_is_taken_off(attained: float, text: str) -> None:
+    run = made.record(gain=1.2, attained=attained)
+    overall = {**run.overall, "predicted_gain_bias": made.constant(0.05)}
+    (group,) = grouped([replace(run, overall=overall)])
+    assert text in verdict.variance(gains(group))
 
 
 def test_observed_seeds_give_the_interval() -> None:

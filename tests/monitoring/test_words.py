@@ -64,6 +64,19 @@ def test_margins(value: float, margin: float, text: str) -> None:
     assert words.with_margin(value, margin) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "margin", "text"),
+    [
+        (-0.0213, 0.0083, "−0.0213 ± 0.0083"),
+        (0.0213, 0.0083, "+0.0213 ± 0.0083"),
+        (-0.01, 2.0, "0.0 ± 2.0"),
+        (0.0, 0.0, "0.00"),
+    ],
+)
+def test_changes_have_their_sign(value: float, margin: float, text: str) -> None:
+    assert words.signed(value, margin) == text
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.161, "16 %"), (0.0991, "9.9 %"), (0.0, "0.0 %")])
 def test_shares(value: float, text: str) -> None:
     assert words.share(value) == text

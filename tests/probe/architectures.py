@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.probe.building import (
     GPT2,
@@ -31,6 +32,23 @@ from tests.probe.building import (
     vectors,
     words,
 )
+
+
+class Windows(nn.Module):
+    """Swin's attention as timm and torchvision write it: a sample has several windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(W, 3 * W), nn.Linear(W, W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(-1, T // 2, W)
+        qkv = self.qkv(windows).reshape(len(windows), T // 2, 3, 2, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(*qkv.unbind(0))
+        mixed = mixed.transpose(1, 2).reshape(windows.shape)
+        attended: Tensor = self.proj(mixed).reshape(x.shape)
+        return x + attended
+
 
 Case = tuple[Callable[[], nn.Module], Callable[[], Inputs]]
 """(builds a model, makes its inputs with samples first)."""
@@ -266,6 +284,7 @@ ARCHITECTURES: dict[str, Case] = {
         ),
         vectors,
     ),
+    "attention within windows, in one projection": (plain(Windows, HEAD), vectors),
     "transposed convolution": (
         plain(
             lambda: nn.ConvTranspose1d(T, T, 3, padding=1), nn.PReLU, lambda: nn.LayerNorm(W), HEAD

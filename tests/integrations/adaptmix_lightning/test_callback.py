@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner.tuning import Tuner
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptmix.errors import FreshStartWarning, LoggingWarning, ObjectiveError, StateError
+from adaptmix.errors import ObjectiveError
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
+from tests.integrations.adaptmix_lightning.fitting import fit
 
 pytestmark = pl.FILTERS
-
-
-def fit(
-    mixer: AdaptMixCallback, module: Any = None, data: Any = None, **options: Any
-) -> tuple[Any, Any]:
-    module = pl.Classifier() if module is None else module
-    trainer = pl.trainer(mixer, **({"max_epochs": 1} | options))
-    trainer.fit(module, pl.loader() if data is None else data)
-    return trainer, module
 
 
 # Data.
@@ -277,43 +266,6 @@ def test_a_penalty_does_not_hide_what_rows_do(mode: str) -> None:
     torch.testing.assert_close(measured[1], measured[0], rtol=1e-6, atol=0.0)
 
 
-# Logging.
-
-
-def test_tensorboard_shows_weights_by_domain(tmp_path: Path) -> None:
-    mixer = AdaptMixCallback(list("a" * 40 + "b" * 24 + "c" * 9), update_every=2)
-    logs = TensorBoardLogger(tmp_path)
-    fit(mixer, max_epochs=3, logger=[logs, CSVLogger(tmp_path)], log_every_n_steps=3)
-    events = EventAccumulator(logs.log_dir)
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    for quantity in ("sampling_weight", "loss_weight", "grad_std", "loss", "samples_seen"):
-        for name in "abc":
-            assert f"adaptmix/{quantity}/{name}" in tags
-    scalars = events.Scalars("adaptmix/sampling_weight/c")
-    assert [point.step for point in scalars] == [3, 6, 9, 12, 15, 18, 21]
-    assert scalars[-1].value == pytest.approx(mixer.controller.weights.sampling[2])
-    assert "custom_scalars__config__" in events.Tags()["tensors"]
-
-
-class BrokenLogger(CSVLogger):
-    """Its disk is full."""
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        raise OSError(28, "No space left on device")
-
-
-def test_logs_that_fail_are_one_warning(tmp_path: Path) -> None:
-    mixer = AdaptMixCallback(update_every=2)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer, _ = fit(mixer, max_epochs=3, logger=BrokenLogger(tmp_path), log_every_n_steps=3)
-    messages = [str(w.message) for w in caught if w.category is LoggingWarning]
-    assert len(messages) == 1
-    assert "No space left on device" in messages[0]
-    assert trainer.global_step == mixer.controller.completed == 21
-
-
 # Fitting again.
 
 
@@ -369,78 +321,6 @@ def test_batch_size_finder_runs_without_adaptmix(tmp_path: Path) -> None:
     trainer.fit(module)
     assert {len(rows) for rows in module.rows} == {module.batch_size}
     assert mixer.controller.completed == len(module.rows)
-
-
-# State.
-
-
-def test_checkpoints_load_without_running_code(tmp_path: Path) -> None:
-    trainer, _ = fit(AdaptMixCallback(update_every=2))
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert saved["callbacks"]["AdaptMixCallback"]["plan"]["completed"] == 7
-
-
-def test_a_checkpoint_whose_parts_do_not_belong_together(tmp_path: Path) -> None:
-    trainer, _ = fit(AdaptMixCallback(), limit_train_batches=3)
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"completed": 3}]
-    saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [{"completed": 2}]
-    torch.save(saved, tmp_path / "a.ckpt")
-    again = pl.trainer(AdaptMixCallback(), max_steps=6)
-    with pytest.raises(StateError, match="must be of step 2"):
-        again.fit(pl.Classifier(), pl.loader(), ckpt_path=tmp_path / "a.ckpt")
-
-
-def test_a_checkpoint_written_without_adaptmix(tmp_path: Path) -> None:
-    plain = pl.trainer(max_epochs=1)
-    plain.fit(pl.Classifier(per_sample=False), pl.loader())
-    plain.save_checkpoint(tmp_path / "a.ckpt")
-    mixer = AdaptMixCallback()
-    trainer = pl.trainer(mixer, max_epochs=2)
-    with pytest.warns(FreshStartWarning, match="without a state"):
-        trainer.fit(pl.Classifier(), pl.loader(), ckpt_path=tmp_path / "a.ckpt")
-    assert trainer.global_step == 14
-    assert mixer.controller.completed == 7
-
-
-class Interrupted(pl.Classifier):
-    """Saves between the batches of a step, as a timer would."""
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 4:
-            self.trainer.save_checkpoint(Path(self.trainer.default_root_dir) / "middle.ckpt")
-
-
-def test_a_checkpoint_of_an_unfinished_step_is_written_but_not_gone_on_from(tmp_path: Path) -> None:
-    options = {"default_root_dir": tmp_path, "accumulate_grad_batches": 4}
-    fit(AdaptMixCallback(), Interrupted(), **options)
-    trainer = pl.trainer(AdaptMixCallback(), max_epochs=2, **options)
-    with pytest.raises(StateError, match="middle of step 1"):
-        trainer.fit(pl.Classifier(), pl.loader(), ckpt_path=tmp_path / "middle.ckpt")
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    trainer, _ = fit(AdaptMixCallback())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    for mixer, batch_size, what in (
-        (AdaptMixCallback(seed=3), 12, "seed"),
-        (AdaptMixCallback(), 6, "batch_size"),
-    ):
-        again = pl.trainer(mixer, max_epochs=2)
-        with pytest.raises(StateError, match=what):
-            again.fit(pl.Classifier(), pl.loader(batch_size), ckpt_path=tmp_path / "a.ckpt")
-
-
-def test_the_module_is_saved_after_the_weights_were_updated(tmp_path: Path) -> None:
-    # ModelCheckpoint comes last, wherever it stands in the list.
-    saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    mixer = AdaptMixCallback(update_every=2)
-    trainer = pl.trainer(saves, mixer, max_epochs=1, enable_checkpointing=True)
-    trainer.fit(pl.Classifier(), pl.loader())
-    saved = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
-    assert saved["callbacks"]["AdaptMixCallback"]["plan"]["completed"] == 4
 
 
 # Policies.

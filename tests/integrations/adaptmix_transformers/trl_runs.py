@@ -73,7 +73,7 @@ def run(
     """Train one of ``SETUPS``, or the rest of it; return all that must not differ."""
     kind, arguments, model, changes = SETUPS[name]
     adaptmix = AdaptMixCallback(
-        "source", policy=POLICIES.get(name, hf.Moving()), update_every=1, lag=4 // accumulation
+        "source", policy=POLICIES.get(name, hf.Moving()), update_every=1, lag=1
     )
     record = hf.Record()
     out = Path(folder) / f"{name}-{accumulation}-{processes}"
