@@ -137,7 +137,8 @@ def baselines(task: Task, seed: int, mixtures: np.ndarray[Any, Any]) -> np.ndarr
             if step in EVALUATED:
                 outputs = forward(params, task.test[0].expand(runs, -1, -1))
                 scores.append([task.score(out) for out in outputs])
-    return np.mean(scores, 0)
+    found: np.ndarray[Any, Any] = np.mean(scores, 0)
+    return found
 
 
 def transfer(task: Task, seed: int, policy: Any) -> tuple[float, dict[str, float]]:
@@ -187,7 +188,8 @@ def mean_error(values: Any) -> str:
 def compare(name: str, seeds: int, policy: Any) -> str:
     """Return a row of the table."""
     draw = TASKS[name]()
-    fixed, ours, weights, harmful = [], [], [], ()
+    fixed, ours, weights = [], [], []
+    harmful: tuple[str, ...] = ()
     for seed in range(seeds):
         task = draw(seed)
         harmful = task.harmful
