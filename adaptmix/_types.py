@@ -217,6 +217,7 @@ class DomainStats:
         loss_count: (K,) effective number of samples behind ``loss_var``; ``seen`` when left out.
         noise: (K,) residual noise variance or dispersion σ² on samples not yet trained on.
         noise_count: (K,) effective number of samples behind ``noise``; ``seen`` when left out.
+        noise_scatter: (K,) relative variance of ``noise`` from one row; from n rows it is this / n.
         holdout_loss: (K,) mean loss of held-out samples, which are never trained on.
         holdout_count: (K,) effective number of samples behind ``holdout_loss``; 0 when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
@@ -245,6 +246,7 @@ class DomainStats:
     loss_count: FloatArray
     noise: FloatArray
     noise_count: FloatArray
+    noise_scatter: FloatArray
     holdout_loss: FloatArray
     holdout_count: FloatArray
     grad_var: FloatArray
@@ -268,6 +270,7 @@ class DomainStats:
         loss_count: ArrayLike | None = None,
         noise: ArrayLike | None = None,
         noise_count: ArrayLike | None = None,
+        noise_scatter: ArrayLike | None = None,
         holdout_loss: ArrayLike | None = None,
         holdout_count: ArrayLike | None = None,
         grad_var: ArrayLike | None = None,
@@ -289,6 +292,7 @@ class DomainStats:
             "loss_count": seen if loss_count is None else loss_count,
             "noise": noise,
             "noise_count": seen if noise_count is None else noise_count,
+            "noise_scatter": noise_scatter,
             "holdout_loss": holdout_loss,
             "holdout_count": holdout_count,
             "grad_var": grad_var,

@@ -161,7 +161,9 @@ def estimator_excess(
         count = systematic_counts(expected, rng.random()).astype(np.float64)
         shape = np.maximum(count, 1e-9) * world.freedom / 2.0
         residual = np.where(count > 0.0, noise * rng.gamma(shape, 2.0 / world.freedom), 0.0)
-        running.add_noise(step, residual, count, count)
+        rows = np.maximum(count, 1e-9)
+        square = residual**2 / rows * (1.0 + 2.0 / world.freedom)
+        running.add_noise(step, residual, count, count, square, residual, count)
         running.seen = running.seen + count
         weights, state = policy.update(running.snapshot(step, lengths=np.ones(K)), state)
         u = info.importance * weights.loss
