@@ -48,7 +48,7 @@ STATES = {
     "a window waits": lambda: trained(8),
     "sums wait": lambda: trained(11),
     "a policy chosen, with a memory": lambda: trained(12, policies.chain(
-        policies.Shrink(), policies.Joint(use_sizes=True), policies.TrustRegion(),
+        policies.Shrink(), policies.Joint(bias="ignored", use_sizes=True), policies.TrustRegion(),
         policies.WarmUp(2),
     )),
 }  # fmt: skip

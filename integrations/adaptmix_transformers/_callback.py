@@ -43,7 +43,8 @@ class AdaptMixCallback(TrainerCallback):
             ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
             is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
-            loss is recognised as a cross-entropy or squared error of logits and labels.
+            loss is recognised as a cross-entropy or squared error of logits and labels, or as that
+            of preference pairs.
         importance: how much each domain matters, by name; as much as without AdaptMix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
