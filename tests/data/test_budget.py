@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from adaptmix.data._budget import WAYS, Budget
 from adaptmix.data._layout import Layout
@@ -48,9 +48,10 @@ class RunsOut(RuleBasedStateMachine):
         mixture = helpers.mixture(*sizes)
         default = 1.0 if way in ("stop_first", "drop") else NEVER
         rows = [float(np.floor(limits.get(f"d{i}", default) * n)) for i, n in enumerate(sizes)]
+        if way == "repeat" and sum(rows) < self.size:  # not even for one step
+            limits, rows = {}, [NEVER] * len(sizes)
         if way == "repeat" and sum(rows) < self.size * steps:
-            steps = max(1, int(sum(rows)) // self.size)
-        self.possible = way != "repeat" or sum(rows) >= self.size
+            steps = int(sum(rows)) // self.size
         self.plan_options: dict[str, Any] = {
             "shares": mixture.importance,
             "lag": lag,
@@ -61,10 +62,8 @@ class RunsOut(RuleBasedStateMachine):
         self.mixture, self.steps, self.limits = mixture, steps, rows
         self.reference = SlowPlan(sizes, way, rows, seed, self.size, steps, {0: mixture.importance})
         self.state: Any = None
-        if self.possible:
-            self.restart(LAYOUTS[0])
+        self.restart(LAYOUTS[0])
 
-    @precondition(lambda self: self.possible)
     @rule(layout=st.sampled_from(LAYOUTS))
     def restart(self, layout: tuple[int, int, int]) -> None:
         """Go on in other processes, with other micro-batches, from a saved state."""
@@ -80,7 +79,6 @@ class RunsOut(RuleBasedStateMachine):
         self.iterators = [iter(sampler) for sampler in self.samplers]
         self.drawn: list[list[Any]] = [[] for _ in plans]
 
-    @precondition(lambda self: self.possible)
     @rule(
         ahead=st.integers(0, 3),
         shares=st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=5, max_size=5),
