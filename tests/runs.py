@@ -59,6 +59,16 @@ def record_draws(monkeypatch: pytest.MonkeyPatch) -> list[Draw]:
     return draws
 
 
+def held_places(draws: list[Draw]) -> set[tuple[int, int]]:
+    """Return micro-batch and place of each held-out row."""
+    return {
+        (micro, place)
+        for micro, draw in enumerate(draws)
+        if draw.held is not None
+        for place in draw.held.nonzero().flatten().tolist()
+    }
+
+
 class _Scale(torch.autograd.Function):
     """A product with an autograd function of its own, as fused kernels have."""
 

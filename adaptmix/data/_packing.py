@@ -26,10 +26,10 @@ def find_segments(rows: Sequence[Any], batch: Any) -> Segments | None:
         batch: what the collator made of them.
 
     Returns:
-        None where the batch has as many rows as were collated, or they are not found in it.
+        None where the batch has no fewer rows than were collated, or they are not found in it.
     """
     packed = batch.get(_IDS) if hasattr(batch, "get") else None
-    if not isinstance(packed, Tensor) or packed.ndim != 2 or len(packed) == len(rows):
+    if not isinstance(packed, Tensor) or packed.ndim != 2 or len(packed) >= len(rows):
         return None
     if not all(isinstance(row, Mapping) and len(row.get(_IDS, ())) for row in rows):
         return None

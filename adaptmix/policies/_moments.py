@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptmix._checks import FloatArray
+from adaptmix._credibility import HEAVY_TAILS, scatter_of
 from adaptmix._types import DomainStats
 
 
@@ -94,10 +95,6 @@ def _leant(
     return moved if exact is None else np.where(exact, variance, moved), mean
 
 
-# What is known of rows before any was seen: how heavy tails are, and degrees of freedom it counts.
-HEAVY_TAILS, _PRIOR_FREEDOM = 5.0, 4.0
-
-
 def row_scatter(stats: DomainStats, *, prior: float = HEAVY_TAILS) -> float:
     """Return the relative variance of one row's ‖∇ℓ‖², over all domains: Var ‖∇ℓ‖² / s⁴.
 
@@ -108,9 +105,4 @@ def row_scatter(stats: DomainStats, *, prior: float = HEAVY_TAILS) -> float:
         stats: whose ``grad_sq_scatter`` tells it.
         prior: what it is taken to be where nothing is known.
     """
-    known = np.isfinite(stats.grad_sq_scatter) & (stats.grad_sq_freedom > 0.0)
-    if not known.any():
-        return prior
-    freedom = stats.grad_sq_freedom[known]
-    total = prior * _PRIOR_FREEDOM + float(freedom @ stats.grad_sq_scatter[known])
-    return total / (_PRIOR_FREEDOM + float(freedom.sum()))
+    return scatter_of(stats.grad_sq_scatter, stats.grad_sq_freedom, prior=prior)

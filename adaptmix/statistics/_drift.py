@@ -6,12 +6,14 @@ import numpy as np
 
 from adaptmix._checks import FloatArray
 
-# A deviation's relative variance after one row: the default of policies.Shrink over four.
-_SCATTER = 1.25
-
 
 def updated(
-    first: FloatArray, first_rows: FloatArray, held: FloatArray, held_rows: FloatArray
+    first: FloatArray,
+    first_rows: FloatArray,
+    held: FloatArray,
+    held_rows: FloatArray,
+    *,
+    scatter: float,
 ) -> tuple[FloatArray, FloatArray]:
     """Return (K,) noise as it is now, and the effective number of rows behind it.
 
@@ -26,6 +28,7 @@ def updated(
         first_rows: (K,) effective number of rows behind it.
         held: (K,) noise of held-out rows; NaN where there are none.
         held_rows: (K,) effective number of rows behind it.
+        scatter: relative variance of noise from one row.
     """
     both = (first > 0.0) & (held > 0.0)
     noise, rows = (
@@ -40,7 +43,7 @@ def updated(
     change[both] = np.sqrt(held[both] / first[both])
     total = n.sum()
     mean = float(n @ change / total)
-    sampling = _SCATTER * mean**2
+    sampling = scatter / 4.0 * mean**2  # a deviation's is a quarter of the variance's
     spread = total - float(n @ n) / total
     excess = float(n @ np.square(change - mean)) - (both.sum() - 1.0) * sampling
     between = max(excess, 0.0) / spread if spread > 0.0 else 0.0

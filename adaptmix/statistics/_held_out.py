@@ -9,8 +9,9 @@ import numpy as np
 
 from adaptmix._checks import FloatArray
 from adaptmix.state import _schema as schema
+from adaptmix.statistics._sums import NOISE
 
-NAMES = ("count", "loss", "residual", "expected", "noise_rows")
+NAMES = ("count", "loss", *NOISE)
 # Rows of a domain after which older ones count half, unless the half-life in steps is longer.
 _ROWS = 32.0
 

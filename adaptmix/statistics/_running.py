@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptmix._checks import FloatArray
+from adaptmix._credibility import scatter_of
 from adaptmix._types import DomainStats
 from adaptmix.state import _schema as schema
 from adaptmix.statistics._discounted import DiscountedSums, ratio
@@ -85,25 +86,17 @@ class RunningStatistics:
         self.add_noise(step, *(s[name] for name in RECORDED), recorded=True)
         self._held_out.add(step, **dict(zip(NAMES, (s[name] for name in HELD_OUT), strict=True)))
 
-    def add_noise(
-        self,
-        step: int,
-        residual: FloatArray,
-        expected: FloatArray,
-        rows: FloatArray,
-        *,
-        recorded: bool = False,
-    ) -> None:
-        """Add (K,) noise terms of rows the model has not been trained on, and how many they are."""
-        told = (expected > 0) & (recorded | ~self._recorded)
-        terms = {"residual": residual, "expected": expected, "noise_rows": rows}
+    def add_noise(self, step: int, *terms: FloatArray, recorded: bool = False) -> None:
+        """Add (K,) sums of the fields ``NOISE`` of rows the model has not been trained on."""
+        named = dict(zip(NOISE, terms, strict=True))
+        told = (named["expected"] > 0) & (recorded | ~self._recorded)
         if recorded:
-            self._noise.replace(step, told, **terms)
-            self._noise_squares.replace(step, told, rows=rows)
+            self._noise.replace(step, told, **named)
+            self._noise_squares.replace(step, told, rows=named["noise_rows"])
             self._recorded = self._recorded | told
         else:
-            self._noise.add(step, told, **terms)
-            self._noise_squares.add(step, told, rows=rows)
+            self._noise.add(step, told, **named)
+            self._noise_squares.add(step, told, rows=named["noise_rows"])
 
     def add_gradients(
         self, step: int, *, count: FloatArray, square: FloatArray, products: FloatArray
@@ -158,7 +151,6 @@ class RunningStatistics:
         losses, gradients = self._losses, self._gradients
         grad_var = ratio(gradients["scatter"], gradients["freedom"])
         mean_sq = ratio(self._own["products"], self._own["pairs"]) / lengths**2
-        noise, noise_count = self._noise_estimate()
         held_out = self._held_out
         return DomainStats(
             count=gradients.faded("count", step),
@@ -167,8 +159,7 @@ class RunningStatistics:
             loss_mean=ratio(losses["loss"], losses["count"]) / lengths,
             loss_var=ratio(losses["scatter"], losses["freedom"]) / lengths,
             loss_count=losses.faded("freedom", step),
-            noise=noise,
-            noise_count=noise_count,
+            **self._noise_estimate(),
             holdout_loss=ratio(held_out["loss"], held_out["count"]) / lengths,
             holdout_count=_effective(held_out["count"], held_out.squares),
             grad_var=np.maximum(grad_var, 0.0) / lengths,
@@ -190,17 +181,21 @@ class RunningStatistics:
         gram: FloatArray = ratio(self._gram["products"], pairs) / np.outer(lengths, lengths)
         return gram
 
-    def _noise_estimate(self) -> tuple[FloatArray, FloatArray]:
-        """Return (K,) noise and the effective number of rows behind it."""
-        own, held = self._noise, self._held_out
+    def _noise_estimate(self) -> dict[str, FloatArray]:
+        """Return (K,) noise, the effective number of rows behind it, and their scatter."""
+        own, held, recorded = self._noise, self._held_out, self._recorded
         noise = ratio(own["residual"], own["expected"])
         rows = _effective(own["noise_rows"], self._noise_squares["rows"])
-        riding = np.where(self._recorded, np.nan, ratio(held["residual"], held["expected"]))
-        today, behind = updated(noise, rows, riding, _effective(held["noise_rows"], held.squares))
-        return (
-            np.where(self._recorded, noise, today),
-            np.where(self._recorded, rows, behind),
-        )
+        riding = np.where(recorded, np.nan, ratio(held["residual"], held["expected"]))
+        ridden = _effective(held["noise_rows"], held.squares)
+        scatter = _noise_scatter(own, rows)
+        if (riding > 0.0).any():
+            lately = _noise_scatter(held, ridden)
+            spread = scatter_of(lately, ridden)
+            scatter = np.where(riding > 0.0, lately, scatter)
+            today, behind = updated(noise, rows, riding, ridden, scatter=spread)
+            noise, rows = np.where(recorded, noise, today), np.where(recorded, rows, behind)
+        return {"noise": noise, "noise_count": rows, "noise_scatter": scatter}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all sums as plain arrays and numbers."""
@@ -256,3 +251,14 @@ def _effective(rows: FloatArray, squares: FloatArray) -> FloatArray:
     """Return (Σ w)² / Σ w² over rows with weights w (Kish's effective sample size)."""
     squared = np.square(rows)
     return np.divide(squared, squares, out=np.zeros_like(squared), where=squares > 0.0)
+
+
+def _noise_scatter(sums: DiscountedSums | HeldOutSums, number: FloatArray) -> FloatArray:
+    """Return (K,) the relative variance of noise from one row, of ``number`` effective ones."""
+    noise = ratio(sums["residual"], sums["expected"])
+    # Σ (residual − noise · expected)²
+    square = sums["residual_sq"] - noise * (
+        2.0 * sums["residual_expected"] - noise * sums["expected_sq"]
+    )
+    relative = ratio(square * sums["noise_rows"], sums["residual"] ** 2)
+    return np.maximum(relative, 0.0) * ratio(number, number - 1.0)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adaptmix.noise import NoiseTerms
 
-NOISE = ("residual", "expected", "noise_rows")
+_SQUARES = ("residual_sq", "residual_expected", "expected_sq")
+NOISE = ("residual", "expected", "noise_rows", *_SQUARES)
 RECORDED = tuple(f"recorded_{name}" for name in NOISE)
 HELD_OUT = tuple(f"held_out_{name}" for name in ("count", "loss", *NOISE))
 FIELDS = ("rows", "tokens", "count", "loss", "loss_sq", *NOISE, *RECORDED, *HELD_OUT, "skipped")
@@ -43,10 +44,11 @@ class DomainSums:
     """Sums over the samples of each domain since the last ``take``.
 
     The rows of ``tensor`` are ``FIELDS``: rows and tokens trained on; number, sum and sum of
-    squares of finite losses; residual and expected noise terms of rows trained on and how many rows
-    they are of, and the same of rows that ``add_recorded`` told of; number and sum of finite losses
-    of held-out rows that rode in batches, and their noise terms; samples left out because their
-    loss was not finite. All additive over micro-batches and processes.
+    squares of finite losses; residual and expected noise terms of rows trained on, how many rows
+    they are of, and sums of their squares and products; the same of what ``add_recorded`` told;
+    number and sum of finite losses of held-out rows that rode in batches, and the same of their
+    noise; samples left out because their loss was not finite. All additive over micro-batches and
+    processes.
 
     Micro-batches wait until ``tensor`` is asked for and are added together then: a step launches a
     copy, not the two dozen small operations that the sums take. Those of an unfinished step can be
@@ -157,8 +159,7 @@ class DomainSums:
                 terms = terms[1:]
             if len(terms):
                 told = kept & fresh & finite.all(0)
-                columns[_INDEX["residual"] : _INDEX["noise_rows"]] = torch.where(told, terms, 0.0)
-                columns[_INDEX["noise_rows"]] = told
+                columns[_INDEX["residual"] : _INDEX[_SQUARES[-1]] + 1] = _noise(terms, told)
         if held is not None:
             _set_apart(columns, held)
         self._tensor.index_add_(1, domains, columns)
@@ -166,16 +167,22 @@ class DomainSums:
     @torch.no_grad()
     def add_recorded(self, domain: int, noise: NoiseTerms) -> None:
         """Add noise terms of rows of one domain that are evaluated apart from training."""
-        residual, expected = (term.detach().double() for term in noise)
-        told = residual.isfinite() & expected.isfinite()
-        for name, term in zip(RECORDED, (residual, expected, told.double()), strict=True):
-            self._tensor[_INDEX[name], domain] += torch.where(told, term, 0.0).sum()
+        terms = torch.stack([term.detach().double() for term in noise])
+        sums = _noise(terms, terms.isfinite().all(0)).sum(1)
+        self._tensor[_INDEX[RECORDED[0]] : _INDEX[RECORDED[-1]] + 1, domain] += sums
 
     def take(self) -> Tensor:
         """Return the (fields, K) sums and start again from zero."""
         taken = self.tensor
         self._tensor = torch.zeros_like(taken)
         return taken
+
+
+def _noise(terms: Tensor, told: Tensor) -> Tensor:
+    """Return the ``NOISE`` fields of rows, (6, B), from (2, B) terms and which of them count."""
+    residual, expected = torch.where(told, terms, 0.0)
+    products = (residual.square(), residual * expected, expected.square())
+    return torch.stack([residual, expected, told.double(), *products])
 
 
 def _set_apart(columns: Tensor, held: Tensor) -> None:

@@ -43,7 +43,8 @@ class AdaptMixCallback(TrainerCallback):
             ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
             is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
-            loss is recognised as a cross-entropy or squared error of logits and labels.
+            loss is recognised as a cross-entropy or squared error of logits and labels, or as that
+            of preference pairs.
         importance: how much each domain matters, by name; as much as without AdaptMix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
@@ -57,8 +58,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
-        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life, min_coverage, holdout,
+            seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -89,6 +90,7 @@ class AdaptMixCallback(TrainerCallback):
         max_epochs: Mapping[str, float] | float | None = None,
         sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
+        seed_rows: bool = True,
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -113,6 +115,7 @@ class AdaptMixCallback(TrainerCallback):
                 "max_epochs": max_epochs,
                 "sampling": sampling,
                 "holdout": holdout,
+                "seed_rows": seed_rows,
             },
         )
         self._trainer: Trainer | None = None

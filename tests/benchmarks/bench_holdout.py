@@ -5,7 +5,7 @@ The paper's experiments have held-out rows of their own. Here they are taken fro
 Three tasks, all for many epochs:
 
 - **linear**: least squares, 10 dimensions, four domains of 300, 1000, 200 and 2000 rows with input
-  variances of 1, 4, 25 and 100 and noise of 5, 1, .5 and 8; 3000 steps of 16 rows, 14 epochs. Step
+  variances of 1, 4, 25 and 100 and noise of 5, 1, .5 and 8; 1500 steps of 16 rows, 7 epochs. Step
   sizes are .1 over the curvature of each arm's own objective and fall as 1 / (1 + t / 100).
 - **logistic**: 10 dimensions, two domains of 500 rows, of whose labels none or 40 % are flipped;
   1200 steps of 16 rows, 19 epochs.
@@ -115,7 +115,7 @@ def linear(seed: int) -> Task:
         torch.optim.SGD(model.parameters(), lr=1.0),
         rate,
         16,
-        3000,
+        1500,
     )
 
 

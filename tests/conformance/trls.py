@@ -265,6 +265,7 @@ CASES = [
         arguments={"completion_only_loss": True, "padding_free": True, "max_length": None},
         row_loss=supervised,
         expect="right",
+        policies=("forced",),
     ),
     replace(
         trl(
@@ -288,6 +289,7 @@ CASES = [
         collator=FLATTENING(),
         row_loss=supervised,
         expect="right",
+        policies=("forced",),
     ),
     trl(
         "SFT on short answers",

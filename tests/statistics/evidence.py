@@ -10,6 +10,12 @@ from adaptmix.statistics._running import RunningStatistics
 from adaptmix.statistics._sums import FIELDS
 
 
+def noise_sums(residual: FloatArray, expected: FloatArray, rows: FloatArray) -> list[FloatArray]:
+    """Noise terms whose rows are alike."""
+    products = (residual**2, residual * expected, expected**2)
+    return [residual, expected, rows, *(product / np.maximum(rows, 1.0) for product in products)]
+
+
 def loss_sums(*domains: FloatArray) -> FloatArray:
     """A window's sums, (fields, K), of the losses of each domain; noise terms l² and 1."""
     table = {name: np.zeros(len(domains)) for name in FIELDS}

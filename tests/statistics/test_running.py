@@ -11,7 +11,7 @@ from adaptmix.state import _checkpoint as checkpoint
 from adaptmix.statistics._running import RunningStatistics
 from adaptmix.statistics._sums import FIELDS
 from tests.helpers_data import SIGMAS
-from tests.statistics.evidence import gradient_sums, gram, loss_sums, ones
+from tests.statistics.evidence import gradient_sums, gram, loss_sums, noise_sums, ones
 
 FOREVER = 1e12  # a half-life after which nothing is forgotten in a test
 COUNTS = ("loss_count", "noise_count", "grad_freedom")
@@ -250,8 +250,9 @@ def test_state_round_trip() -> None:
 
     for step in range(1, 5):
         add(running, step)
-    running.add_noise(4, rng.random(2), np.ones(2), np.array([5.0, 0.0]))
-    running.add_noise(4, rng.random(2), np.array([1.0, 0.0]), np.ones(2), recorded=True)
+    running.add_noise(4, *noise_sums(rng.random(2), np.ones(2), np.array([5.0, 0.0])))
+    some = noise_sums(rng.random(2), np.array([1.0, 0.0]), np.ones(2))
+    running.add_noise(4, *some, recorded=True)
     running.skipped = 3.0
     restored.load_state_dict(checkpoint.decode(checkpoint.encode(running.state_dict())))
     for step in range(5, 9):
@@ -267,16 +268,19 @@ def test_state_round_trip() -> None:
 def test_recorded_noise_replaces_what_was_known() -> None:
     running = RunningStatistics(2, half_life=2.0, gram=True)
     four = np.full(2, 4.0)
-    running.add_noise(1, 9 * four, four, four)
-    running.add_noise(2, np.array([6.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
+    running.add_noise(1, *noise_sums(9 * four, four, four))
+    two = np.array([2.0, 0.0])
+    running.add_noise(2, *noise_sums(3.0 * two, two, np.full(2, 2.0)), recorded=True)
     assert ones(running, 2).noise.tolist() == [3.0, 9.0]
     assert ones(running, 4).noise_count.tolist() == [2.0, 4.0]
-    running.add_noise(3, four, four, four)  # of rows trained on: from now on for the other alone
+    running.add_noise(
+        3, *noise_sums(four, four, four)
+    )  # of rows trained on: from now on for the other alone
     mean = (36.0 / 2 + 4.0) / (4.0 / 2 + 4.0)
     np.testing.assert_allclose(ones(running, 3).noise, [3.0, mean], rtol=1e-14)
     # Four rows that count half and four that count whole are worth (2 + 4)² / (1 + 4) equal ones.
     np.testing.assert_allclose(ones(running, 3).noise_count, [2.0, 7.2], rtol=1e-14)
-    running.add_noise(4, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.full(2, 2.0), recorded=True)
+    running.add_noise(4, *noise_sums(0.5 * two, two, np.full(2, 2.0)), recorded=True)
     np.testing.assert_allclose(ones(running, 4).noise, [0.5, mean], rtol=1e-14)
 
 

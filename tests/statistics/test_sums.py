@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptmix._checks import FloatArray
 from adaptmix.noise import NoiseTerms
-from adaptmix.statistics._sums import FIELDS, RECORDED, DomainSums
+from adaptmix.statistics._sums import FIELDS, NOISE, RECORDED, DomainSums
 
 K = 3
 CPU = torch.device("cpu")
@@ -27,6 +27,7 @@ def batch(seed: int, size: int = 12) -> dict[str, Tensor]:
         "fresh": torch.rand(size, generator=generator) < 0.5,
         "residual": torch.rand(size, generator=generator),
         "expected": torch.rand(size, generator=generator),
+        "held": torch.rand(size, generator=generator) < 0.2 * (seed % 2),
     }
 
 
@@ -37,6 +38,7 @@ def add(sums: DomainSums, values: dict[str, Tensor], *, noise: bool = True) -> N
         values["tokens"],
         noise=NoiseTerms(values["residual"], values["expected"]) if noise else None,
         fresh=values["fresh"],
+        held=values["held"] if values["held"].any() else None,
     )
 
 
@@ -47,18 +49,20 @@ def loop(*batches: dict[str, Tensor], noise: bool = True) -> FloatArray:
         columns = {name: column.tolist() for name, column in values.items()}
         for j, d in enumerate(columns["domains"]):
             loss, residual, expected = (columns[k][j] for k in ("losses", "residual", "expected"))
-            table["rows"][d] += 1
-            table["tokens"][d] += columns["tokens"][j]
+            held = columns["held"][j]
+            own = "held_out_" if held else ""
+            table["rows"][d] += not held
+            table["tokens"][d] += columns["tokens"][j] * (not held)
             if not math.isfinite(loss):
                 table["skipped"][d] += 1
                 continue
-            table["count"][d] += 1
-            table["loss"][d] += loss
-            table["loss_sq"][d] += loss**2
-            if noise and columns["fresh"][j] and math.isfinite(residual + expected):
-                table["residual"][d] += residual
-                table["expected"][d] += expected
-                table["noise_rows"][d] += 1
+            table[f"{own}count"][d] += 1
+            table[f"{own}loss"][d] += loss
+            table["loss_sq"][d] += loss**2 * (not held)
+            if noise and (columns["fresh"][j] or held) and math.isfinite(residual + expected):
+                products = (residual**2, residual * expected, expected**2)
+                for name, value in zip(NOISE, (residual, expected, 1, *products), strict=True):
+                    table[f"{own}{name}"][d] += value
     return np.array([table[name] for name in FIELDS])
 
 
@@ -129,7 +133,7 @@ def test_recorded_noise_is_added_by_itself() -> None:
     )
     sums.add_recorded(1, NoiseTerms(torch.tensor([math.inf]), torch.ones(1)))
     taken = dict(zip(FIELDS, sums.take().tolist(), strict=True))
-    for name, value in zip(RECORDED, (3.0, 2.0, 2.0), strict=True):
+    for name, value in zip(RECORDED, (3.0, 2.0, 2.0, 5.0, 3.0, 2.0), strict=True):
         assert taken.pop(name) == [0.0, value, 0.0]
     assert not np.array(list(taken.values())).any()
 
@@ -148,7 +152,7 @@ def test_any_number_of_micro_batches_may_wait_whatever_they_tell() -> None:
 
 
 def test_losses_may_be_unknown_and_noise_known() -> None:
-    sums, values = DomainSums(K, CPU), batch(5)
+    sums, values = DomainSums(K, CPU), batch(4)
     noise = NoiseTerms(values["residual"], values["expected"])
     sums.add(values["domains"], None, values["tokens"], noise=noise, fresh=values["fresh"])
     sums.add(values["domains"], None, values["tokens"], noise=None, fresh=values["fresh"])

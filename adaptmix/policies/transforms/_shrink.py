@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray, number
+from adaptmix._credibility import scatter_of
 from adaptmix._types import Domains, DomainStats
 from adaptmix.policies._base import Run
 from adaptmix.policies._moments import row_scatter, within
@@ -20,8 +21,8 @@ _FIELDS = {
     "noise": "noise_count",
     "loss_var": "loss_count",
 }
-# The first of them are of gradients.
-_OF_GRADIENTS = 2
+# The first of them are of gradients, the next is of noise.
+_OF_GRADIENTS, _OF_NOISE = 2, 2
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Shrink:
         samples: samples after which the estimate of a variance is as uncertain as it is large, its
             relative variance being samples / n. It is E[y²] / E[y]² − 1 for the squared norm y of
             one sample: 2 for Gaussian gradients in one direction, less in many, more with heavy
-            tails. For gradients it is a prior, which ``grad_sq_scatter`` replaces once it is known.
-            0 leaves every estimate as it is.
+            tails. For gradients and noise it is a prior, which ``grad_sq_scatter`` and
+            ``noise_scatter`` replace once they are known. 0 leaves every estimate as it is.
 
     Raises:
         ValueError: negative samples.
@@ -101,6 +102,8 @@ class Shrink:
         # A deviation's relative variance after one sample: by the delta method, a quarter.
         scatter = np.full((len(_FIELDS), 1), self.samples / 4.0)
         scatter[:_OF_GRADIENTS] = row_scatter(stats, prior=self.samples) / 4.0
+        noise = scatter_of(stats.noise_scatter, stats.noise_count, prior=self.samples)
+        scatter[_OF_NOISE] = noise / 4.0
         shrunk = _shrunk(variance, np.where(known, count, 0.0), known, scatter)
         return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
 

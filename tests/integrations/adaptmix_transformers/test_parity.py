@@ -100,13 +100,7 @@ class Check(TrainerCallback):
             {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
             for batch in self.trainer.batches[-args.gradient_accumulation_steps :]
         ]
-        draws = [draw.held for draw in self.draws[-len(mine) :]]
-        held = {
-            (micro, place)
-            for micro, mask in enumerate(draws)
-            if mask is not None
-            for place in mask.nonzero().flatten().tolist()
-        }
+        held = runs.held_places(self.draws[-len(mine) :])
         expected = objective(self.callback.controller, model, self.gather(mine), self.lengths, held)
         wanted = torch.autograd.grad(expected, list(model.parameters()))
         flat = torch.cat([gradient.flatten() for gradient in wanted])

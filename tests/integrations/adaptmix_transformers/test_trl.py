@@ -38,6 +38,7 @@ from adaptmix import policies
 from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
 from adaptmix_transformers import _known as known
+from tests import runs
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import (
     WEIGHTS,
@@ -111,9 +112,18 @@ class Check(TrainerCallback):
         self.batches = []
 
 
-@pytest.mark.parametrize("unit", ["token", "sample"])
-def test_sft_is_the_objective(unit: str, tmp_path: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("unit", "holdout"), [("token", None), ("sample", None), ("token", 0.25), ("sample", 0.25)]
+)
+def test_sft_is_the_objective(
+    unit: str,
+    holdout: float | None,
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = hf.rows()
+    draws = runs.record_draws(monkeypatch)
     lengths = lengths_of(data)
     callback = AdaptMixCallback(
         "source",
@@ -123,8 +133,14 @@ def test_sft_is_the_objective(unit: str, tmp_path: Path, tokenizer: Any) -> None
         lag=0,
         update_every=1,
         tokens_per_row=lengths if unit == "token" else None,
+        holdout=holdout,
     )
-    check = Check(lambda model, batches: objective(callback.controller, model, batches, lengths))
+
+    def expected(model: Any, batches: list[dict[str, Tensor]]) -> Tensor:
+        held = runs.held_places(draws[-len(batches) :])
+        return objective(callback.controller, model, batches, lengths, held)
+
+    check = Check(expected)
     trainer = SFTTrainer(
         model=hf.llama(),
         args=config(SFTConfig, tmp_path, loss_type="nll"),
@@ -135,6 +151,7 @@ def test_sft_is_the_objective(unit: str, tmp_path: Path, tokenizer: Any) -> None
     check.watch(trainer).train()
     assert len(check.errors) == 4
     assert max(check.errors) < 1e-5
+    assert bool(runs.held_places(draws)) == (holdout is not None)
 
 
 def preferences() -> Dataset:
