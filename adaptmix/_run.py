@@ -111,6 +111,7 @@ class Run:
             when_exhausted=drawing.when_exhausted,
             max_epochs=drawing.max_epochs,
             course=self._course,
+            seed_rows=drawing.seed_rows,
             holdout=self._holdout,
         )
         if not adapting and (self._plan.budget or drawing.sampling is not None):
@@ -124,8 +125,7 @@ class Run:
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
         self._sampler: PlanSampler | None = None
-        self._agreed_starts = 0
-        self._group = group
+        self._agreed_starts, self._group = 0, group
         self._step_rows = self._horizon = 0
 
     @property

@@ -65,3 +65,4 @@ class Drawing:
     max_epochs: Mapping[str, float] | float | None
     sampling: Schedule | Mapping[str, float] | None
     holdout: str | float | None
+    seed_rows: bool

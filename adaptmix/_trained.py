@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptmix._changed import carried_over, refuse_change
 from adaptmix._checks import choice, number
 from adaptmix._run import Run
 from adaptmix._simplex import normalise
@@ -17,6 +18,7 @@ from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
 from adaptmix.monitoring._quantities import Update, scalars
 from adaptmix.noise import NoiseTerms
 from adaptmix.state import _schema as schema
+from adaptmix.state._checkpoint import unseal
 from adaptmix.state._parts import Part, load_parts, open_parts, save_parts
 
 
@@ -215,13 +217,29 @@ class TrainedRun(Run):
         warned = sorted(self._warn.given)
         return save_parts(self._identity(), self._parts, step_rows=self._step_rows, warned=warned)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, changed: bool = False) -> None:
         """Go on where a saved controller stopped.
+
+        Args:
+            state: what its ``state_dict()`` returned.
+            changed: whether the mixture may be another one. Domains of a known name go on where
+                they were, new ones begin with their importance as share, others are left out; the
+                log says which. The policy begins anew, with the statistics that are known.
 
         Raises:
             StateError: the state is damaged, or of another mixture, seed or configuration. The
                 controller is then as it was.
+            ValueError: ``changed`` after training has begun.
         """
+        if changed:
+            if self.completed:
+                raise ValueError(
+                    f"changed must be used before training; got {self.completed} trained steps. "
+                    "Make a controller of the new mixture, and load the state into it."
+                )
+            fresh = save_parts(self._identity(), self._parts, step_rows=0, warned=[])
+            state = carried_over(state, unseal(fresh), self._identity())
+        refuse_change(state, self.mixture.domains)
         saved = open_parts(
             state,
             self._identity(),
@@ -236,6 +254,8 @@ class TrainedRun(Run):
                 f"saved run; got {self._step_rows}. Make the loader with that product."
             )
         load_parts(saved, self._parts)
+        if changed:
+            self._steering.begin_anew()
         self._warn.given = set(saved["warned"])
         self._step_rows = saved["step_rows"]
         self._adaptation.resume()

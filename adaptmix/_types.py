@@ -221,8 +221,7 @@ class DomainStats:
         holdout_loss: (K,) mean loss of held-out samples, which are never trained on.
         holdout_count: (K,) effective number of samples behind ``holdout_loss``; 0 when left out.
         grad_var: (K,) within-domain gradient variance v² = E‖∇ℓ − μ‖², grad².
-        grad_freedom: (K,) effective degrees of freedom behind ``grad_var``, none for a domain's
-            single row in a step; ``count`` when left out.
+        grad_freedom: (K,) effective degrees of freedom behind ``grad_var``; ``count`` if left out.
         grad_sq: (K,) second moment s² = E‖∇ℓ‖², grad².
         grad_sq_scatter: (K,) relative variance of ‖∇ℓ‖² over rows, Var ‖∇ℓ‖² / s⁴: an estimate of
             ``grad_sq`` from n rows has a relative variance of this over n.
@@ -230,8 +229,7 @@ class DomainStats:
         grad_mean_sq: (K,) squared length ‖μ‖² of the mean gradient, without the bias that noise
             adds to it, so that it may come out negative; grad².
         grad_mean_pairs: (K,) effective pairs of rows behind ``grad_mean_sq``; inf when left out.
-        tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token", by which per-token
-            moments are divided to become a row's; ones, for unit "sample", when left out.
+        tokens_per_row: (K,) mean supervised tokens T̄ per row with unit "token"; 1 when left out.
         grad_gram: (K, K) inner products ⟨μ_i, μ_j⟩ of mean gradients, grad², or None.
 
     Raises:

@@ -60,12 +60,11 @@ class Controller(TrainedRun):
             estimated while training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
-        when_exhausted: what happens once a domain was drawn ``max_epochs`` times over. "repeat":
-            that is not before the run's end, for its share falls in time; "drop": the objective is
-            that of the others, their importance scaled up; "stop_first": the run ends before; or
-            "stop_all", once all were drawn through.
-        sampling: shares of the domains by name, or a ``Schedule`` of them, in place of the
-            policy's, whose loss weights hold; the policy's when None.
+        when_exhausted: what happens once a domain was drawn ``max_epochs`` times over: "repeat",
+            that is not before the run's end; "drop", the objective is that of the others, their
+            importance scaled up; "stop_first", the run ends; "stop_all", once all were used up.
+        sampling: shares by name, or a ``Schedule`` of them, in place of the policy's.
+        seed_rows: whether what rows and collate_fn draw at random follows from ``seed``, too.
         max_epochs: how often each row may be drawn, in all or by domain. None: 1 with "drop" and
             "stop_first", without limit otherwise.
         holdout: share or number of each domain's rows that are never trained on, a quarter at most.
@@ -103,6 +102,7 @@ class Controller(TrainedRun):
         max_epochs: Mapping[str, float] | float | None = None,
         sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
+        seed_rows: bool = True,
         process_group: ProcessGroup | None = None,
     ) -> None:
         settings = Settings(
@@ -122,6 +122,7 @@ class Controller(TrainedRun):
             max_epochs=max_epochs,
             sampling=sampling,
             holdout=holdout,
+            seed_rows=seed_rows,
         )
         group = group_of(process_group)
         super().__init__(

@@ -60,7 +60,7 @@ def main() -> None:
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     model, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=2e-3))
 
-    controller = Controller(Mixture(train), policy="joint", holdout=None)
+    controller = Controller(Mixture(train), policy="fgls+variance_aware", holdout=None)
     controller.watch(net)
     controller.log_to(args.out)
     state = {"model": model, "optimizer": optimizer, "controller": controller}

@@ -92,7 +92,7 @@ def main() -> None:
     train, heldout, test = digits()
     # A mixture is a dataset; with a dataset of your own, pass a label per row or a column's name.
     data = Mixture(train, importance=dict.fromkeys(train, 1.0))
-    mixer = AdaptMixCallback(policy="joint", mode=args.mode, holdout=None)
+    mixer = AdaptMixCallback(policy="fgls+variance_aware", mode=args.mode, holdout=None)
     trainer = Trainer(
         max_steps=args.steps,
         max_epochs=-1,

@@ -22,7 +22,7 @@ def test_adapts_both_weights() -> None:
     net = runs.model()
     controller = Controller(
         runs.mixture(),
-        policy=policies.chain(policies.Joint()),
+        policy=policies.chain(policies.Joint(bias="ignored")),
         update_every=5,
         measure_every=1,
         lag=2,
@@ -177,8 +177,11 @@ def test_what_is_measured_never_chooses_what_is_optimised(with_noise: bool) -> N
     ("policy", "said"),
     [
         ("fgls", "one unit"),
-        ("joint", "one unit"),
-        (policies.Joint(use_sizes=True), "use_sizes=True turns domains with few rows down"),
+        (policies.Joint(bias="ignored"), "one unit"),
+        (
+            policies.Joint(bias="ignored", use_sizes=True),
+            "use_sizes=True turns domains with few rows down",
+        ),
         (policies.chain(policies.FGLS(), policies.VarianceAware()), "one unit"),
         ("variance_aware", None),
         ("static", None),

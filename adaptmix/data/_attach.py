@@ -133,9 +133,9 @@ def numbered_loader(sampler: PlanSampler, like: Any, *, key: str) -> DataLoader[
     plan, options = sampler.plan, loader_options(like)
     sampler.layout.check_lag(plan.lag, **prefetching(like))
     return DataLoader(
-        NumberedRows(plan.mixture),
+        NumberedRows(plan.mixture, seed=plan.row_seed),
         batch_sampler=sampler,
-        collate_fn=cast(Any, NumberedCollate(like.collate_fn, key)),
+        collate_fn=cast(Any, NumberedCollate(like.collate_fn, key, seed=plan.row_seed)),
         generator=torch.Generator().manual_seed(plan.seed),
         **options,
     )

@@ -10,18 +10,25 @@ from torch.utils.data import Dataset, default_collate
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._order_proof import Proof, prove_order, rows_at
 from adaptmix.data._packing import find_segments
+from adaptmix.data._randomness import seeded
 from adaptmix.data._segments import Segments
 
 
 class DrawnRows(list[int]):
-    """Rows of one micro-batch that know its number, also in a worker process."""
+    """Rows of one micro-batch that know its number, also in a worker process.
 
-    def __init__(self, rows: list[int], ordinal: int) -> None:
+    Args:
+        rows: of the mixture.
+        ordinal: number of the micro-batch.
+        part: number of the process's micro-batch among those of all processes.
+    """
+
+    def __init__(self, rows: list[int], ordinal: int, part: int) -> None:
         super().__init__(rows)
-        self.ordinal = ordinal
+        self.ordinal, self.part = ordinal, part
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(self), self.ordinal)
+        return type(self), (list(self), self.ordinal, self.part)
 
 
 class NumberedRows(Dataset[Any]):
@@ -29,10 +36,11 @@ class NumberedRows(Dataset[Any]):
 
     Args:
         mixture: the rows.
+        seed: of what they draw at random; they draw from the process's generators when None.
     """
 
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: Mixture, *, seed: int | None = None) -> None:
+        self.mixture, self.seed = mixture, seed
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -40,20 +48,25 @@ class NumberedRows(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         return self.mixture[row]
 
-    def __getitems__(self, rows: DrawnRows) -> tuple[list[Any], int]:
+    def __getitems__(self, rows: DrawnRows) -> tuple[list[Any], Number]:
         """Return the rows' items and the number of the micro-batch."""
-        return self.mixture.__getitems__(rows), rows.ordinal
+        number = Number(rows.ordinal)
+        number.part = rows.part
+        with seeded(self.seed, rows.part, 0):
+            return self.mixture.__getitems__(rows), number
 
 
 class Number(int):
     """A micro-batch's number, with what collating it has shown.
 
     Attributes:
+        part: number of the process's micro-batch among those of all processes.
         fault: why the batch must not be trained, or None.
         unclear: whether it could not be shown that rows keep their order.
         segments: where rows are that were packed into fewer; None where they were not.
     """
 
+    part: int = 0
     fault: str | None = None
     unclear: bool = False
     segments: Segments | None = None
@@ -69,21 +82,26 @@ class CheckedCollate:
 
     Args:
         collate_fn: the user's, or None for PyTorch's own, which needs no proof.
+        seed: of what it draws at random; it draws from the process's generators when None.
     """
 
-    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+    def __init__(
+        self, collate_fn: Callable[[list[Any]], Any] | None, *, seed: int | None = None
+    ) -> None:
+        self.seed = seed
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self._batches = 0
         self._proof = Proof()
 
-    def __call__(self, numbered: tuple[list[Any], int]) -> tuple[Any, Number]:
+    def __call__(self, numbered: tuple[list[Any], Number]) -> tuple[Any, Number]:
         """Return the batch of the numbered rows, and the number."""
-        rows, ordinal = numbered
-        number, size = Number(ordinal), len(rows)
+        rows, number = numbered
+        size = len(rows)
         self._batches += 1
         if self.collate_fn is not default_collate and _is_power_of_two(self._batches):
             self._proof = prove_order(self.collate_fn, rows)
-        batch = self.collate_fn(rows)
+        with seeded(self.seed, number.part, 1):
+            batch = self.collate_fn(rows)
         number.segments = find_segments(rows, batch)
         if number.segments is None:
             number.fault = self._proof.fault or self._miscount(batch, size)
@@ -115,13 +133,14 @@ class NumberedCollate(CheckedCollate):
     Args:
         collate_fn: of the loader that is replaced.
         key: under which the number goes into the batch, which must be a mapping.
+        seed: as for ``CheckedCollate``.
     """
 
-    def __init__(self, collate_fn: Any, key: str) -> None:
-        super().__init__(collate_fn)
+    def __init__(self, collate_fn: Any, key: str, *, seed: int | None = None) -> None:
+        super().__init__(collate_fn, seed=seed)
         self.key = key
 
-    def __call__(self, numbered: tuple[list[Any], int]) -> Any:
+    def __call__(self, numbered: tuple[list[Any], Number]) -> Any:
         """Return the batch of the numbered rows."""
         batch, number = super().__call__(numbered)
         if not hasattr(batch, "keys"):

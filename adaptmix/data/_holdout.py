@@ -117,7 +117,8 @@ class Holdout:
         self._firsts = np.concatenate([[0], np.cumsum(sizes[self._turns])])
         places = np.arange(domains.size) - np.repeat(self._firsts[:-1], sizes[self._turns])
         # An order of all rows that no epoch has.
-        order = Permutations(mixture.sizes, seed=seed)(domains, np.full_like(domains, -1), places)
+        orders = Permutations(mixture.sizes, seed=seed, names=mixture.domains)
+        order = orders(domains, np.full_like(domains, -1), places)
         self._rows = mixture.rows_of(domains, order)
         self.training = mixture.without(self._rows) if domains.size else mixture
         self._needed = int(np.ceil(_RIDERS * _EACH * self._turns.size * every / half_life))

@@ -66,10 +66,10 @@ class Loader:
         # A generator of its own: iterating must not move the user's global random state.
         options.setdefault("generator", torch.Generator().manual_seed(plan.seed))
         self._loader: DataLoader[Any] = DataLoader(
-            NumberedRows(plan.mixture),
+            NumberedRows(plan.mixture, seed=plan.row_seed),
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=cast(Any, CheckedCollate(collate_fn)),
+            collate_fn=cast(Any, CheckedCollate(collate_fn, seed=plan.row_seed)),
             **options,
         )
 

@@ -166,7 +166,7 @@ class Mixture(Dataset[Any]):
         Args:
             seed: of the run.
         """
-        return PermutedRows(self.sizes, self.rows_of, seed=seed)
+        return PermutedRows(self.sizes, self.rows_of, seed=seed, names=self.domains)
 
     def without(self, apart: NDArray[np.int64]) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.

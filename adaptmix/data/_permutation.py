@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +36,7 @@ class Permutations:
     Args:
         sizes: (K,) rows of each domain, from 1 to 2⁶².
         seed: of all of them.
+        names: of the domains, on which their orders depend; on their numbers when None.
 
     Source:
         Luby and Rackoff (1988) for the network; Black and Rogaway (2002) for the cycle walk.
@@ -46,11 +50,13 @@ class Permutations:
         ([0, 1, 2], [0, 1, 2, 3, 4])
     """
 
-    def __init__(self, sizes: NDArray[np.int64], *, seed: int) -> None:
+    def __init__(
+        self, sizes: NDArray[np.int64], *, seed: int, names: Sequence[str] | None = None
+    ) -> None:
         words = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(4, np.uint64)
         self._sizes = sizes.astype(np.uint64)
         self._epoch_stride, self._second_key = words[2] | _ONE, words[3]
-        numbers = np.arange(sizes.size, dtype=np.uint64)
+        numbers = np.arange(sizes.size, dtype=np.uint64) if names is None else _numbers(names)
         self._keys = _mixed(words[0] + numbers * (words[1] | _ONE))
         # Half of the bits that n takes.
         self._shift = (np.frexp(sizes.astype(np.float64))[1] // 2).astype(np.uint64)
@@ -95,6 +101,12 @@ class Permutations:
             outside = outside[values[outside] >= sizes[outside]]
         values ^= (values < 2) & (keys[0] >> _COIN)
         return values
+
+
+def _numbers(names: Sequence[str]) -> _Words:
+    """Return a number of each name, which other names do not change."""
+    hashes = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
 
 
 def _network(values: _Words, shift: _Words, columns: _Words, key: _Words, stride: _Words) -> _Words:

@@ -76,6 +76,7 @@ class Plan:
         counts: as for ``LaggedShares``.
         when_exhausted: as for ``Budget``.
         max_epochs: as for ``Budget``.
+        seed_rows: whether what rows and collators draw at random follows from ``seed``.
         course: what schedules make of shares; nothing when None.
         holdout: rows of the mixture that ride in measured steps; none when None.
 
@@ -98,6 +99,7 @@ class Plan:
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
         course: Course | None = None,
+        seed_rows: bool = True,
         holdout: Holdout | None = None,
     ) -> None:
         self.mixture = mixture
@@ -113,6 +115,7 @@ class Plan:
                 "which may draw more rows than are left."
             )
         self._course = course
+        self.row_seed = seed if seed_rows else None
         self.end: int | None = None
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None

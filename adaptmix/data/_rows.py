@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,7 @@ class PermutedRows:
         sizes: (K,) rows of each domain.
         rows_of: returns the rows at (n,) positions within their domains, as ``Mixture.rows_of``.
         seed: of the orders.
+        names: of the domains, as for ``Permutations``.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class PermutedRows:
         rows_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]],
         *,
         seed: int,
+        names: Sequence[str] | None = None,
     ) -> None:
         self._sizes, self._rows_of = sizes, rows_of
-        self._orders = Permutations(self._sizes, seed=seed)
+        self._orders = Permutations(self._sizes, seed=seed, names=names)
 
     def take(self, domains: NDArray[np.int64], numbers: NDArray[np.int64]) -> Rows:
         """Return rows by domain, and by how many of the domain were drawn before; both (n,)."""

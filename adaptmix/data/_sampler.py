@@ -180,7 +180,8 @@ class PlanSampler(Sampler[list[int]]):
             for micro in range(accumulation):
                 draw = self._slice(drawn, micro)
                 self._draws[draw.ordinal] = draw
-                yield DrawnRows(draw.rows.tolist(), draw.ordinal)
+                part = draw.ordinal * self.layout.world_size + self.layout.rank
+                yield DrawnRows(draw.rows.tolist(), draw.ordinal, part)
 
     def _slice(self, drawn: StepRows, micro: int) -> Draw:
         layout = self.layout

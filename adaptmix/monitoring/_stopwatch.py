@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from statistics import median
+
+import numpy as np
 
 # Fewer steps of either kind tell nothing; older ones than the last so many are forgotten.
 _LEAST, _KEPT = 5, 200
@@ -48,4 +49,4 @@ class Stopwatch:
         if min(len(plain), len(measured)) < _LEAST:
             return float("nan")
         part = self._count[True] / sum(self._count.values())
-        return max(part * (median(measured) / median(plain) - 1.0), 0.0)
+        return max(part * (float(np.median(measured) / np.median(plain)) - 1.0), 0.0)

@@ -62,7 +62,7 @@ class Steering:
         for caution in cautions(self._policy):
             _log.warning("policy=%s: %s", self._given, caution)
         self._state: Any = None
-        self._fresh = True
+        self._fresh, self._anew = True, False
         self._run: Run | None = None
         self._counts = sampler
         self._course = Course(domains.names, None, None) if course is None else course
@@ -90,11 +90,22 @@ class Steering:
         fresh = started(self._policy, self._domains, self._run)
         self._check_state(fresh.state)
         self._check_importance(fresh.weights)
+        if self._anew:
+            self._anew, self._state = False, fresh.state
         if not self._fresh:
             return False
         self._state, self._free = fresh.state, fresh.weights
         self.proposed = self._pinned(self._pins)
         return True
+
+    def begin_anew(self) -> None:
+        """Let the policy begin with a state of its own, and with its own weights if it has any.
+
+        A policy that reads statistics goes on from the weights in force.
+        """
+        self._fresh, self._anew = not self._policy.requires, True
+        if self._run is not None:
+            self.prepare(batch_size=self._run.batch_size or 1, horizon=self._run.horizon or 1)
 
     def _check_state(self, state: Any) -> None:
         """Refuse a state that no checkpoint could hold, before anything is trained."""

@@ -13,15 +13,11 @@ from adaptmix._checks import FloatArray, integer, number
 from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix.policies._base import Run, Start
+from adaptmix.policies._gram import averaged, mean_error, unknown
 from adaptmix.policies._least_variance import least_variance_shares
 from adaptmix.policies._moments import moments
 from adaptmix.solvers import transfer_weights
 
-# Inner products are averages over about the last quarter of the updates so far: the noise of
-# estimates averages out as the run goes on, and what gradients were like at its beginning fades.
-_FADING = 3.0
-# What exact estimates count in that average.
-_EXACT = 1e9
 # The weight that keeps a domain's gradients in sight; its bias is negligible.
 _SEEN = 1e-4
 # The part of the rows that goes to domains which get no more than that: always, and in turn. Two
@@ -35,7 +31,6 @@ _EQUAL, _WHILE_UNKNOWN = 0.9, 0.4
 _RATE = 0.5
 # A smaller weight is none.
 _NONE = 1e-3
-_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -113,18 +108,16 @@ class Transfer:
             "batch_size": run.batch_size,
             "horizon": self.horizon if self.horizon is not None else run.horizon,
             "counts": run.counts,
-            "gram": np.zeros((K, K)),
-            "evidence": np.zeros((K, K)),
             "objective": weights.objective,
             "helps": np.zeros(K),
             "turn": 0.0,
-            "updates": 0,
+            **unknown(K),
         }
         return Start(weights, state)
 
     def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Return weights half of the way to the program's, for all domains that are known."""
-        state = _averaged(stats, state)
+        state = averaged(stats, state)
         pi, objective, helps = state["importance"], state["objective"], state["helps"]
         known = _known(state["evidence"], pi)
         if known.any():
@@ -156,8 +149,7 @@ class Transfer:
         lengths = stats.tokens_per_row
         variance = moments(stats)[0]
         sizes = state["sizes"] * lengths  # in the unit of v²
-        # Rows of a step that repeat tell no more than the domain has.
-        error = self.doubt * variance / np.maximum(np.minimum(stats.count * lengths, sizes), _TINY)
+        error = self.doubt * mean_error(variance, sizes, stats)
         draws = math.inf
         if state["batch_size"] is not None and state["horizon"] is not None:
             draws = state["batch_size"] * state["horizon"] / float((pi / lengths).sum())
@@ -190,20 +182,6 @@ def _in_sight(objective: FloatArray, importance: FloatArray) -> FloatArray:
     seen = np.maximum(objective, least)
     sure: FloatArray = seen / seen.sum()
     return sure
-
-
-def _averaged(stats: DomainStats, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state with the inner products of these statistics in it."""
-    now = stats.grad_gram
-    if now is None:
-        return state
-    rows = np.minimum(stats.count, _EXACT)
-    samples = np.where(np.isfinite(now), np.minimum(rows, rows[:, np.newaxis]), 0.0)
-    updates = state["updates"] + 1
-    evidence = updates / (updates + _FADING) * state["evidence"] + samples
-    step = samples / np.maximum(evidence, _TINY)
-    gram = state["gram"] + (np.nan_to_num(now) - state["gram"]) * step
-    return {**state, "gram": gram, "evidence": evidence, "updates": updates}
 
 
 def _known(evidence: FloatArray, importance: FloatArray) -> NDArray[np.bool_]:

@@ -70,7 +70,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     controller = Controller(
         mixture,
-        policy=make_policy(policy, mixture, Joint()),
+        policy=make_policy(policy, mixture, Joint(bias="ignored")),
         measure_every=10,
         estimator="exact",
         lag=0,

@@ -76,7 +76,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     curvature = np.array(setting.scale)
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    joint = Joint(use_sizes=True, horizon=round(averaged_steps(setting.steps)))
+    joint = Joint(bias="ignored", use_sizes=True, horizon=round(averaged_steps(setting.steps)))
     controller = Controller(
         mixture,
         policy=make_policy(policy, mixture, joint),

@@ -69,7 +69,7 @@ def train(setting: Setting, policy: str, seed: int) -> list[float]:
     best = binary_cross_entropy_with_logits(test @ theta, chance)
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    chosen = make_policy(policy, mixture, Joint())
+    chosen = make_policy(policy, mixture, Joint(bias="ignored"))
     controller = Controller(
         mixture,
         policy=chosen,

@@ -34,8 +34,7 @@ class AdaptMixCallback(Callback):
     makes the logits; or it calls ``callback.loss(losses)`` itself.
 
     With ``accumulate_grad_batches`` the objective is the mean of the batches' means, as Lightning
-    has it. Batches are all of one size here, also the last of an epoch, so that it is the mean
-    over the rows of the step too.
+    has it. Batches are all of one size, so that it is the mean over the step's rows too.
 
     Args:
         domains: a column's name in the training dataset, one label per row, or None for a
@@ -53,11 +52,10 @@ class AdaptMixCallback(Callback):
             importance. A mean loss is then trained on as it is; unreduced losses are reduced as
             ``Controller`` does in that mode, to Σ π (mean loss per unit), which their mean over
             rows is in expectation.
-        tokens_per_row: as for ``Controller``.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
-        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
-        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life, min_coverage, tokens_per_row,
+            holdout, seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -87,6 +85,7 @@ class AdaptMixCallback(Callback):
         max_epochs: Mapping[str, float] | float | None = None,
         sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
+        seed_rows: bool = True,
     ) -> None:
         if accumulation is not None and (type(accumulation) is not int or accumulation < 1):
             raise ValueError(
@@ -113,6 +112,7 @@ class AdaptMixCallback(Callback):
                 "max_epochs": max_epochs,
                 "sampling": sampling,
                 "holdout": holdout,
+                "seed_rows": seed_rows,
             },
         )
         self._head, self._accumulation, self._adapting = head, accumulation, mode != "observe"
@@ -242,7 +242,7 @@ class AdaptMixCallback(Callback):
             return reduced(native(*args, **kwargs))
         if self._weighting is None:
             raise ObjectiveError("training_step must be called after on_train_start; it was not.")
-        self._weighting.begin()
+        self._weighting.begin(native, args, kwargs)
         with self._weighting.watching((args, kwargs)):
             output = native(*args, **kwargs)
         return self._weighting.output(output)

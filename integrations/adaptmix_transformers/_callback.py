@@ -58,8 +58,8 @@ class AdaptMixCallback(TrainerCallback):
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
             evaluation dataset tell.
-        update_every, measure_every, estimator, counts, half_life: as for ``Controller``.
-        min_coverage, holdout, when_exhausted, max_epochs, sampling: as for ``Controller``.
+        update_every, measure_every, estimator, counts, half_life, min_coverage, holdout,
+            seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -90,6 +90,7 @@ class AdaptMixCallback(TrainerCallback):
         max_epochs: Mapping[str, float] | float | None = None,
         sampling: Schedule | Mapping[str, float] | None = None,
         holdout: str | float | None = "auto",
+        seed_rows: bool = True,
     ) -> None:
         self._settings = Settings(
             domains=domains,
@@ -114,6 +115,7 @@ class AdaptMixCallback(TrainerCallback):
                 "max_epochs": max_epochs,
                 "sampling": sampling,
                 "holdout": holdout,
+                "seed_rows": seed_rows,
             },
         )
         self._trainer: Trainer | None = None

@@ -230,11 +230,13 @@ def time() -> bool:
         "ERMA": ERMA,
         "ERMA(exact=True)": lambda: ERMA(exact=True),
         "Joint": Joint,
-        "Joint(use_sizes=True)": lambda: Joint(use_sizes=True),
+        "Joint(use_sizes=True)": lambda: Joint(bias="ignored", use_sizes=True),
         "Shrink, VarianceAware": lambda: chain(Shrink(), VarianceAware()),
-        "Shrink, Joint": lambda: chain(Shrink(), Joint()),
-        "Shrink, Joint, Smooth": lambda: chain(Shrink(), Joint(), Smooth()),
-        "Shrink, Joint, TrustRegion": lambda: chain(Shrink(), Joint(), TrustRegion(1e-3)),
+        "Shrink, Joint": lambda: chain(Shrink(), Joint(bias="ignored")),
+        "Shrink, Joint, Smooth": lambda: chain(Shrink(), Joint(bias="ignored"), Smooth()),
+        "Shrink, Joint, TrustRegion": lambda: chain(
+            Shrink(), Joint(bias="ignored"), TrustRegion(1e-3)
+        ),
     }
     print("\n### One policy.update, µs\n")
     print("| policy | " + " | ".join(f"K = {K}" for K in MICROSECONDS) + " | within target |")

@@ -95,7 +95,8 @@ class SlowPlan:
 
     def _row(self, domain: int, number: int) -> int:
         epoch, place = divmod(number, self.sizes[domain])
-        orders = Permutations(np.array(self.sizes), seed=self.seed)
+        names = [f"d{i}" for i in range(len(self.sizes))]
+        orders = Permutations(np.array(self.sizes), seed=self.seed, names=names)
         value = orders(np.array([domain]), np.array([epoch]), np.array([place]))
         return sum(self.sizes[:domain]) + int(value[0])
 

@@ -159,8 +159,8 @@ def test_rows_outside_are_refused(rows: list[int]) -> None:
         ({"a": {1, 2}}, None, TypeError, "datasets must be map-style, with a length; 'a' is set"),
         ({"a": Stream()}, None, TypeError, "datasets must be map-style"),
         ({1: [1]}, None, TypeError, "names must be a sequence of strings; got (1,)."),
-        ({"a": [1], "b": [1]}, {"a": 1, "b": -2}, ValueError, "importance must be > 0; got -2 at"),
-        ({"a": [1], "b": [1]}, {"a": 0, "b": 0}, ValueError, "importance must be > 0; got 0 at 0"),
+        ({"a": [1], "b": [1]}, {"a": 1, "b": -2}, ValueError, "importance must be >= 0; got -2 at"),
+        ({"a": [1], "b": [1]}, {"a": 0, "b": 0}, ValueError, "importance must be > 0 for at least"),
         ({"a": [1]}, {"a": np.nan}, ValueError, "importance must be finite; got nan at 0."),
         (
             {"a": [1], "b": [1]},

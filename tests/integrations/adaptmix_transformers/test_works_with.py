@@ -157,7 +157,9 @@ def test_observing_changes_nothing_but_the_order_of_rows(
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
-    callback = adapting(policy=policies.chain(policies.Joint()))  # noise as it is measured
+    callback = adapting(
+        policy=policies.chain(policies.Joint(bias="ignored"))
+    )  # noise as it is measured
     hf.train(tmp_path, callback, max_steps=12)
     assert np.isfinite(callback.controller.statistics.noise).all()
     assert np.abs(callback.controller.weights.loss - 1.0).max() > 1e-3
@@ -165,7 +167,7 @@ def test_noise_is_supplied_where_a_policy_asks_for_it(tmp_path: Path) -> None:
 
 def test_held_out_rows_tell_the_noise_once_training_rows_repeat(tmp_path: Path) -> None:
     """No NoiseWarning, which would be an error here."""
-    callback = adapting(policy=policies.Joint())
+    callback = adapting(policy=policies.Joint(bias="ignored"))
     hf.train(
         tmp_path,
         callback,
