@@ -177,7 +177,7 @@ def test_what_is_measured_never_chooses_what_is_optimised(with_noise: bool) -> N
     ("policy", "said"),
     [
         ("fgls", "one unit"),
-        ("joint", "one unit"),
+        (policies.Joint(bias="ignored"), "one unit"),
         (
             policies.Joint(bias="ignored", use_sizes=True),
             "use_sizes=True turns domains with few rows down",

@@ -242,7 +242,7 @@ class AdaptMixCallback(Callback):
             return reduced(native(*args, **kwargs))
         if self._weighting is None:
             raise ObjectiveError("training_step must be called after on_train_start; it was not.")
-        self._weighting.begin()
+        self._weighting.begin(native, args, kwargs)
         with self._weighting.watching((args, kwargs)):
             output = native(*args, **kwargs)
         return self._weighting.output(output)

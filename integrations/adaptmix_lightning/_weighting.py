@@ -19,6 +19,7 @@ from adaptmix.trainers import BackwardProof, Watch, WeightedHead, refusing_moved
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning._head import HeadProof
 from adaptmix_lightning._loader import PlannedLoader
+from adaptmix_lightning._rehearsal import rehearse
 
 _log = logging.getLogger("adaptmix")
 _ADVICE = (
@@ -63,10 +64,19 @@ class Weighting:
         self._proof: BackwardProof | None = BackwardProof()
         self._draw: Draw | None = None
         self._factors: Tensor | None = None
+        self._rehearsed = not adapting
+        self._coupled: ObjectiveError | None = None
         self.recorded = 0
 
-    def begin(self) -> None:
+    def begin(
+        self, native: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         """Take up the next batch, before its forward pass.
+
+        Args:
+            native: the module's own ``training_step``.
+            args: of it.
+            kwargs: of it.
 
         Raises:
             ObjectiveError: there is none.
@@ -74,8 +84,29 @@ class Weighting:
         self._draw = self._loader.take()
         if self._head is not None or not self._adapting:
             self._factors = self._controller.multipliers(self._draw)
+        if not self._rehearsed and self._module.automatic_optimization:
+            self._rehearsed = True
+            self._rehearse(native, args, kwargs, rows=len(self._draw))
         if self._head is not None and self._factors is not None:
             self._head.open(self._factors)
+
+    def _rehearse(
+        self,
+        native: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        rows: int,
+    ) -> None:
+        """Before the first batch, look whether rows' losses depend on each other.
+
+        What the batch itself shows is said first, for that is more to the point.
+        """
+        watch = self._watch()
+        with nullcontext() if watch is None else watch.aside():
+            self._coupled = rehearse(
+                native, args, kwargs, module=self._module, head=self._head, rows=rows
+            )
 
     @contextmanager
     def watching(self, batch: Any) -> Iterator[None]:
@@ -126,6 +157,8 @@ class Weighting:
                 "The loss of a batch must be weighted once, and in training_step; got it "
                 f"{'outside of it or again' if self._draw is None else 'with head= too'}."
             )
+        if self._coupled is not None:
+            raise self._coupled
         draw, self._draw, self._factors = self._draw, None, None
         if self._unknown:
             total = (losses if mask is None else losses[mask.bool()]).mean() / self._accumulation
@@ -179,6 +212,8 @@ class Weighting:
                 outputs = [self._proved_output(loss, len(self._draw))]
             except ObjectiveError as error:
                 self._refuse(error)
+        if self._coupled is not None:
+            raise self._coupled
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None

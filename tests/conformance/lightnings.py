@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,26 @@ def _shuffled(module: Any, batch: Any) -> Tensor:
     return F.cross_entropy(module(batch["x"][order]), batch["labels"][order], reduction="none")
 
 
+def _mixed(module: Any, batch: Any) -> Tensor:
+    """Mixup: a row's loss is of two rows."""
+    order = torch.randperm(len(batch["x"]))
+    logits, labels = module(0.7 * batch["x"] + 0.3 * batch["x"][order]), batch["labels"]
+    first, second = (F.cross_entropy(logits, y, reduction="none") for y in (labels, labels[order]))
+    return 0.7 * first + 0.3 * second
+
+
+def _reduced(of: Any, module: Any, batch: Any) -> Tensor:
+    """A mean."""
+    losses: Tensor = of(module, batch)
+    return losses.mean()
+
+
+def _harder(module: Any, batch: Any) -> Tensor:
+    """Rows are chosen by a mask, which the graph does not show."""
+    losses = each(module, batch)
+    return 2.0 * losses * (losses >= losses.median())
+
+
 CASES = [
     lightning("unreduced losses", each, row_loss=own, expect="right"),
     lightning("two workers", each, row_loss=own, expect="right", workers=2, policies=("forced",)),
@@ -241,6 +262,18 @@ CASES = [
     lightning("unreadable batches", each, collator=_bad_rows, row_loss=own),
     lightning("unreadable rows", each, collator=dropping, row_loss=own, expect="row"),
     lightning("a collator that sorts", each, collator=sorting, row_loss=own),
+    *(
+        lightning(
+            f"{name}, {'a head' if head else 'unreduced losses'}",
+            partial(_reduced, of) if head else of,
+            row_loss=own,
+            callback={"head": "head"} if head else None,
+            expect="one term per row",
+            policies=("forced",),
+        )
+        for name, of in (("mixup", _mixed), ("the harder half", _harder))
+        for head in (True, False)
+    ),
     lightning("rows reordered in the module", _shuffled, row_loss=own),
     lightning("batches left out", lambda *_: None, row_loss=own, expect="loss"),
 ]
