@@ -185,7 +185,7 @@ def test_resuming_from_before_the_callback_was_attached(tmp_path: Path) -> None:
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8}
     hf.train(tmp_path, None, **saving)
     callback = adapting()
-    with pytest.warns(FreshStartWarning, match="was written without adaptmix"):
+    with pytest.warns(FreshStartWarning, match="was written without AdaptMix"):
         trainer = hf.train(tmp_path, callback, resume=tmp_path / "checkpoint-2", **saving)
     assert trainer.state.global_step == 8
     assert callback.controller.completed == 6
