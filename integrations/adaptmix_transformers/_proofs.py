@@ -139,7 +139,8 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
         raise ObjectiveError(
             f"The loss must have the {rows} rows that were drawn; got "
             f"{', '.join(map(str, sizes))}. Keep rows one to one, with a collator that drops none; "
-            "one that packs them into fewer keeps their input_ids whole and in their order."
+            "one that packs them into fewer keeps their input_ids whole and in their order, and "
+            "gives position_ids that start anew in each."
         )
     raise ObjectiveError(
         "The loss must be computed from outputs of the model that have the rows that were drawn "

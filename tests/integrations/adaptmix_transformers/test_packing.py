@@ -15,7 +15,7 @@ pytest.importorskip("trl")  # it does not support the oldest transformers
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
-from adaptmix.errors import ObjectiveError, PackingWarning
+from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback, AdaptMixMixin
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_parity import in_double_precision
@@ -139,10 +139,10 @@ def test_rows_that_a_collator_packs_are_the_padded_ones(collator: Any, tmp_path:
     assert_same(results[0], results[1], 1e-9)
 
 
-def test_rows_that_see_each_other_in_a_pack_are_warned_of(tmp_path: Path) -> None:
+def test_packs_in_which_nothing_keeps_rows_apart_are_refused(tmp_path: Path) -> None:
     """Without positions that start anew, attention goes from row to row."""
     collator = Flattening(return_position_ids=False)
-    with pytest.warns(PackingWarning, match="see each other"):
+    with pytest.raises(ObjectiveError, match="position_ids that start anew in each"):
         hf.train(tmp_path, callback(), collator=collator, max_steps=1)
 
 
