@@ -104,7 +104,7 @@ def test_a_domain_of_more_rows_begins_them_anew(caplog: pytest.LogCaptureFixture
     assert drawn[1] == 0
     # The model knows them already, so that their residuals are not noise out of sample.
     assert "Held-out" not in caplog.text
-    fresh = {0: set(), 1: set()}
+    fresh: dict[int, set[bool]] = {0: set(), 1: set()}
     for _, draw in again.loader(12, steps=6).with_draws():
         for domain, new in zip(draw.domains.tolist(), draw.fresh.tolist(), strict=True):
             fresh[domain].add(new)
