@@ -302,10 +302,7 @@ class Run:
             "labels": self.mixture.labels_digest,
             "policy": self._steering.description,
             "tokens_per_row": self._tokens_per_row,
-            "seed": self._plan.seed,
-            "lag": self._plan.lag,
-            "counts": self._plan.counts,
-            **self._plan.budget.settings,
+            **self._plan.settings,
             **self._course.settings,
             **asdict(self._settings),
         }
