@@ -86,7 +86,9 @@ def refuse_change(state: Any, names: Sequence[str]) -> None:
         StateError: it is of others, which the message lists.
     """
     saved = state.get("domains") if isinstance(state, Mapping) else None
-    if isinstance(saved, list) and set(saved) != set(names):
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        return  # damaged, as its checksum will say
+    if set(saved) != set(names):
         raise StateError(
             f"domains must be those of the saved run; got domains that are {Change(saved, names)}. "
             "Go on with the same ones, or begin anew. In a loop of your own, "

@@ -46,7 +46,7 @@ def report(
         "share": [f"{value:.3f}" for value in weights.sampling],
         "was": [f"{value:.3f}" for value in weights.importance],
         "loss weight": ["–" if np.isnan(value) else f"{value:.3f}" for value in weights.loss],
-        **_lent(figures or {}),
+        **_lent(weights, figures or {}),
         "grad std": [f"{value:.4g}" for value in np.sqrt(stats.grad_var)],
         "loss": [f"{value:.4g}" for value in stats.loss_mean],
     }
@@ -66,12 +66,12 @@ def report(
     return "\n".join(lines)
 
 
-def _lent(figures: Mapping[str, FloatArray]) -> dict[str, list[str]]:
+def _lent(weights: Weights, figures: Mapping[str, FloatArray]) -> dict[str, list[str]]:
     """Return the columns of what domains do for those that count, where a policy tells it."""
     if "helps" not in figures:
         return {}
     return {
-        "objective": [f"{value:.3f}" for value in figures["objective"]],
+        "objective": [f"{value:.3f}" for value in weights.objective],
         "helps by": [f"{value:.1%}" for value in figures["helps"]],
     }
 
@@ -80,9 +80,7 @@ def _moved(weights: Weights, figures: Mapping[str, FloatArray], names: Sequence[
     """Return how far the objective is from the stated one."""
     if "helps" not in figures:
         return f"Loss weights differ from 1 by up to {np.nanmax(np.abs(weights.loss - 1.0)):.2f}."
-    dropped = [
-        name for name, part in zip(names, figures["objective"], strict=True) if part < _DROPPED
-    ]
+    dropped = [name for name, part in zip(names, weights.objective, strict=True) if part < _DROPPED]
     told = f" Below {_DROPPED:.0%} of the objective: {listed(dropped, number=len(dropped))}."
     return (
         f"Other domains take {figures['helps'].sum():.0%} of the gradient's mean squared error "
