@@ -20,6 +20,7 @@ _OF_DOMAINS = {
     *("domains", "sizes", "holdout", "importance", "labels", "tokens_per_row", "max_epochs"),
     *("importance_schedule", "sampling_schedule", "policy"),
 }
+_SAMPLED = ("sampled_tokens", "sampled_rows", "whole", "start")
 
 
 def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, Any]) -> Any:
@@ -49,6 +50,9 @@ def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, An
     new = change.carry(saved, fresh) | dict(identity)
     prior = np.array(identity["importance"])
     plan, steering = new["plan"], new["steering"]
+    # A sample of rows tells their lengths: one of this mixture, or the loader takes one.
+    lengths, sampled = new["measurements"]["lengths"], fresh["measurements"]["lengths"]
+    lengths |= {name: sampled[name] for name in _SAMPLED}
     plan["history_steps"] = saved["plan"]["history_steps"]
     plan["history_shares"] = change.shares(saved["plan"]["history_shares"], prior)
     steering["sampling"] = change.shares(saved["steering"]["sampling"], prior)
@@ -82,7 +86,9 @@ def refuse_change(state: Any, names: Sequence[str]) -> None:
         StateError: it is of others, which the message lists.
     """
     saved = state.get("domains") if isinstance(state, Mapping) else None
-    if isinstance(saved, list) and set(saved) != set(names):
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        return  # damaged, as its checksum will say
+    if set(saved) != set(names):
         raise StateError(
             f"domains must be those of the saved run; got domains that are {Change(saved, names)}. "
             "Go on with the same ones, or begin anew. In a loop of your own, "

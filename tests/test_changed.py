@@ -225,3 +225,35 @@ def test_the_same_mixture_goes_on_alike() -> None:
         np.testing.assert_allclose(again.weights.sampling, first.weights.sampling, rtol=1e-12)
         runs.append(train(again, model, 12))
     assert runs[0] == runs[1]
+
+
+class Masks(Rows):
+    """Rows of which as many of ten tokens are supervised as their domain's number, or one more."""
+
+    def __getitem__(self, row: int) -> Any:
+        return torch.arange(10) <= self.number + row % 2
+
+
+@pytest.mark.parametrize("loader_first", [False, True])
+def test_tokens_are_counted_in_the_new_mixture(loader_first: bool) -> None:
+    def run(names: str, **sizes: int) -> Controller:
+        parts = {name: Masks(NUMBERS[name], {**SIZES, **sizes}[name]) for name in names}
+        mixture = Mixture(parts, importance=dict.fromkeys(names, 1.0))
+        return Controller(
+            mixture, policy="static", unit="token", tokens_per_row=lambda batch: batch.sum(1)
+        )
+
+    def go_on(controller: Controller) -> None:
+        for mask in controller.loader(12, steps=controller.completed + 2):
+            losses = torch.ones(mask.shape, requires_grad=True)
+            controller.loss(losses, mask=mask).backward()
+            controller.step()
+
+    first = run("ab")
+    go_on(first)
+    again = run("bad", a=80)
+    if loader_first:
+        again.loader(12, steps=4)
+    again.load_state_dict(first.state_dict(), changed=True)
+    go_on(again)
+    assert again._measurements.lengths.tolist() == [2.5, 1.5, 4.5]

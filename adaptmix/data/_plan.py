@@ -19,6 +19,7 @@ from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._schedule import LaggedShares
 from adaptmix.state import _schema as schema
+from adaptmix.state._identity import describe
 
 _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
@@ -145,6 +146,17 @@ class Plan:
     def counts(self) -> str:
         """How a step's rows are shared out: "stratified" or "multinomial"."""
         return self.schedule.counts
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with this one, in plain values."""
+        return {
+            "seed": self.seed,
+            "lag": self.lag,
+            "counts": self.counts,
+            "row_source": describe(type(self._source)),
+            **self.budget.settings,
+        }
 
     def advance(self) -> None:
         """Count one more trained step and forget what only earlier steps needed."""

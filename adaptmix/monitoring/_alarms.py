@@ -131,7 +131,7 @@ class Guards:
             )
 
     def check_losses(self, losses: Mapping[str, float]) -> None:
-        """Warn when a domain's held-out loss is 5 % above its best, twice in a row.
+        """Warn when a domain that counts has a held-out loss 5 % above its best, twice in a row.
 
         Args:
             losses: held-out loss by domain; not every domain has to be there.
@@ -146,7 +146,8 @@ class Guards:
             self._best[name] = min(best, loss)
             worse = loss > best + (_REGRESSED - 1.0) * abs(best)
             self._above[name] = self._above.get(name, 0) + 1 if worse else 0
-            if self._above[name] == 2:
+            # A domain that does not count may get worse: it is there to help the others.
+            if self._above[name] == 2 and name not in self._domains.auxiliary:
                 self._warn(
                     RegressionWarning,
                     f"The held-out loss of {name!r} has risen to {loss:.4g}, from {best:.4g} at "

@@ -46,7 +46,7 @@ def report(
         "share": [f"{value:.3f}" for value in weights.sampling],
         "was": [f"{value:.3f}" for value in weights.importance],
         "loss weight": _column(weights.loss, ".3f"),
-        **_lent(figures or {}, stats.seen),
+        **_lent(weights, figures or {}, stats.seen),
         "grad std": _column(np.sqrt(stats.grad_var), ".4g"),
         "loss": _column(stats.loss_mean, ".4g"),
     }
@@ -62,7 +62,7 @@ def report(
     ]
     if figures and "helps" in figures:
         # What shares do to the variance alone is not what they are chosen for.
-        lines.append(_helped(figures, names, stats.seen))
+        lines.append(_helped(figures, weights, names, stats.seen))
     else:
         gain = sampling_gain(weights, stats, rows=rows, sampler=sampler)
         moved = np.nanmax(np.abs(weights.loss - 1.0))
@@ -76,26 +76,30 @@ def _column(values: FloatArray, form: str) -> list[str]:
     return ["–" if np.isnan(value) else format(value, form) for value in values]
 
 
-def _lent(figures: Mapping[str, FloatArray], seen: FloatArray) -> dict[str, list[str]]:
+def _lent(
+    weights: Weights, figures: Mapping[str, FloatArray], seen: FloatArray
+) -> dict[str, list[str]]:
     """Return the columns of what domains do for those that count, where a policy tells it."""
     if "helps" not in figures:
         return {}
     return {
-        "objective": [f"{value:.3f}" for value in figures["objective"]],
+        "objective": [f"{value:.3f}" for value in weights.objective],
         "helps by": _column(np.where(seen > 0.0, figures["helps"], np.nan), ".1%"),
     }
 
 
-def _helped(figures: Mapping[str, FloatArray], names: Sequence[str], seen: FloatArray) -> str:
+def _helped(
+    figures: Mapping[str, FloatArray], weights: Weights, names: Sequence[str], seen: FloatArray
+) -> str:
     """Return what other domains do for those that count, and of which nothing is known."""
-    objective, drawn = figures["objective"], seen > 0.0
+    drawn = seen > 0.0
     sentences = []
     if drawn.sum() > 1 or drawn.all():
         sentences.append(
             f"Other domains take {figures['helps'].sum():.0%} of the gradient's mean squared error "
             "away."
         )
-    low = drawn & (objective < _DROPPED)
+    low = drawn & (weights.objective < _DROPPED)
     dropped = [name for name, here in zip(names, low, strict=True) if here]
     if dropped:
         told = listed(dropped, number=len(dropped))

@@ -83,6 +83,16 @@ def test_harm(weights: list[float], words: str) -> None:
     assert words in titles(made.record("plain", mode="observe"), harmful)["Stop this set-up"]
 
 
+def test_domains_of_importance_0_that_do_harm_are_to_be_left_out() -> None:
+    """Policy "variance_aware", the advice against loss weights, would refuse them."""
+    told = {"importance": [1.0, 0.0, 0.0]}
+    plain = made.record("plain", mode="observe", configuration=told)
+    weights = [0.5, 1.0, 1.5]
+    mixed = made.record("mixed", losses=[2.5] * 3, weights=weights, configuration=told)
+    assert "Leave code and news out" in titles(plain, mixed)["Stop this set-up"]
+    assert 'Try policy="variance_aware"' not in titles(plain)
+
+
 def test_domains_that_paid() -> None:
     mixed = made.record("mixed", losses=[2.2, 1.5, 1.5])
     found = titles(made.record("plain", mode="observe"), mixed)

@@ -136,6 +136,12 @@ def test_a_domain_that_gets_worse_twice_is_a_named_warning() -> None:
         resumed.check_losses({"a": 1.1})
 
 
+def test_a_domain_of_importance_0_may_get_worse() -> None:
+    watching = guards(importance=[1.0, 0.0])
+    for b in (1.0, 2.0, 2.0, 2.0):
+        watching.check_losses({"a": 1.0, "b": b})
+
+
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
 @pytest.mark.parametrize(
     ("sampling", "loss", "seen", "advice"),

@@ -323,9 +323,6 @@ def test_batch_size_finder_runs_without_adaptmix(tmp_path: Path) -> None:
     assert mixer.controller.completed == len(module.rows)
 
 
-# Policies.
-
-
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")  # scales as below
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")  # of nine rows
