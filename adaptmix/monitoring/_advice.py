@@ -152,7 +152,7 @@ def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> I
             "Use the quieter gradient",
             f"The gradient became {figure(gain.attained)} times less noisy, and the held-out loss "
             "did not follow. A quieter gradient pays when noise limits training: try a higher "
-            f"learning rate, a batch {figure(gain.attained, digits=2)} times smaller, or look at "
+            f"learning rate, a batch {figure(gain.attained)} times smaller, or look at "
             "an earlier step; at the end of a decayed schedule little is left of it.",
         )
 

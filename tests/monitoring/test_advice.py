@@ -72,7 +72,7 @@ def test_a_gain_that_the_loss_does_not_follow() -> None:
     found = titles(made.record("plain", mode="observe"), made.record("mixed"))
     text = found["Use the quieter gradient"]
     assert "learning rate" in text
-    assert "a batch 1.2 times smaller" in text
+    assert "a batch 1.17 times smaller" in text
 
 
 @pytest.mark.parametrize(

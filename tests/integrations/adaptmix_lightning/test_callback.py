@@ -112,8 +112,7 @@ def test_domains_are_parts_labels_or_a_column() -> None:
         trained[str(domains)] = fit(mixer, data=DataLoader(data, batch_size=12))[1].rows
         names = mixer.controller.mixture.domains
         assert names == (("0", "1", "2") if domains is None else ("a", "b", "c"))
-    # Which rows come goes by the domains' names.
-    assert trained["source"] == trained[str(Columns.names())] != trained["None"]
+    assert trained["source"] == trained[str(Columns.names())] != trained["None"]  # rows go by names
 
 
 @pytest.mark.parametrize(
