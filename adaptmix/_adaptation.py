@@ -92,8 +92,9 @@ class Adaptation:
             )
             return False
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)
-        estimated = bool(self._steering.requires)
-        self._guards.check_weights(self._steering.proposed, stats, estimated=estimated)
+        if self._settings.adapting:  # what is only proposed does nothing to the run
+            estimated = bool(self._steering.requires)
+            self._guards.check_weights(self._steering.proposed, stats, estimated=estimated)
         self.publish(plan)
         return True
 

@@ -20,14 +20,16 @@ _OF_DOMAINS = {
     *("domains", "sizes", "holdout", "importance", "labels", "tokens_per_row", "max_epochs"),
     *("importance_schedule", "sampling_schedule", "policy"),
 }
+_SAMPLED = ("sampled_tokens", "sampled_rows", "whole", "start")
 
 
 def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, Any]) -> Any:
     """Return the sealed state of a run that goes on with another mixture, and log what changed.
 
-    Domains of a known name keep their statistics, and those of as many rows as before their
-    place among them. New domains have their importance as share, what is left of it is shared as
-    before. Gone domains are left out.
+    Domains of a known name keep their statistics. Those of as many rows as before, and as many
+    held-out ones, keep their place among them; the others begin their rows anew, of which none is
+    fresh. New domains have their importance as share, what is left of it is shared as before. Gone
+    domains are left out.
 
     Args:
         state: of the other run, sealed.
@@ -48,20 +50,32 @@ def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, An
     new = change.carry(saved, fresh) | dict(identity)
     prior = np.array(identity["importance"])
     plan, steering = new["plan"], new["steering"]
+    # A sample of rows tells their lengths: one of this mixture, or the loader takes one.
+    lengths, sampled = new["measurements"]["lengths"], fresh["measurements"]["lengths"]
+    lengths |= {name: sampled[name] for name in _SAMPLED}
+    plan["history_steps"] = saved["plan"]["history_steps"]
     plan["history_shares"] = change.shares(saved["plan"]["history_shares"], prior)
     steering["sampling"] = change.shares(saved["steering"]["sampling"], prior)
     steering["objective"] = _objective(change, saved, prior)
-    rows = [np.array(sizes["sizes"]) - sizes["holdout"] for sizes in (saved, identity)]
+    steering["pins"]["loss"] = _loss_bounds(change, saved, fresh, prior)
     moved = np.zeros_like(change.known)
-    moved[change.known] = change.of(rows[0]) != rows[1][change.known]
+    for rows in ("sizes", "holdout"):
+        moved[change.known] |= change.of(saved[rows]) != np.array(identity[rows])[change.known]
+    trained = moved & ((plan["drawn"] > 0) | plan["trained_before"])
+    plan["trained_before"] |= trained
     plan["drawn"][moved] = 0
-    anew = tuple(name for name, other in zip(change.names, moved, strict=True) if other)
     _log.warning(
         "Going on with another mixture. Domains that are %s. Rows from the beginning, for there "
         "are more or fewer than before: %s. The policy begins anew.",
         change,
-        _listed(anew),
+        change.listed(moved),
     )
+    if (seen := trained & (np.array(identity["holdout"]) > 0)).any():
+        _log.warning(
+            "Held-out rows that the run may have been trained on: those of %s. Their losses and "
+            "noise may come out too small.",
+            change.listed(seen),
+        )
     return checkpoint.seal(checkpoint.encode(new))
 
 
@@ -72,10 +86,13 @@ def refuse_change(state: Any, names: Sequence[str]) -> None:
         StateError: it is of others, which the message lists.
     """
     saved = state.get("domains") if isinstance(state, Mapping) else None
-    if isinstance(saved, list) and set(saved) != set(names):
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        return  # damaged, as its checksum will say
+    if set(saved) != set(names):
         raise StateError(
             f"domains must be those of the saved run; got domains that are {Change(saved, names)}. "
-            "Go on with the same ones, or use load_state_dict(state, changed=True)."
+            "Go on with the same ones, or begin anew. In a loop of your own, "
+            "Controller.load_state_dict(state, changed=True) goes on with others."
         )
 
 
@@ -87,6 +104,21 @@ def _objective(change: Change, saved: Mapping[str, Any], prior: FloatArray) -> F
     objective[change.known] *= change.of(loss)
     total = objective.sum()
     return objective / total if total > 0.0 else prior
+
+
+def _loss_bounds(
+    change: Change, saved: Mapping[str, Any], fresh: Mapping[str, Any], prior: FloatArray
+) -> FloatArray:
+    """Return (2, K) bounds on loss weights: those that were pinned, and the widest elsewhere."""
+    free, importance = fresh["steering"]["pins"]["loss"], np.array(saved["importance"])
+    pinned = saved["steering"]["pins"]["loss"]
+    widest = 1.0 / np.where(importance > 0.0, importance, 1.0)
+    bounds: FloatArray = free.copy()
+    for end, free_end in enumerate((np.zeros_like(widest), widest)):
+        kept = change.known & (prior > 0.0)
+        kept[change.known] &= change.of(pinned[end] != free_end)
+        bounds[end, kept] = change.of(pinned[end])[kept[change.known]]
+    return bounds
 
 
 class Change:
@@ -133,7 +165,7 @@ class Change:
                 fresh if isinstance(saved, structured) or isinstance(fresh, structured) else saved
             )
         if saved.shape[-1:] != (self._K,) or fresh.shape[-1:] != (len(self.names),):
-            return saved
+            return fresh if both else saved  # inner products are kept of so many domains alone
         if fresh.shape[:-1] != saved.shape[:-1] and not both:
             return saved  # of its own length, such as a history
         carried, kept = fresh.copy(), saved[..., self._from]
@@ -151,6 +183,10 @@ class Change:
         shares = np.broadcast_to(prior, (*kept.shape[:-1], prior.size)).copy()
         shares[..., self.known] = kept * prior[self.known].sum()
         return shares
+
+    def listed(self, which: NDArray[np.bool_]) -> str:
+        """Return the names of some of this run's domains."""
+        return _listed([self.names[place] for place in np.flatnonzero(which).tolist()])
 
     def __str__(self) -> str:
         return f"new: {_listed(self.new)}; gone: {_listed(self.gone)}"

@@ -297,17 +297,15 @@ class Run:
         return {
             "domains": list(self.mixture.domains),
             "sizes": (self.mixture.sizes + self._holdout.sizes).tolist(),
-            "holdout": self._holdout.sizes.tolist(),
             "importance": self.mixture.importance.tolist(),
             "labels": self.mixture.labels_digest,
             "policy": self._steering.description,
             "tokens_per_row": self._tokens_per_row,
-            "seed": self._plan.seed,
-            "lag": self._plan.lag,
-            "counts": self._plan.counts,
-            **self._plan.budget.settings,
+            **self._plan.settings,
             **self._course.settings,
             **asdict(self._settings),
+            # Last, for by default it follows from policy and mode: their difference is told first.
+            "holdout": self._holdout.sizes.tolist(),
         }
 
     def _position(self) -> dict[str, Any]:

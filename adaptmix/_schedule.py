@@ -174,6 +174,20 @@ class Course:
         schedule = self._importance if self._sampling is None else self._sampling
         return np.ones(len(self._names)) if schedule is None else _change(schedule, step)
 
+    def check(self, weights: Weights, *, horizon: int) -> None:
+        """Check before training that no stage of a run leaves out a domain that counts.
+
+        Args:
+            weights: of the policy.
+            horizon: optimizer steps of the whole run.
+
+        Raises:
+            ValueError: a stage does.
+        """
+        for step in () if self._sampling is None else self._sampling.steps:
+            if step < horizon:
+                self.at(step, weights)
+
     def at(self, step: int, weights: Weights) -> Weights:
         """Return the weights of a step, given those of the policy.
 

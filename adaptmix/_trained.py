@@ -60,7 +60,7 @@ class TrainedRun(Run):
         Raises:
             ValueError: ``tokens_per_row`` does not return one number per row.
         """
-        if self._count is None or self.completed:
+        if self._count is None or self._measurements.lengths_started:
             return
         sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
         if sample is not None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from adaptmix import Controller, Weights
-from adaptmix.policies import NAMED, Run, Smooth, Transfer, TrustRegion, chain
+from adaptmix import Controller, Domains, DomainStats, Weights
+from adaptmix.policies import (
+    NAMED,
+    Run,
+    Smooth,
+    Transfer,
+    TrustRegion,
+    VarianceAware,
+    chain,
+)
 from tests import runs
 
 AUXILIARY = {"a": 1.0, "b": 3.0, "c": 0.0}
@@ -33,28 +40,6 @@ def test_an_observed_run_trains_on_the_domains_that_count() -> None:
     assert "Observed only" in controller.report()
 
 
-def test_a_run_that_stops_goes_on_as_it_would_have() -> None:
-    def start() -> tuple[Controller, torch.nn.Module]:
-        net = runs.model()
-        mixture = runs.mixture(AUXILIARY)
-        return Controller(mixture, net, policy="transfer", update_every=2, half_life=20), net
-
-    controller, net = start()
-    whole = runs.Run(controller, net, steps=30).train()
-    controller, net = start()
-    first = runs.Run(controller, net, steps=30).train(stop=13)
-    saved = controller.state_dict()
-    again, copy = start()
-    copy.load_state_dict(net.state_dict())
-    again.load_state_dict(saved)
-    rest = runs.Run(again, copy, steps=30)
-    rest.optimizer.load_state_dict(first.optimizer.state_dict())
-    rest.train()
-    assert first.rows + rest.rows == whole.rows
-    assert again.weights.objective.tolist() == whole.controller.weights.objective.tolist()
-    np.testing.assert_array_equal(again.weights.loss, whole.controller.weights.loss)
-
-
 def test_a_loss_weight_of_an_auxiliary_domain_is_not_to_be_pinned() -> None:
     controller = Controller(runs.mixture(AUXILIARY), policy="transfer")
     with pytest.raises(ValueError, match="loss must not be bounded for 'c', whose importance is 0"):
@@ -75,3 +60,28 @@ def test_refinements_take_steps_between_objectives() -> None:
         weights, _ = refinement.refine(proposal, None, state[1])  # type: ignore[arg-type]
         assert start.objective[2] < weights.objective[2] < 0.6
         assert weights.objective.sum() == pytest.approx(1.0)
+
+
+def test_variance_aware_in_a_chain_leaves_the_weights_of_auxiliary_domains() -> None:
+    """What "b", there to help, has of the objective is drawn by its own variance."""
+    domains = Domains(("a", "b"), [50, 1000], [1.0, 0.0])
+    stats = DomainStats(grad_var=[1.0, 9.0], grad_sq=[1.0, 9.0])
+    policy = VarianceAware(lower=0.0)
+    for objective, shares in (([0.4, 0.6], [0.4 / 2.2, 1.8 / 2.2]), ([1.0, 0.0], [1.0, 0.0])):
+        lent = Weights([0.5, 0.5], None, domains.importance, objective=objective)
+        weights, _ = policy.refine(lent, stats, policy.init(domains, Run(10**6)))
+        np.testing.assert_array_equal(weights.objective, objective)
+        np.testing.assert_allclose(weights.sampling, shares)
+
+
+def test_a_report_tells_the_objective_that_is_trained_with_pins_in_it() -> None:
+    net = runs.model()
+    controller = Controller(runs.mixture(), net, policy="transfer", update_every=4)
+    controller.pin("c", loss=1.0)
+    runs.Run(controller, net, steps=20).train()
+    pinned = controller.mixture.importance[2]
+    assert controller.weights.objective[2] == pytest.approx(pinned)
+    assert controller.scalars()["objective/c"] == pytest.approx(pinned)
+    columns, *_, last = (line.split() for line in controller.report().splitlines()[:4])
+    assert columns[5:7] == ["weight", "objective"]
+    assert last[5] == f"{pinned:.3f}"

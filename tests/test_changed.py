@@ -102,6 +102,82 @@ def test_a_domain_of_more_rows_begins_them_anew(caplog: pytest.LogCaptureFixture
     drawn = again._plan.state_dict()["drawn"]
     assert drawn[0] == first._plan.state_dict()["drawn"][0] > 0
     assert drawn[1] == 0
+    # The model knows them already, so that their residuals are not noise out of sample.
+    assert "Held-out" not in caplog.text
+    fresh: dict[int, set[bool]] = {0: set(), 1: set()}
+    for _, draw in again.loader(12, steps=6).with_draws():
+        for domain, new in zip(draw.domains.tolist(), draw.fresh.tolist(), strict=True):
+            fresh[domain].add(new)
+        again.loss(torch.ones(12, requires_grad=True), draw=draw)
+        again.step()
+    assert fresh == {0: {True}, 1: {False}}
+    third, _ = controller("ab", sizes=SIZES | {"b": 61})
+    third.load_state_dict(again.state_dict())
+    assert third._plan.state_dict()["trained_before"].tolist() == [False, True]
+
+
+def test_rows_that_are_now_held_out_may_be_known(caplog: pytest.LogCaptureFixture) -> None:
+    """As many rows are trained on as before, and they are others."""
+    first, model = controller("ab", holdout=4)
+    train(first, model, 5)
+    again, _ = controller("abc", sizes=SIZES | {"a": 41, "b": 60}, holdout=5)
+    with caplog.at_level(logging.WARNING, logger="adaptmix"):
+        again.load_state_dict(first.state_dict(), changed=True)
+    assert again.mixture.sizes[0] == first.mixture.sizes[0]
+    assert again._plan.state_dict()["drawn"].tolist() == [0, 0, 0]
+    assert caplog.messages[1].startswith(
+        "Held-out rows that the run may have been trained on: those of 'a', 'b'. Their losses"
+    )
+
+
+@pytest.mark.parametrize("stop", range(2, 7))
+def test_one_domain_may_be_left(stop: int) -> None:
+    """Also where the history of shares is as long as there were domains."""
+    first, model = controller("ab", update_every=2, lag=3)
+    train(first, model, stop)
+    again, model = controller("b", update_every=2, lag=3)
+    again.load_state_dict(first.state_dict(), changed=True)
+    train(again, model, stop + 2)
+    assert again.weights.sampling.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("names", [("ab", "abc"), ("abc", "ab")])
+def test_inner_products_are_left_out_where_one_of_both_does_not_keep_them(
+    names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptmix._run._GRAM_DOMAINS", 2)
+    first, model = controller(names[0], update_every=2)
+    train(first, model, 4)
+    again, model = controller(names[1], update_every=2)
+    again.load_state_dict(first.state_dict(), changed=True)
+    train(again, model, 8)
+
+
+def test_pins_go_on_and_only_pins() -> None:
+    """The most that a loss weight may be depends on importance, and is no pin."""
+    first, model = controller("ab")
+    first.pin("b", sampling=0.4)
+    train(first, model, 4)
+    again, other = controller("abc", policy=Static(loss={"a": 2.6, "b": 0.2, "c": 0.2}))
+    again.load_state_dict(first.state_dict(), changed=True)
+    train(again, other, 5)
+    assert again.weights.sampling[1] == pytest.approx(0.4)
+    assert again.weights.loss.tolist() == pytest.approx([2.6, 0.2, 0.2])
+    first.pin("a", sampling=0.6)
+    train(first, model, 5)
+    again, _ = controller("abc")
+    with pytest.raises(StateError, match=r"pins must leave a share .* > 0 for 'c', which .* saved"):
+        again.load_state_dict(first.state_dict(), changed=True)
+
+
+def test_a_lower_limit_ends_those_that_are_past_it() -> None:
+    limits: dict[str, Any] = {"when_exhausted": "drop", "policy": "static"}
+    first, model = controller("ab", max_epochs=2, **limits)
+    train(first, model, 4)
+    again, model = controller("abc", max_epochs=0.2, **limits)
+    again.load_state_dict(first.state_dict(), changed=True)
+    rows = train(again, model, 40)
+    assert [len(rows[name]) for name in "abc"] == [0, 0, 12]
 
 
 def test_weights_that_are_set_hold_for_the_new_mixture() -> None:
@@ -149,3 +225,35 @@ def test_the_same_mixture_goes_on_alike() -> None:
         np.testing.assert_allclose(again.weights.sampling, first.weights.sampling, rtol=1e-12)
         runs.append(train(again, model, 12))
     assert runs[0] == runs[1]
+
+
+class Masks(Rows):
+    """Rows of which as many of ten tokens are supervised as their domain's number, or one more."""
+
+    def __getitem__(self, row: int) -> Any:
+        return torch.arange(10) <= self.number + row % 2
+
+
+@pytest.mark.parametrize("loader_first", [False, True])
+def test_tokens_are_counted_in_the_new_mixture(loader_first: bool) -> None:
+    def run(names: str, **sizes: int) -> Controller:
+        parts = {name: Masks(NUMBERS[name], {**SIZES, **sizes}[name]) for name in names}
+        mixture = Mixture(parts, importance=dict.fromkeys(names, 1.0))
+        return Controller(
+            mixture, policy="static", unit="token", tokens_per_row=lambda batch: batch.sum(1)
+        )
+
+    def go_on(controller: Controller) -> None:
+        for mask in controller.loader(12, steps=controller.completed + 2):
+            losses = torch.ones(mask.shape, requires_grad=True)
+            controller.loss(losses, mask=mask).backward()
+            controller.step()
+
+    first = run("ab")
+    go_on(first)
+    again = run("bad", a=80)
+    if loader_first:
+        again.loader(12, steps=4)
+    again.load_state_dict(first.state_dict(), changed=True)
+    go_on(again)
+    assert again._measurements.lengths.tolist() == [2.5, 1.5, 4.5]

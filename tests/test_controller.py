@@ -120,12 +120,14 @@ def test_rows_weights_and_parameters_do_not_depend_on_workers(accumulation: int)
 # A stop right after an update, between updates, in an observed step, and before anything is known.
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 17, 39])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
 def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Path) -> None:
-    policy = "joint" if stop % 2 else "variance_aware"
+    policy = ("variance_aware", "joint", "transfer")[stop % 3]
+    auxiliary = {"a": 1.0, "b": 3.0, "c": 0.0} if policy == "transfer" else None
 
     def make(net: nn.Module) -> runs.Run:
         controller = Controller(
-            runs.mixture(),
+            runs.mixture(auxiliary),
             policy=policy,
             update_every=5,
             measure_every=3,
@@ -143,7 +145,7 @@ def test_stop_and_resume_is_bit_identical(stop: int, workers: int, tmp_path: Pat
     second.load_state_dict(load(tmp_path / "state.pt"))
     second.train()
     assert first.rows + second.rows == whole.rows
-    assert first.weights + second.weights == whole.weights
+    np.testing.assert_array_equal(first.weights + second.weights, whole.weights)
     assert torch.equal(runs.parameters(second.net), runs.parameters(whole.net))
     for key, value in second.controller.statistics.__dict__.items():
         np.testing.assert_array_equal(value, getattr(whole.controller.statistics, key))

@@ -38,7 +38,7 @@ def test_noise_is_out_of_sample_only() -> None:
     controller.loader(12, steps=60)
     runs.Run(controller, net, steps=60).train()
     assert controller.statistics.noise.tolist() == frozen.tolist()
-    held_out = torch.full((50,), 7.0)
+    held_out = torch.full((50,), 3.0)
     controller.record_noise(held_out, "b")
     runs.Run(controller, net, steps=70).train()
     after = controller.statistics.noise

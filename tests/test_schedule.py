@@ -140,6 +140,12 @@ def test_what_a_schedule_would_undo_is_refused() -> None:
     run = controller(sampling=Schedule({0: {"a": 1, "b": 1, "c": 0}, 4: {"a": 1, "b": 1, "c": 1}}))
     with pytest.raises(ValueError, match=r"^sampling must be > 0 for 'c', which counts; got 0 at"):
         train(run, 4)
+    late = Schedule({0: {"a": 1, "b": 1, "c": 1}, 9: {"a": 1, "b": 1, "c": 0}})
+    controller(sampling=late).loader(64, steps=9)
+    with pytest.raises(
+        ValueError, match=r"^sampling must be > 0 for 'c', which .* at step 9\. Give"
+    ):
+        controller(sampling=late).loader(64, steps=10)
 
 
 @pytest.mark.parametrize(

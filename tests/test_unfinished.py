@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from adaptmix import Controller
 from adaptmix.errors import ObjectiveError
 from adaptmix.state import _checkpoint as checkpoint
+from adaptmix.statistics._sums import FIELDS
 from tests import runs
 
 
@@ -110,7 +111,15 @@ def test_held_out_noise_outlives_an_abandoned_step() -> None:
     own.record_noise(torch.full((4,), 2.0), "a")
     own.abandon_step()
     sums = checkpoint.unseal(own.state_dict())["measurements"]["sums"]
-    assert float(sums.sum()) == 4 * 2.0 + 4 + 4  # residual, expected and number of rows
+    told = dict(zip(FIELDS, sums.sum((0, 2)).tolist(), strict=True))
+    assert {name: value for name, value in told.items() if value} == {
+        "recorded_residual": 8.0,
+        "recorded_expected": 4.0,
+        "recorded_noise_rows": 4.0,
+        "recorded_residual_sq": 16.0,
+        "recorded_residual_expected": 8.0,
+        "recorded_expected_sq": 4.0,
+    }
 
 
 def test_another_loop_error_says_what_it_is() -> None:

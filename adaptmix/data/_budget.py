@@ -85,13 +85,18 @@ class Budget:
         Raises:
             ValueError: they are not, with "repeat"; the other ways end the run.
         """
-        left = float((self._limits - drawn).sum())
+        left = float(self._left(drawn).sum())
         if self.way == "repeat" and left < rows:
             raise ValueError(
                 f"max_epochs must allow the {rows} rows that are to be trained; got {left:.0f}. "
                 'Raise it, train fewer steps, or use when_exhausted="drop", which ends the run '
                 "when less than a batch is left."
             )
+
+    def _left(self, drawn: NDArray[np.int64]) -> FloatArray:
+        """Return (K,) rows that are left; a limit may be lower than it was in a resumed run."""
+        left: FloatArray = np.maximum(self._limits - drawn, 0.0)
+        return left
 
     def spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return (K,) which domains are used up, given the (K,) rows drawn; None where none is."""
@@ -115,7 +120,7 @@ class Budget:
             return None
         if not self.bounds:
             return shares
-        left = self._limits - drawn
+        left = self._left(drawn)
         if self.way == "repeat":
             left = left / max(steps, 1)
         most = left / size

@@ -19,6 +19,7 @@ from adaptmix.data._holdout import HeldRows, Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._schedule import LaggedShares
 from adaptmix.state import _schema as schema
+from adaptmix.state._identity import describe
 
 _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
@@ -120,6 +121,8 @@ class Plan:
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
+        # Domains whose rows were drawn before the mixture changed: none of them is fresh.
+        self._trained_before = np.zeros(len(mixture.domains), dtype=np.bool_)
         self._drawn: dict[int, NDArray[np.int64]] = {
             0: np.zeros(len(mixture.domains), dtype=np.int64)
         }
@@ -143,6 +146,17 @@ class Plan:
     def counts(self) -> str:
         """How a step's rows are shared out: "stratified" or "multinomial"."""
         return self.schedule.counts
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with this one, in plain values."""
+        return {
+            "seed": self.seed,
+            "lag": self.lag,
+            "counts": self.counts,
+            "row_source": describe(type(self._source)),
+            **self.budget.settings,
+        }
 
     def advance(self) -> None:
         """Count one more trained step and forget what only earlier steps needed."""
@@ -249,7 +263,11 @@ class Plan:
             self._drawn[step + 1] = drawn = drawn + found.counts
         if not parts:
             return []
-        taken = self._source.take(np.concatenate(domains), np.concatenate(numbers))
+        together = np.concatenate(domains)
+        taken = self._source.take(together, np.concatenate(numbers))
+        fresh = taken.fresh
+        if self._trained_before.any():
+            fresh = fresh & ~self._trained_before[together]
         stops = np.cumsum([each.size for each in domains]).tolist()
         return [
             _put_in(
@@ -258,7 +276,7 @@ class Plan:
                     step=step,
                     rows=taken.rows[stop - each.size : stop],
                     domains=each,
-                    fresh=taken.fresh[stop - each.size : stop],
+                    fresh=fresh[stop - each.size : stop],
                     domain_shares=found.domain_shares,
                     row_shares=found.counts / size,
                     spent=spent,
@@ -283,7 +301,11 @@ class Plan:
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
-        return {**self.schedule.state_dict(), "drawn": self._drawn[self.completed]}
+        return {
+            **self.schedule.state_dict(),
+            "drawn": self._drawn[self.completed],
+            "trained_before": self._trained_before,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "plan") -> None:
         """Go back to a saved position; the mixture must be the saved one.
@@ -291,15 +313,18 @@ class Plan:
         Raises:
             StateError: a damaged state; nothing is changed then.
         """
+        K = len(self.mixture.domains)
         schedule, scheduled = copy(self.schedule), list(self.schedule.state_dict())
         fields = {
             **dict.fromkeys(scheduled, schema.anything),
-            "drawn": schema.array(len(self.mixture.domains), dtype=np.int64, minimum=0),
+            "drawn": schema.array(K, dtype=np.int64, minimum=0),
+            "trained_before": schema.array(K, dtype=np.bool_),
         }
         saved = schema.read(state, fields, name=name)
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
+        self._trained_before = saved["trained_before"]
         self.end = self._told = None
 
 

@@ -152,7 +152,7 @@ def _not_attained(group: Group, gain: Gains, comparison: Comparison | None) -> I
             "Use the quieter gradient",
             f"The gradient became {figure(gain.attained)} times less noisy, and the held-out loss "
             "did not follow. A quieter gradient pays when noise limits training: try a higher "
-            f"learning rate, a batch {figure(gain.attained, digits=2)} times smaller, or look at "
+            f"learning rate, a batch {figure(gain.attained)} times smaller, or look at "
             "an earlier step; at the end of a decayed schedule little is left of it.",
         )
 
@@ -162,15 +162,19 @@ def _harm(comparison: Comparison | None) -> Iterator[Advice]:
         return
     judged = comparison.judged
     if comparison.objective.sign > 0:
-        weighted = _weighted(judged)
-        how = (
-            'Loss weights moved, which changes the objective: use `policy="variance_aware"`, '
-            "which leaves it as it is, or bound them with `controller.pin(domain, loss=(low, "
-            "high))`."
-            if weighted
-            else "Bound the shares with `controller.pin(domain, sampling=(low, high))`, or go back "
-            "to training without AdaptMix."
-        )
+        if auxiliary := judged.first.auxiliary:
+            how = f"Leave {listed(auxiliary)} out, and train on the domains that count alone."
+        elif _weighted(judged):
+            how = (
+                'Loss weights moved, which changes the objective: use `policy="variance_aware"`, '
+                "which leaves it as it is, or bound them with `controller.pin(domain, loss=(low, "
+                "high))`."
+            )
+        else:
+            how = (
+                "Bound the shares with `controller.pin(domain, sampling=(low, high))`, or go back "
+                "to training without AdaptMix."
+            )
         yield Advice("Stop this set-up", f"Held-out loss is higher than the baseline's. {how}")
     elif comparison.worse:
         first = comparison.worse[0]
@@ -203,7 +207,8 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
     """Say which policy would help an observed run, and why."""
     if not group.observing:
         return
-    if gain.worth_it:
+    # It refuses domains of importance 0; "transfer" moves the shares of those that count, too.
+    if gain.worth_it and not group.first.auxiliary:
         yield Advice(
             'Try policy="variance_aware"',
             "Variance: domains' gradients differ in noise, so shares can make a step's gradient "

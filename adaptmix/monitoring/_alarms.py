@@ -55,21 +55,27 @@ class Guards:
         """Warn when sampling, or the objective, is all but one domain's, or weights are extreme.
 
         Args:
-            weights: in force, or proposed.
+            weights: in force.
             stats: what they were made of.
             estimated: whether loss weights answer to estimates, rather than to the user.
         """
         self._weights = weights
         objective = weights.objective
         intended = effective_domains(weights.importance)
-        for what, shares in (("Sampling", weights.sampling), ("The objective", objective)):
+        of_loss = "controller.pin(domain, loss=(low, high))"
+        of_shares = "controller.pin(domain, sampling=(low, high)) or a policy's lower="
+        moved = of_shares if self._domains.auxiliary else of_loss
+        for what, shares, bound in (
+            ("Sampling", weights.sampling, of_shares),
+            ("The objective", objective, moved),
+        ):
             effective = effective_domains(shares)
             if effective < _COLLAPSED < intended:
                 self._warn(
                     CollapseWarning,
                     f"{what} has collapsed onto {self._names[int(shares.argmax())]!r}: "
                     f"{effective:.2f} effective domains of {len(self._names)}. Bound it with "
-                    "controller.pin(domain, sampling=(low, high)) or a policy's lower=.",
+                    f"{bound}.",
                 )
         # With auxiliary domains, another objective than importance states is what is wanted.
         if estimated and not self._domains.auxiliary:
@@ -125,7 +131,7 @@ class Guards:
             )
 
     def check_losses(self, losses: Mapping[str, float]) -> None:
-        """Warn when a domain's held-out loss is 5 % above its best, twice in a row.
+        """Warn when a domain that counts has a held-out loss 5 % above its best, twice in a row.
 
         Args:
             losses: held-out loss by domain; not every domain has to be there.
@@ -140,7 +146,8 @@ class Guards:
             self._best[name] = min(best, loss)
             worse = loss > best + (_REGRESSED - 1.0) * abs(best)
             self._above[name] = self._above.get(name, 0) + 1 if worse else 0
-            if self._above[name] == 2:
+            # A domain that does not count may get worse: it is there to help the others.
+            if self._above[name] == 2 and name not in self._domains.auxiliary:
                 self._warn(
                     RegressionWarning,
                     f"The held-out loss of {name!r} has risen to {loss:.4g}, from {best:.4g} at "

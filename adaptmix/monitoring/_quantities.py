@@ -111,7 +111,10 @@ QUANTITIES = (
     ),
     Quantity(
         "objective",
-        lambda update: update.figures.get("objective", update.unknown),
+        # With pins and refinements in it, which the policy's own figure lacks.
+        lambda update: (
+            update.weights.objective if "objective" in update.figures else update.unknown
+        ),
         column="share of the objective",
         share=True,
     ),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
+from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +39,32 @@ def read_runs(paths: Iterable[str | PathLike[str]]) -> list[RunRecord]:
     Raises:
         ValueError: a directory that is not there, or in which no run was logged.
     """
-    records = []
+    found: dict[tuple[str, Path], RunRecord] = {}
     for path in paths:
         label, folder = _labelled(path)
         if not folder.is_dir():
             raise ValueError(f"run must be a directory that log_to wrote; {folder} is not there.")
-        found = list(_below(folder, label))
-        if not found:
+        records = list(_below(folder, label))
+        if not records:
             raise ValueError(
                 f"run must hold events of AdaptMix; none lie in or below {folder}. Log with "
                 "controller.log_to(directory), or with a trainer that logs to TensorBoard."
             )
-        records += found
-    return records
+        found |= {(label, Path(record.folder).resolve()): record for record in records}
+    return _told_apart(found)
+
+
+def _told_apart(found: Mapping[tuple[str, Path], RunRecord]) -> list[RunRecord]:
+    """Return the runs; names that several have, and nobody gave, become their paths."""
+    records = list(found.values())
+    named = [record.label for record in records]
+    shared = commonpath([place for _, place in found])
+    return [
+        replace(record, label=relpath(place, shared))
+        if not label and named.count(record.label) > 1
+        else record
+        for (label, place), record in zip(found, records, strict=True)
+    ]
 
 
 def _labelled(path: str | PathLike[str]) -> tuple[str, Path]:
@@ -143,7 +159,12 @@ def _load(folder: Path) -> tuple[Mapping[str, Series], Mapping[str, list[str]], 
     )
 
     events: Any = EventAccumulator(str(folder), size_guidance={SCALARS: 0, TENSORS: 0})
-    events.Reload()
+    log = logging.getLogger("tensorboard")
+    log.addFilter(_other_than_resumed)
+    try:
+        events.Reload()
+    finally:
+        log.removeFilter(_other_than_resumed)
     tags = events.Tags()
     scalars, times = {}, []
     for tag in tags["scalars"]:
@@ -160,6 +181,11 @@ def _load(folder: Path) -> tuple[Mapping[str, Series], Mapping[str, list[str]], 
             entries = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)]
             texts[kept.removeprefix(_ROOT)] = entries
     return scalars, texts, max(times, default=0.0) - min(times, default=0.0)
+
+
+def _other_than_resumed(entry: logging.LogRecord) -> bool:
+    """Leave out that a run went on from an earlier step, which is no fault."""
+    return "out of order event.step" not in entry.getMessage()
 
 
 def _own(tag: str) -> str | None:

@@ -45,10 +45,10 @@ def report(
         "seen": [f"{value:.0f}" for value in stats.seen],
         "share": [f"{value:.3f}" for value in weights.sampling],
         "was": [f"{value:.3f}" for value in weights.importance],
-        "loss weight": ["–" if np.isnan(value) else f"{value:.3f}" for value in weights.loss],
-        **_lent(figures or {}),
-        "grad std": [f"{value:.4g}" for value in np.sqrt(stats.grad_var)],
-        "loss": [f"{value:.4g}" for value in stats.loss_mean],
+        "loss weight": _column(weights.loss, ".3f"),
+        **_lent(weights, figures or {}, stats.seen),
+        "grad std": _column(np.sqrt(stats.grad_var), ".4g"),
+        "loss": _column(stats.loss_mean, ".4g"),
     }
     header, table = tuple(columns), zip(*columns.values(), strict=True)
     rows_of_cells = [header, *table]
@@ -60,34 +60,55 @@ def report(
         ).rstrip()
         for row in rows_of_cells
     ]
-    gain = sampling_gain(weights, stats, rows=rows, sampler=sampler)
-    lines.append(f"{_verdict(gain)} {_moved(weights, figures or {}, names)}")
+    if figures and "helps" in figures:
+        # What shares do to the variance alone is not what they are chosen for.
+        lines.append(_helped(figures, weights, names, stats.seen))
+    else:
+        gain = sampling_gain(weights, stats, rows=rows, sampler=sampler)
+        moved = np.nanmax(np.abs(weights.loss - 1.0))
+        lines.append(f"{_verdict(gain)} Loss weights differ from 1 by up to {moved:.2f}.")
     lines.append(_objective(unit, observing=observing, lent="helps" in (figures or {})))
     return "\n".join(lines)
 
 
-def _lent(figures: Mapping[str, FloatArray]) -> dict[str, list[str]]:
+def _column(values: FloatArray, form: str) -> list[str]:
+    """Return values as texts, with a dash for what is not known."""
+    return ["–" if np.isnan(value) else format(value, form) for value in values]
+
+
+def _lent(
+    weights: Weights, figures: Mapping[str, FloatArray], seen: FloatArray
+) -> dict[str, list[str]]:
     """Return the columns of what domains do for those that count, where a policy tells it."""
     if "helps" not in figures:
         return {}
     return {
-        "objective": [f"{value:.3f}" for value in figures["objective"]],
-        "helps by": [f"{value:.1%}" for value in figures["helps"]],
+        "objective": [f"{value:.3f}" for value in weights.objective],
+        "helps by": _column(np.where(seen > 0.0, figures["helps"], np.nan), ".1%"),
     }
 
 
-def _moved(weights: Weights, figures: Mapping[str, FloatArray], names: Sequence[str]) -> str:
-    """Return how far the objective is from the stated one."""
-    if "helps" not in figures:
-        return f"Loss weights differ from 1 by up to {np.nanmax(np.abs(weights.loss - 1.0)):.2f}."
-    dropped = [
-        name for name, part in zip(names, figures["objective"], strict=True) if part < _DROPPED
-    ]
-    told = f" Below {_DROPPED:.0%} of the objective: {listed(dropped, number=len(dropped))}."
-    return (
-        f"Other domains take {figures['helps'].sum():.0%} of the gradient's mean squared error "
-        f"away.{told if dropped else ''}"
-    )
+def _helped(
+    figures: Mapping[str, FloatArray], weights: Weights, names: Sequence[str], seen: FloatArray
+) -> str:
+    """Return what other domains do for those that count, and of which nothing is known."""
+    drawn = seen > 0.0
+    sentences = []
+    if drawn.sum() > 1 or drawn.all():
+        sentences.append(
+            f"Other domains take {figures['helps'].sum():.0%} of the gradient's mean squared error "
+            "away."
+        )
+    low = drawn & (weights.objective < _DROPPED)
+    dropped = [name for name, here in zip(names, low, strict=True) if here]
+    if dropped:
+        told = listed(dropped, number=len(dropped))
+        sentences.append(f"Below {_DROPPED:.0%} of the objective: {told}.")
+    unknown = [name for name, here in zip(names, drawn, strict=True) if not here]
+    if unknown:
+        told = listed(unknown, number=len(unknown))
+        sentences.append(f"Not drawn, so nothing is known of what they would do: {told}.")
+    return " ".join(sentences)
 
 
 def _verdict(gain: float) -> str:

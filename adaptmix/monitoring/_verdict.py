@@ -28,7 +28,8 @@ _OBSERVE = (
 )
 _EVALUATE = (
     "Call `controller.record_evaluation(losses)` with a held-out loss of every domain, at the same "
-    "steps of every run; the Hugging Face Trainer's evaluations do so themselves."
+    "steps of every run. The Hugging Face Trainer's evaluations do so themselves, where "
+    "`eval_loss_<domain>` is among their metrics."
 )
 _EARLIER = 0.01
 # Shares that come so near to the best ones attain what these predict.

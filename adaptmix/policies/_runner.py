@@ -84,7 +84,7 @@ class Steering:
 
         Raises:
             TypeError: a state, or an ``init``, that is none.
-            ValueError: the policy does not fit the run.
+            ValueError: the policy, or a schedule of shares, does not fit the run.
         """
         self._run = Run(batch_size, horizon, self._counts)
         fresh = started(self._policy, self._domains, self._run)
@@ -92,11 +92,11 @@ class Steering:
         self._check_importance(fresh.weights)
         if self._anew:
             self._anew, self._state = False, fresh.state
-        if not self._fresh:
-            return False
-        self._state, self._free = fresh.state, fresh.weights
-        self.proposed = self._pinned(self._pins)
-        return True
+        if begins := self._fresh:
+            self._state, self._free = fresh.state, fresh.weights
+            self.proposed = self._pinned(self._pins)
+        self._course.check(self.proposed, horizon=horizon)
+        return begins
 
     def begin_anew(self) -> None:
         """Let the policy begin with a state of its own, and with its own weights if it has any.
@@ -266,8 +266,15 @@ class Steering:
             raise StateError(
                 f"{name}.sampling and {name}.objective must be weights: {error}"
             ) from error
-        self._free, self._pins, self._wanted = free, pins, pins
-        self.proposed = self._pinned(pins)
+        self._free = free
+        try:
+            self.proposed = self._pinned(pins)
+        except ValueError as error:  # as with another mixture
+            raise StateError(
+                f"{name}.pins must leave a share for every domain that counts: {error} Take pins "
+                "off with controller.pin(domain) before the state is saved."
+            ) from error
+        self._pins = self._wanted = pins
         self._state, self._fresh = saved["state"], False
 
 

@@ -65,7 +65,7 @@ class Transfer:
         horizon: optimizer steps that the noise of sampling averages over; the run's when None.
 
     Raises:
-        ValueError: a negative ``doubt``, or ``horizon`` below 1.
+        ValueError: a negative ``doubt``, or ``horizon`` below 1; at ``init``, steps of one row.
 
     Source:
         Ours. Bias against variance: Ben-David et al., A theory of learning from different domains,
@@ -98,6 +98,11 @@ class Transfer:
 
     def init(self, domains: Domains, run: Run) -> Start:
         """Return the weights to start with, and the state, in which no gradient is known."""
+        if run.batch_size == 1:
+            raise ValueError(
+                "batch_size must be at least 2 with Transfer, in all of a step's micro-batches; "
+                "got 1. Inner products of gradients are told by rows of one step."
+            )
         K = len(domains)
         pi = domains.importance
         sampling = pi if pi.all() else np.full(K, 1.0 / K)

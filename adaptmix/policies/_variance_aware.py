@@ -23,8 +23,8 @@ class VarianceAware:
     the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone it keeps
     w = 1; in a chain it takes the loss weights of the stage before.
 
-    The predicted variance is never above that of proportional sampling, p = π, and
-    p = π stays where the predicted gain is no larger than noise alone predicts in 1 of 20 decisions
+    The predicted variance is never above that of proportional sampling, p = π, and p = π stays
+    where the predicted gain is no larger than noise alone predicts in about 1 of 20 decisions
     (``policies/_least_variance.py``). With unit "token" p are shares of tokens, while counts,
     bounds and the variance are of rows, of which a step has a fixed number.
 
@@ -73,13 +73,23 @@ class VarianceAware:
     def refine(
         self, weights: Weights, stats: DomainStats, state: dict[str, Any]
     ) -> tuple[Weights, dict[str, Any]]:
-        """Return the sampling of least variance for the loss weights of ``weights``."""
-        return self._weights(weights.importance, weights.loss, stats, state), state
+        """Return the sampling of least variance for the objective of ``weights``."""
+        if weights.importance.all():
+            return self._weights(weights.importance, weights.loss, stats, state), state
+        # Domains of importance 0 have no loss weight, but a weight in the objective.
+        plain, counted = weights.plain, weights.objective
+        loss = np.divide(counted, plain, out=np.zeros_like(plain), where=plain > 0.0)
+        return weights.replaced(self._shares(plain, loss, stats, state), counted), state
 
     def _weights(
         self, importance: FloatArray, loss: FloatArray, stats: DomainStats, state: dict[str, Any]
     ) -> Weights:
-        sampling = least_variance_shares(
+        return Weights(self._shares(importance, loss, stats, state), loss, importance)
+
+    def _shares(
+        self, importance: FloatArray, loss: FloatArray, stats: DomainStats, state: dict[str, Any]
+    ) -> FloatArray:
+        return least_variance_shares(
             importance,
             loss,
             stats,
@@ -88,4 +98,3 @@ class VarianceAware:
             rows=state["batch_size"],
             sampler=state["counts"],
         )
-        return Weights(sampling, loss, importance)

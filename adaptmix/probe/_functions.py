@@ -324,4 +324,8 @@ class Functions(TorchFunctionMode):
         return by_running_again(func, args, kwargs, sources=[source.tensor], samples=samples)
 
     def _lose(self, sources: Sequence[Source]) -> None:
+        # Nothing is differentiated through what runs without a graph, such as the inside of an
+        # autograd function. Whether the function's own gradients are read is proven apart.
+        if not torch.is_grad_enabled():
+            return
         self.listener.refuse([index for source in sources for index in source.leaves])

@@ -128,10 +128,14 @@ class Measurements:
         """(K,) what a row's loss is divided by: mean tokens, or losses, per row."""
         return self._lengths.values
 
+    @property
+    def lengths_started(self) -> bool:
+        """Whether anything tells how many tokens rows have."""
+        return self._lengths.started
+
     def sample_lengths(self, tokens: FloatArray, rows: FloatArray, whole: ArrayLike) -> None:
-        """Take (K,) tokens and rows of a sample of each domain, unless more is known already."""
-        if not self._lengths.started:
-            self._lengths.sample(tokens, rows, whole)
+        """Take (K,) tokens and rows of a sample of each domain, before anything is known."""
+        self._lengths.sample(tokens, rows, whole)
 
     def start_lengths(
         self, domains: Tensor, tokens: Tensor, *, known: bool = True, adapting: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -85,6 +86,7 @@ class DomainLosses:
         unit: "sample", "token", or None to go by the shape of the losses.
         controller: of the run whose policy needs the noise of held-out rows, or None.
         pairs: whether a row is a preference pair.
+        warn: of what is missing.
     """
 
     def __init__(
@@ -92,11 +94,12 @@ class DomainLosses:
         mixture: Mixture,
         read: Callable[[Tensor, Seen, Mapping[str, Any], NumItems], RowLosses | None],
         unit: str | None,
-        controller: Controller | None = None,
+        controller: Controller | None,
         *,
+        warn: Callable[[str], None],
         pairs: bool = False,
     ) -> None:
-        self.mixture, self._pairs = mixture, pairs
+        self.mixture, self._pairs, self._warn = mixture, pairs, warn
         self._read, self._unit, self._controller = read, unit, controller
         self._sums: Tensor | None = None
         self._unreadable = False
@@ -106,7 +109,7 @@ class DomainLosses:
         """Say why there is nothing to tell, after rows were evaluated and none was added."""
         if self._sums is None and not self._unreadable:
             self._unreadable = True
-            _log.warning(
+            self._warn(
                 "There is no eval_loss_<domain>: the trainer evaluated rows without its "
                 "compute_loss. Seq2SeqTrainer with predict_with_generate=True does so, and so does "
                 "a prediction_step of one's own, and rows without labels. Evaluate the loss apart, "
@@ -138,10 +141,10 @@ class DomainLosses:
             losses = losses.unpacked(segments)
         if losses is None or len(losses.values) != len(rows):
             self._unreadable, self._sums = True, None
-            _log.warning(
-                "There is no eval_loss_<domain>: no rule that the package has gives the "
-                "loss of every batch. Pass AdaptMixCallback(loss=f) with f(outputs, inputs) "
-                "returning rows' unreduced losses, (B,) or (B, T)."
+            self._warn(
+                "There is no eval_loss_<domain>: how the trainer's loss is made of rows' losses is "
+                "not known. Pass AdaptMixCallback(loss=f) with f(outputs, inputs) returning rows' "
+                "unreduced losses, (B,) or (B, T)."
             )
             return result
         if self._controller is not None and losses.noise is not None:
@@ -227,6 +230,7 @@ class Evaluation:
         self._rows: Tensor | None = None
         self._segments: Segments | None = None
         self._warn_of_logs = WarnOnce()
+        self._warn = cache(_log.warning)  # each message once, however often one evaluates
         self.controller: Controller | None = None
         self.rule: Callable[[], Rule | None] = lambda: None  # that training follows
 
@@ -240,12 +244,10 @@ class Evaluation:
         if mixture is None:
             return own(eval_dataset)
         unit = settings.unit if self.controller is None else self.controller.unit
-        controller = self.controller
+        controller, pairs = self.controller, known.rows_per_sample(trainer) > 1
         noisy = controller is not None and "noise" in controller.requires and trainer.is_in_train
-        pairs = known.rows_per_sample(trainer) > 1
-        self._losses = DomainLosses(
-            mixture, self._read, unit, controller if noisy else None, pairs=pairs
-        )
+        reader = controller if noisy else None
+        self._losses = DomainLosses(mixture, self._read, unit, reader, warn=self._warn, pairs=pairs)
         rows = internals.used_columns(trainer, dataset)
         with internals.evaluating(
             trainer, eval_dataset, rows, RowNumbers(rows), CollateRowNumbers

@@ -25,6 +25,7 @@ from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
 from adaptmix_transformers._capture import Capture, Seen
+from adaptmix_transformers._late_choices import LateChoices
 from adaptmix_transformers._pairs import pair_losses
 from adaptmix_transformers._reading import NumItems, Reader, Reading
 from adaptmix_transformers._rows import RowLosses, Rule
@@ -75,7 +76,7 @@ class Weighting:
         self._arrived: list[tuple[LossInputs, list[int]]] = []
         self.rehearsed = self._known or not self._adapting
         self._proved = self._shown = self._unknown = False
-        self._looked, self._kinds = 0, set[Any]()
+        self._late_choices = LateChoices()
 
     @property
     def rule(self) -> Rule | None:
@@ -100,6 +101,7 @@ class Weighting:
             ObjectiveError: the loss is no sum of one term per row.
         """
         self.rehearsed = True
+        self._late_choices.rehearsed()
 
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
@@ -158,7 +160,9 @@ class Weighting:
         if controller.observing or not self._proved:
             gradients = self._prove(loss, loss_inputs, draw, shown=self._shown)
             self._proved = True
-            self._look_closely(loss_inputs, gradients)
+            if not self._known:
+                wanted = self._late_choices.wanted(loss_inputs.operations, gradients)
+                self.rehearsed = not wanted
         reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         multipliers = reading.multipliers(
             controller.multipliers(draw),
@@ -219,22 +223,6 @@ class Weighting:
         seed = self._controller.completed
         with self._aside():
             return proofs.prove(loss, loss_inputs, draw, known=self._known, shown=shown, seed=seed)
-
-    def _look_closely(self, loss_inputs: LossInputs, gradients: list[Tensor]) -> None:
-        """Ask for another rehearsal where rows may be chosen in a way that leaves no trace.
-
-        Such a choice, as by a mask made of losses, may begin in mid-run. Other operations, or rows
-        that count for nothing, are then new in the loss. What neither tells is looked for now and
-        then: in measured micro-batches 4, 16, 64 and so on.
-        """
-        if self._known:
-            return
-        self._looked += 1
-        silent = any(not bool(g.reshape(len(g), -1).any(1).all()) for g in gradients)
-        kind = loss_inputs.operations, silent
-        due = self._looked & (self._looked - 1) == 0 and self._looked.bit_length() % 2 == 1
-        self.rehearsed = self._looked == 1 or (kind in self._kinds and not due)
-        self._kinds.add(kind)
 
     def _aside(self) -> AbstractContextManager[None]:
         """Return a context in which nothing is measured of what is differentiated."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from adaptmix import Controller, Mixture
 from adaptmix.data._rows import Rows, RowSource
+from adaptmix.errors import StateError
 from tests import helpers_data as helpers
 
 SIZES = (20, 9, 14)
@@ -67,3 +68,12 @@ def test_a_mixture_brings_its_own_source() -> None:
         rows += draw.rows[draw.rows.argsort()].tolist()  # a step's rows come in random order
     assert [row for row in rows if row < 6] == [*range(6), *range(6)]
     assert [row for row in rows if row >= 6] == [6, 7, 8, 6, 7, 8]
+
+
+def test_a_run_goes_on_with_the_source_of_rows_that_it_had() -> None:
+    """With another one it would draw rows again, and leave others out, without a word."""
+    parts = {"a": range(6), "b": range(10, 13)}
+    saved = Controller(Ordered(parts), policy="static").state_dict()
+    Controller(Ordered(parts), policy="static").load_state_dict(saved)
+    with pytest.raises(StateError, match=r"row_source\.class must be .*InOrder.*PermutedRows"):
+        Controller(Mixture(parts), policy="static").load_state_dict(saved)

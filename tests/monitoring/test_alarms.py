@@ -38,16 +38,32 @@ def check(watching: Guards, weights: Weights, stats: DomainStats = UNKNOWN) -> N
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.LossWeightWarning")
 @pytest.mark.parametrize(
-    ("sampling", "loss", "what"),
-    [([0.985, 0.015], [1.0, 1.0], "Sampling"), ([0.5, 0.5], [1.99, 0.01], "The objective")],
+    ("sampling", "loss", "what", "bound"),
+    [
+        ([0.985, 0.015], [1.0, 1.0], "Sampling", "sampling"),
+        ([0.5, 0.5], [1.99, 0.01], "The objective", "loss"),
+    ],
 )
-def test_a_collapse_is_a_named_warning(sampling: list[float], loss: list[float], what: str) -> None:
+def test_a_collapse_is_a_named_warning(
+    sampling: list[float], loss: list[float], what: str, bound: str
+) -> None:
     watching = guards()
-    with pytest.warns(CollapseWarning, match=f"{what} has collapsed onto 'a'"):
+    with pytest.warns(CollapseWarning, match=f"{what} has collapsed onto 'a'.*{bound}=.low, high"):
         check(watching, Weights(sampling, loss, [0.5, 0.5]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(watching, Weights(sampling, loss, [0.5, 0.5]))  # once is enough
+
+
+def test_weights_that_are_only_proposed_do_nothing_to_a_run() -> None:
+    least = {"b": 0.01, "c": 0.01}
+    far = policies.Static(sampling={"a": 0.98, **least}, loss={"a": 1.0, **least})
+    controller = Controller(runs.mixture(), mode="observe", policy=far, update_every=2, lag=1)
+    runs.Run(controller, runs.model(), steps=6).train()
+    for loss in (1.0, 2.0):
+        controller.record_evaluation({"a": 1.0, "b": loss})
+    with pytest.warns(RegressionWarning, match="Neither its share nor its loss weight has fallen"):
+        controller.record_evaluation({"a": 1.0, "b": 2.0})
 
 
 def test_what_the_user_asked_for_is_no_collapse() -> None:
@@ -118,6 +134,12 @@ def test_a_domain_that_gets_worse_twice_is_a_named_warning() -> None:
     resumed.load_state_dict(watching.state_dict())
     with pytest.warns(RegressionWarning, match="'a' has risen to 1.1, from 1 at best"):
         resumed.check_losses({"a": 1.1})
+
+
+def test_a_domain_of_importance_0_may_get_worse() -> None:
+    watching = guards(importance=[1.0, 0.0])
+    for b in (1.0, 2.0, 2.0, 2.0):
+        watching.check_losses({"a": 1.0, "b": b})
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")

@@ -91,6 +91,19 @@ def test_every_run_below_a_directory_is_found_once(tmp_path: Path) -> None:
     assert [record.label for record in read_runs([tmp_path])] == ["one", "two/deep"]
 
 
+def test_runs_of_one_name_in_several_places_are_told_apart(tmp_path: Path) -> None:
+    """As Lightning names every run "version_0": the runs of two modes were one group."""
+    places = [tmp_path / mode / "version_0" for mode in ("observe", "adapt")]
+    for place in places:
+        trained(place, mode=place.parent.name)
+    labels = ["observe/version_0", "adapt/version_0"]
+    assert [record.label for record in read_runs(places)] == labels
+    assert [record.label for record in read_runs([*places, places[0]])] == labels
+    assert [record.label for record in read_runs([f"one={place}" for place in places])] == [
+        "one"
+    ] * 2
+
+
 def test_a_label_may_be_given(tmp_path: Path) -> None:
     trained(tmp_path / "one")
     assert read_runs([f"mine={tmp_path / 'one'}"])[0].label == "mine"
@@ -106,7 +119,7 @@ def test_directories_without_a_run_are_refused(tmp_path: Path) -> None:
         read_runs([tmp_path])
 
 
-def test_a_resumed_run_is_one_run(tmp_path: Path) -> None:
+def test_a_resumed_run_is_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = runs.Run(Controller(runs.mixture(), update_every=4, lag=2), runs.model(), steps=30)
     first.controller.watch(first.net)
     first.controller.log_to(tmp_path)
@@ -119,6 +132,7 @@ def test_a_resumed_run_is_one_run(tmp_path: Path) -> None:
     second.train()
     (record,) = read_runs([tmp_path])
     np.testing.assert_array_equal(record.of("loss")["a"].steps, [5, 9, 13, 17, 21, 25, 29])
+    assert "out of order" not in caplog.text
 
 
 def test_a_trainers_record_is_read_without_its_prefixes(tmp_path: Path) -> None:

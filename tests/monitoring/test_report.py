@@ -42,11 +42,11 @@ def test_columns_line_up() -> None:
     assert len({line.index("0.500") for line in lines[1:]}) == 1
 
 
-def test_what_is_not_known_is_nan() -> None:
+def test_what_is_not_known_is_a_dash() -> None:
     stats = DomainStats(seen=[1, 0], grad_var=[1.0, np.nan])
     text = report(["a", "b"], Weights.proportional([0.5, 0.5]), stats)
     lines = text.splitlines()
-    assert " ".join(lines[2].split()) == "b 0 0.500 0.500 1.000 nan nan"
+    assert " ".join(lines[2].split()) == "b 0 0.500 0.500 1.000 – –"
     assert stated(text) == (1.0, 0.0)
 
 
@@ -92,3 +92,21 @@ def test_it_says_which_objective_is_trained(unit: str) -> None:
     )
     assert observing.startswith("Observed only: trained on ")
     assert f"importance times mean loss per {unit}" in observing
+
+
+def test_nothing_is_said_of_what_was_never_drawn() -> None:
+    """As in a run that observes: it trains on the domains that count, and draws no others."""
+    weights = Weights([0.5, 0.25, 0.25], [1.0, np.nan, np.nan], [1.0, 0.0, 0.0])
+    figures = {"objective": np.array([1.0, 0.0, 0.0]), "helps": np.zeros(3)}
+    seen = np.array([99.0, 0.0, 0.0])
+    stats = DomainStats(seen=seen, grad_var=np.where(seen > 0.0, 4.0, np.nan))
+    text = report(["mine", "b", "c"], weights, stats, figures=figures)
+    assert "Not drawn, so nothing is known of what they would do: b, c." in text
+    assert "Other domains take" not in text
+    assert "Below 2%" not in text
+    assert " ".join(text.splitlines()[2].split()) == "b 0 0.250 0.000 – 0.000 – – –"
+    drawn = DomainStats(seen=[9, 9, 0], grad_var=[4.0, 4.0, np.nan])
+    text = report(["mine", "b", "c"], weights, drawn, figures=figures)
+    assert (
+        "take 0% of the gradient's mean squared error away. Below 2% of the objective: b." in text
+    )

@@ -46,6 +46,11 @@ def test_it_starts_from_equal_shares_and_the_stated_objective() -> None:
     assert same.sampling.min() >= 0.3
 
 
+def test_steps_of_one_row_are_refused_for_they_tell_no_inner_product() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 2 with Transfer"):
+        Transfer().init(DOMAINS, Run(batch_size=1))
+
+
 def test_a_domain_that_pulls_elsewhere_is_dropped_and_stays_in_sight() -> None:
     weights, helps = settled(statistics())
     assert weights.objective[1] > 0.8

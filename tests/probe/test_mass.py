@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -74,7 +75,8 @@ def test_weights_do_not_move_on_statistics_of_a_small_part_of_the_gradient() -> 
         controller = trained()
     (warning,) = (str(w.message) for w in caught)
     assert "sees 4% of the gradient's squared norm. Not seen: loud (Hidden)." in warning
-    assert "Weights stay as they are; min_coverage=0.04 would move them" in warning
+    # 3.5 % to 4.5 %, and what would let weights move is rounded down.
+    assert re.search(r"Weights stay as they are; min_coverage=0\.0[34] would move them", warning)
     assert controller.weights.sampling.tolist() == [0.5, 0.5]
     assert "grad_var" in controller.statistics.supplied()
 

@@ -112,7 +112,7 @@ def test_domains_are_parts_labels_or_a_column() -> None:
         trained[str(domains)] = fit(mixer, data=DataLoader(data, batch_size=12))[1].rows
         names = mixer.controller.mixture.domains
         assert names == (("0", "1", "2") if domains is None else ("a", "b", "c"))
-    assert len({str(rows) for rows in trained.values()}) == 1
+    assert trained["source"] == trained[str(Columns.names())] != trained["None"]  # rows go by names
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,6 @@ def test_batch_size_finder_runs_without_adaptmix(tmp_path: Path) -> None:
     trainer.fit(module)
     assert {len(rows) for rows in module.rows} == {module.batch_size}
     assert mixer.controller.completed == len(module.rows)
-
-
-# Policies.
 
 
 @pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")

@@ -316,13 +316,15 @@ def test_sft_through_another_loss_and_with_packed_rows(tmp_path: Path, tokenizer
 
 def gpt2() -> Any:
     shape = GPT2Config(vocab_size=hf.VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2)
-    model: Any = GPT2LMHeadModel(shape)
-    return model
+    return GPT2LMHeadModel(shape)
 
 
-@pytest.mark.parametrize("build", [gpt2, hf.llama])
-def test_sft_measures_all_of_the_gradient(build: Any, tmp_path: Path, tokenizer: Any) -> None:
-    """0.1 saw 41 % of GPT-2's parameters and 62 % of Llama's, and moved the shares on them."""
+@pytest.mark.parametrize(("build", "chunk"), [(gpt2, 4096), (hf.llama, 16)])
+def test_sft_measures_all_of_the_gradient(
+    build: Any, chunk: int, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a micro-batch has more tokens than the head takes at once."""
+    monkeypatch.setattr("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", chunk)
     callback = AdaptMixCallback("source", update_every=2)
     trainer = SFTTrainer(
         model=build(),

@@ -253,7 +253,7 @@ def test_the_batch_size_that_fits_is_found(tmp_path: Path) -> None:
     trainer = hf.train(tmp_path, callback, kind=TooLarge, **options)
     assert {len(rows) for rows in hf.trained_rows(trainer)} <= {8, 12}
     assert callback.controller.completed == trainer.state.global_step == 8
-    assert moved(callback) > 0.01
+    assert moved(callback) > 0
 
 
 def test_a_removed_callback_leaves_the_trainer_alone(tmp_path: Path) -> None:
