@@ -1,6 +1,6 @@
 """Accelerate: the plain controller, on digits from three scanners that differ in contrast.
 
-    pip install "adaptmix[transformers,examples]"
+    pip install ".[transformers,examples]"  # in a clone of AdaptMix
     python train_accelerate.py
     accelerate launch --cpu --num_processes 2 train_accelerate.py    # two processes
 

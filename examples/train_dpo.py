@@ -1,6 +1,6 @@
 """Preference tuning with TRL on several domains, with adaptmix as a callback.
 
-pip install "adaptmix[transformers]" trl
+pip install ".[transformers]" trl       # in a clone of AdaptMix
 python train_dpo.py                          # preferences of three kinds, made on the spot
 python train_dpo.py --data mine=a.jsonl      # your own, with "prompt", "chosen" and "rejected"
 """

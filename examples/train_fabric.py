@@ -1,6 +1,6 @@
 """Fabric: the plain controller, on handwritten digits from three sources with wrong labels.
 
-    pip install "adaptmix[lightning,examples]"
+    pip install ".[lightning,examples]"     # in a clone of AdaptMix
     python train_fabric.py
     fabric run --devices 2 train_fabric.py    # two processes
 

@@ -1,6 +1,6 @@
 """Lightning: one callback on a module and a loader as they are.
 
-    pip install "adaptmix[lightning,examples]"
+    pip install ".[lightning,examples]"     # in a clone of AdaptMix
     python train_lightning.py                 # --mode observe measures only
 
 Handwritten digits from three sources: one has right labels, one 30 % and one 80 % random ones.

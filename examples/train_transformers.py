@@ -1,6 +1,6 @@
 """Pretrain a small causal LM with the Trainer on several domains, with AdaptMix as a callback.
 
-pip install "adaptmix[transformers]" datasets
+pip install ".[transformers]" datasets  # in a clone of AdaptMix
 python train_transformers.py                                  # text that every Python carries
 python train_transformers.py --data mine=a.txt yours=b.txt    # your own files
 python train_transformers.py --plain                          # without adaptmix

@@ -1,6 +1,6 @@
 """Supervised fine-tuning with TRL on several domains, with AdaptMix as a callback.
 
-pip install "adaptmix[transformers]" trl
+pip install ".[transformers]" trl       # in a clone of AdaptMix
 python train_trl.py                          # questions of three kinds, made on the spot
 python train_trl.py --data mine=a.jsonl      # your own, with "prompt" and "completion"
 """

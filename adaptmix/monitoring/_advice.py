@@ -223,7 +223,9 @@ def _policies(group: Group, gain: Gains) -> Iterator[Advice]:
             'Try policy="joint"',
             f"Noise: the targets of {noisy} are {figure(ratio)} times as noisy as those of "
             f"{quiet}. Loss weights against noise can help where all domains learn the same "
-            f"thing; they change the objective, so compare held-out losses.{_price(group)}",
+            f"thing; they change the objective, so compare held-out losses.{_price(group)} "
+            "Where labels are wrong at random, this policy does little: try "
+            'policy="fgls+variance_aware" there.',
         )
 
 

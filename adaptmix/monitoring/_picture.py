@@ -14,7 +14,10 @@ from adaptmix.monitoring._groups import Group, grouped
 from adaptmix.monitoring._record import RunRecord
 from adaptmix.monitoring._svg import DOMAIN_COLOURS
 
-_INSTALL = 'A picture needs the extra "report": pip install "adaptmix[report]".'
+_INSTALL = (
+    'A picture is drawn with Matplotlib, the extra "report": pip install matplotlib, or '
+    'pip install ".[report]" in a clone of AdaptMix.'
+)
 _PANELS = {
     "sampling_weight": "Share of a batch",
     "loss_weight": "Loss weight",

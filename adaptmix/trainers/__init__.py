@@ -28,6 +28,7 @@ What is proved, in the first step and in measured ones:
 - ``uneven_targets``: a mean over targets counts every row alike
 - ``refusing_moved_rows``, ``tensors_of``: rows enter the model in the order of the batch
 - ``BackwardProof``: the loss is differentiated once, as it is
+- ``leaving_no_trace``, ``random_state``: passes beside training, and what they drew
 
 What is measured:
 
@@ -83,6 +84,7 @@ from adaptmix.trainers._replacements import Replacements
 from adaptmix.trainers._settings import Settings
 from adaptmix.trainers._steps import make_sampler
 from adaptmix.trainers._targets import uneven_targets
+from adaptmix.trainers._traceless import leaving_no_trace, random_state
 
 __all__ = [
     "IGNORED",
@@ -110,6 +112,7 @@ __all__ = [
     "find_segments",
     "gather",
     "halves",
+    "leaving_no_trace",
     "load_state",
     "loader_options",
     "loss_gradients",
@@ -117,6 +120,7 @@ __all__ = [
     "numbered_loader",
     "over_rows",
     "own_randomness",
+    "random_state",
     "refusing_moved_rows",
     "register_head",
     "safe_names",

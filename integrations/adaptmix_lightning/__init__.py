@@ -6,7 +6,9 @@ except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise
     raise ModuleNotFoundError(
-        'adaptmix_lightning needs lightning: pip install "adaptmix[lightning]"', name=error.name
+        "adaptmix_lightning needs lightning: pip install lightning, or "
+        'pip install ".[lightning]" in a clone of AdaptMix.',
+        name=error.name,
     ) from error
 
 __all__ = ["AdaptMixCallback"]

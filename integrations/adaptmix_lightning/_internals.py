@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch.utils.data import (
@@ -90,6 +92,18 @@ def epoch_batches(trainer: Trainer, loader: Any, limit: float) -> int:
 def handed_out(trainer: Trainer) -> int:
     """Return how many training batches a trainer has handed out, those it skipped included."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+
+@contextmanager
+def silent_loggers(module: LightningModule) -> Iterator[None]:
+    """Let whatever a module writes to its trainer's loggers go nowhere."""
+    trainer = module.trainer
+    given = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in given]
+    try:
+        yield
+    finally:
+        trainer.loggers = given
 
 
 def refuse_unsupported(trainer: Trainer, module: LightningModule) -> None:

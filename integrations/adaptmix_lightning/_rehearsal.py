@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import Metric
 
 from adaptmix.errors import ObjectiveError
-from adaptmix.trainers import WeightedHead, halves, own_randomness, tensors_of
+from adaptmix.trainers import WeightedHead, halves, leaving_no_trace, random_state, tensors_of
+from adaptmix_lightning import _internals as internals
 
 _log = logging.getLogger("adaptmix")
 _SEEDS = (0, 1)  # halves of the rows that are exchanged in turn
-_SILENT = ("log", "log_dict")
+_SILENT = ("log", "log_dict", "print")
 
 Step = Callable[..., Any]
 
@@ -54,65 +53,84 @@ def rehearse(
     if rows < 2 or any(tensor.ndim and len(tensor) != rows for tensor in tensors_of(given)):
         return None  # which rows are of which samples is not known
 
-    def again(given: tuple[Any, Any]) -> list[Tensor] | None:
+    def again(source: Tensor) -> _Shown | None:
         try:
             with _unseen(module):
-                return _shown(step, given, head, rows)
+                return _shown(step, _picked(given, source, rows), head, rows)
         except Exception as error:  # inputs that cannot be changed so tell nothing
             _log.debug("The training step cannot be done on changed rows: %s", error)
             return None
 
-    first = again(given)
-    for seed in _SEEDS if first is not None else ():
-        assert first is not None
+    own = torch.arange(rows)
+    first = again(own)
+    if first is None:
+        return None
+    for seed in _SEEDS:
         kept, generator = halves(rows, seed)
-        drawn = torch.randint(rows, (rows,), generator=generator)
-        other = again(_picked(given, torch.where(kept, torch.arange(rows), drawn), rows))
-        if other is not None and not _same(first, other, kept):
-            second = again(given)
-            if second is not None and _same(first, second, torch.ones_like(kept)):
-                return ObjectiveError(
-                    "The loss must be a sum of one term per row; in this one "
-                    f"{'losses' if head is None else 'outputs or gradients'} of rows change with "
-                    "the rows beside them, as with mixup, masks made of losses, and weights that "
-                    "are counted in a batch. Compute a row's loss from the row alone, or train "
-                    'with AdaptMixCallback(mode="observe"), which changes nothing.'
-                )
+        # Copies of one row move medians and counts further than copies of many.
+        copied = own[kept][torch.randint(int(kept.sum()), (1,), generator=generator)]
+        other = again(torch.where(kept, own, copied))
+        if other is None or _same(first.tensors, other.tensors, kept):
+            continue
+        if not torch.equal(first.random, other.random):
+            continue  # other rows take more or fewer random numbers, so all of them differ
+        second = again(own)
+        if second is not None and _same(first.tensors, second.tensors, torch.ones_like(kept)):
+            return ObjectiveError(
+                "The loss must be a sum of one term per row; in this one "
+                f"{'losses' if head is None else 'outputs or gradients'} of rows change with "
+                "the rows beside them, as with mixup, masks made of losses, and weights that "
+                "are counted in a batch. Compute a row's loss from the row alone, or train "
+                'with AdaptMixCallback(mode="observe"), which changes nothing.'
+            )
     return None
+
+
+class _Shown(NamedTuple):
+    """Tensors of B rows that a row must determine alone, and where random numbers stopped."""
+
+    tensors: list[Tensor]
+    random: Tensor
 
 
 def _shown(
     step: Step, given: tuple[Any, Any], head: WeightedHead | None, rows: int
-) -> list[Tensor] | None:
-    """Return tensors of B rows that a row must determine alone."""
+) -> _Shown | None:
+    """Return what a training step makes of a batch; None where it has no losses of rows."""
     args, kwargs = given
     if head is not None:
         head.open(torch.ones(rows))
     try:
         output = step(*args, **kwargs)
+        random = random_state()
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             return None
         if head is None:
-            return [loss.detach()] if loss.ndim and len(loss) == rows else None
+            return _Shown([loss.detach()], random) if loss.ndim and len(loss) == rows else None
         made = head.close()
         gradient = torch.autograd.grad(loss, made)[0]
-        return [made.detach(), gradient] if len(made) == rows else None
+        return _Shown([made.detach(), gradient], random) if len(made) == rows else None
     finally:
         if head is not None:
             head.forget_backward()
 
 
 def _picked(value: Any, source: Tensor, rows: int) -> Any:
-    """Return a batch of other rows."""
+    """Return a copy of a batch, of other rows: a training step may change its own."""
     if isinstance(value, Tensor):
-        return value[source.to(value.device)] if value.ndim else value
-    if isinstance(value, Mapping):
-        return {name: _picked(part, source, rows) for name, part in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return value[source.to(value.device)] if value.ndim else value.clone()
+    if isinstance(value, MutableMapping):
+        picked = copy.copy(value)
+        for name, part in value.items():
+            picked[name] = _picked(part, source, rows)
+        return picked
+    if isinstance(value, (list, tuple)):
         if len(value) == rows and not any(True for _ in tensors_of(value)):
-            return type(value)(value[i] for i in source.tolist())
-        return type(value)(_picked(part, source, rows) for part in value)
+            parts = [value[i] for i in source.tolist()]
+        else:
+            parts = [_picked(part, source, rows) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 
 
@@ -131,57 +149,9 @@ def _same(first: list[Tensor], other: list[Tensor], kept: Tensor) -> bool:
 
 @contextmanager
 def _unseen(module: LightningModule) -> Iterator[None]:
-    """Leave no trace of what runs inside: in random states, tensors, counters, metrics or logs."""
-    values = vars(module)
-    held = {name: value for name, value in values.items() if name not in vars(LightningModule())}
-    gathered = {name: _copied(value) for name, value in held.items()}
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    kept = [value for value in held.values() if isinstance(value, Tensor)]
-    tensors = [(t, t.detach().clone()) for t in (*module.buffers(), *frozen, *kept)]
-    metrics = [(m, _states(m)) for m in module.modules() if isinstance(m, Metric)]
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    for norm in norms:  # rows meet in its statistics, whatever the loss is
-        norm.eval()
-    for name in _SILENT:
-        values[name] = lambda *_, **__: None
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
-    devices = [torch.cuda.current_device()] if used else []
-    try:
-        with own_randomness(0), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for name in set(values) - set(vars(LightningModule())) - set(held):
-            del values[name]
-        values |= {name: _restored(value, gathered[name]) for name, value in held.items()}
-        for norm in norms:
-            norm.train()
-        with torch.no_grad():
-            for tensor, before in tensors:
-                tensor.copy_(before)
-        for metric, states in metrics:
-            vars(metric).update(states)
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of what gathers things, with the same things in it."""
-    if isinstance(value, (list, set, tuple)) and not hasattr(value, "_fields"):
-        return type(value)([_copied(part) for part in value])
-    if type(value) is dict:
-        return {name: _copied(part) for name, part in value.items()}
-    return value
-
-
-def _restored(value: Any, copied: Any) -> Any:
-    """Give a collection its contents back, which others may hold too; return it."""
-    if isinstance(value, list):
-        value[:] = copied
-    elif isinstance(value, set) or type(value) is dict:
-        value.clear()
-        value.update(copied)
-    return value
-
-
-def _states(metric: Metric) -> dict[str, Any]:
-    """Return copies of what a metric has gathered."""
-    names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
-    return {name: copy.deepcopy(vars(metric)[name]) for name in names if name in vars(metric)}
+    """Leave no trace of what runs inside, and log nothing of it."""
+    ignored = vars(LightningModule()).keys()
+    with leaving_no_trace(module, seed=0, ignored=ignored), internals.silent_loggers(module):
+        for name in _SILENT:
+            vars(module)[name] = lambda *_, **__: None
+        yield

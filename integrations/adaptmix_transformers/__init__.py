@@ -77,7 +77,8 @@ except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):
         raise
     raise ModuleNotFoundError(
-        'adaptmix_transformers needs transformers: pip install "adaptmix[transformers]"',
+        "adaptmix_transformers needs transformers: pip install transformers accelerate, or "
+        'pip install ".[transformers]" in a clone of AdaptMix.',
         name=error.name,
     ) from error
 

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from adaptmix import Draw, Segments
 from adaptmix.errors import ObjectiveError
-from adaptmix.trainers import LossInputs, couplings, loss_gradients
+from adaptmix.trainers import LossInputs, couplings, loss_gradients, random_state
 from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._reading import NumItems, Reader
@@ -36,10 +36,11 @@ class Pass(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """What a loss is computed from, and the gradients there."""
+    """What a loss is computed from, the gradients there, and where random numbers stopped."""
 
     tensors: list[Tensor]
     gradients: list[Tensor]
+    random: Tensor
 
 
 def prove(
@@ -205,7 +206,8 @@ def rehearse(
                 if use is not None:
                     use(done, gradients)
                 # Without the graph, so that one pass at a time is in memory.
-                return _Shown([part.detach() for part in done.loss_inputs.tensors], gradients)
+                tensors = [part.detach() for part in done.loss_inputs.tensors]
+                return _Shown(tensors, gradients, random_state())
         except ObjectiveError:
             raise
         except Exception as error:  # inputs that cannot be changed so tell nothing
@@ -249,6 +251,8 @@ def _compare(
         if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept, segments):
             refuse_coupled("the gradients of rows change with the rows beside them")
         return True
+    if not torch.equal(first.random, other.random):
+        return False  # other rows take more or fewer random numbers, so all of them differ
     second = repeated()
     if second is not None and rehearsal.same_values(
         first.tensors, second.tensors, torch.ones_like(kept), segments

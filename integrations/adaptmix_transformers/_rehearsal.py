@@ -7,21 +7,16 @@ exchanged. Weights by class show when labels are, however few classes the first 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptmix import Segments
-from adaptmix.trainers import IGNORED, halves, over_rows, own_randomness
+from adaptmix.trainers import IGNORED, halves, leaving_no_trace, over_rows
 from adaptmix_transformers._recognition import proportional, tolerance
-
-# What may be copied of a trainer: what compute_loss counts and collects.
-_COUNTED = (bool, int, float, str, list, dict, set, tuple)
 
 
 def exchanged(
@@ -40,9 +35,9 @@ def exchanged(
     kept, generator = halves(rows, seed)
     if segments is not None:
         return _retold(inputs, over_rows(kept, segments.ids, segments), generator), kept
-    source = torch.where(
-        kept, torch.arange(rows), torch.randint(rows, (rows,), generator=generator)
-    )
+    # Copies of one row move medians and counts further than copies of many.
+    copied = kept.nonzero()[torch.randint(int(kept.sum()), (1,), generator=generator), 0]
+    source = torch.where(kept, torch.arange(rows), copied)
 
     def change(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) % rows == 0 and len(value):
@@ -133,84 +128,15 @@ def same_values(
 def unseen(trainer: Any, model: nn.Module, *, seed: int) -> Iterator[None]:
     """Leave no trace of what runs inside: in random states, tensors, counters, or processes.
 
-    Tensors are the model's buffers, and what the trainer keeps beside it: a queue, running means,
-    or a teacher that follows the model.
-
-    Random numbers inside are those that the forward pass before it had.
+    Given back is what ``leaving_no_trace`` gives back, of the model and of what the trainer keeps
+    beside it: a queue, running means, or a teacher that follows the model.
 
     Args:
         trainer: whose attributes are given back.
         model: what it calls; under DistributedDataParallel nothing is sent.
         seed: of what is drawn inside.
     """
-    attributes = {
-        name: (value, copy.deepcopy(value))
-        for name, value in vars(trainer).items()
-        if isinstance(value, _COUNTED) and _plain(value)
-    }
-    held = dict(vars(trainer))
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _kept(held, model)]
-    # Rows meet in the statistics of a batch, whatever the loss is; running ones keep them apart.
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-    for norm in norms:
-        norm.eval()
     no_sync: Callable[[], Any] | None = getattr(model, "no_sync", None)
     silent = nullcontext() if no_sync is None else no_sync()
-    with silent, own_randomness(seed), _device_randomness(seed):
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.train()
-            with torch.no_grad():
-                for tensor, before in tensors:
-                    tensor.copy_(before)
-            for name in [name for name in vars(trainer) if name not in held]:
-                delattr(trainer, name)
-            for name, value in held.items():
-                setattr(trainer, name, value)
-            for name, (value, copied) in attributes.items():
-                setattr(trainer, name, _restored(value, copied))
-
-
-@contextmanager
-def _device_randomness(seed: int) -> Iterator[None]:
-    """Draw with a fixed seed on the device in use, if any, and leave its state as it was."""
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
-        if used:
-            torch.cuda.manual_seed(seed)
+    with silent, leaving_no_trace(model, trainer, seed=seed):
         yield
-
-
-def _kept(held: Mapping[str, Any], model: nn.Module) -> list[Tensor]:
-    """Return the tensors that may change in a forward pass and a loss, without the model's own."""
-    own = {id(parameter) for parameter in model.parameters()}
-    found = {id(buffer): buffer for buffer in model.buffers()}
-    for value in held.values():
-        parts = [value] if isinstance(value, Tensor) else []
-        if isinstance(value, nn.Module):
-            parts = [*value.parameters(), *value.buffers()]
-        found |= {id(part): part for part in parts if id(part) not in own}
-    return list(found.values())
-
-
-def _restored(value: Any, copied: Any) -> Any:
-    """Give a collection its contents back, which others may hold too; return it."""
-    if isinstance(value, list):
-        value[:] = copied
-    elif isinstance(value, (dict, set)):
-        value.clear()
-        value.update(copied)
-    else:
-        return copied
-    return value
-
-
-def _plain(value: Any) -> bool:
-    """Return whether a value is numbers and texts all the way down, and so can be copied."""
-    if isinstance(value, dict):
-        return all(_plain(part) for part in (*value, *value.values()))
-    if isinstance(value, (list, set, tuple)):
-        return all(_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -325,9 +325,10 @@ class Weighting:
 
 
 def _like(inputs: Any, given: Mapping[str, Any]) -> Any:
-    """Return ``given`` as a mapping of the kind that ``inputs`` is."""
+    """Return copies of what is given, which a loss may change, in the kind of mapping of inputs."""
     changed = copy.copy(inputs)
-    changed.update(given)
+    for name, value in given.items():
+        changed[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
     return changed
 
 

@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("framework", ["lightning", "transformers"])
 def test_an_integration_without_its_framework_says_what_to_install(framework: str) -> None:
-    with pytest.raises(ModuleNotFoundError, match=rf"pip install \"adaptmix\[{framework}\]\""):
+    with pytest.raises(ModuleNotFoundError, match=rf"pip install {framework}.* in a clone"):
         importlib.import_module(f"adaptmix_{framework}")
 
 

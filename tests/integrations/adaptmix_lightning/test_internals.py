@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
@@ -53,3 +54,15 @@ def test_batches_of_an_epoch_are_those_lightning_would_train(drop_last: bool, li
     trainer = pl.trainer(max_epochs=1, limit_train_batches=limit)
     trainer.fit(pl.Classifier(per_sample=False), loader)
     assert trainer.num_training_batches == internals.epoch_batches(trainer, loader, limit)
+
+
+def test_what_a_module_logs_goes_nowhere_for_a_while() -> None:
+    trainer, module = pl.trainer(logger=CSVLogger("unused")), pl.Classifier()
+    module.trainer = trainer
+    own: Any = trainer.logger
+    with internals.silent_loggers(module):
+        logger: Any = module.logger
+        logger.log_metrics({"loss": 1.0}, step=0)
+        logger.experiment.add_scalar("loss", 1.0)
+    assert trainer.loggers == [own]
+    assert not own.experiment.metrics
