@@ -123,12 +123,8 @@ class Weights:
         else:
             alpha, what = vector("objective", objective, size=pi.size, minimum=0.0), "Σ objective"
             w = _loss_weights(alpha, pi)
-        totals = {
-            "Σ importance": float(pi.sum()),
-            "Σ sampling": float(p.sum()),
-            what: float(alpha.sum()),
-        }
-        for name, total in totals.items():
+        for name, values in (("Σ importance", pi), ("Σ sampling", p), (what, alpha)):
+            total = float(values.sum())
             if abs(total - 1.0) > _SIMPLEX_TOLERANCE:
                 raise ValueError(f"{name} must be 1; got {total:.9g}. Normalise it first.")
         if not p.all() and (lost := (p == 0.0) & (alpha > 0.0)).any():
@@ -152,8 +148,9 @@ class Weights:
         """Return weights of the same importance, whose arrays are neither copied nor checked."""
         other = copy(self)
         object.__setattr__(other, "sampling", sampling)
-        object.__setattr__(other, "objective", objective)
-        object.__setattr__(other, "loss", _loss_weights(objective, self.importance))
+        if objective is not self.objective:  # or else loss weights stay, to the last bit
+            object.__setattr__(other, "objective", objective)
+            object.__setattr__(other, "loss", _loss_weights(objective, self.importance))
         return other
 
     def __repr__(self) -> str:

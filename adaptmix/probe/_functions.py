@@ -20,6 +20,7 @@ from adaptmix.probe._operations import (
     by_running_again,
     depends_on_batch,
     embedding_options,
+    normalises_the_batch,
     of_factor,
     of_term,
     reduced_is_right,
@@ -160,7 +161,8 @@ class Functions(TorchFunctionMode):
             return
         expansion = self.tracker.of_expansion(name, sources[0].tensor, output)
         rows = self.rows(inputs[0]) if inputs else expansion
-        if len(outputs) != 1 or rows is None or name in _IN_PLACE_PRODUCTS:
+        single = len(outputs) == 1 and name not in _IN_PLACE_PRODUCTS
+        if rows is None or not single or normalises_the_batch(name, args, kwargs):
             self._lose(sources)
             return
         left = dict(own)

@@ -118,6 +118,23 @@ def depends_on_batch(options: Mapping[str, Any]) -> bool:
     return any(options.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
 
 
+def normalises_the_batch(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an operation normalises by a batch, or writes running statistics.
+
+    It is then another operation for one sample alone, and would change the statistics once more.
+    """
+    if name not in ("batch_norm", "instance_norm"):
+        return False
+    flag, default = ("training", False) if name == "batch_norm" else ("use_input_stats", True)
+    by_input = kwargs.get(flag, args[5] if len(args) > 5 else default)
+    x = args[0] if args else kwargs.get("input")
+    written = any(
+        isinstance(t, Tensor) and t is not x and not t.requires_grad
+        for t in (*args, *kwargs.values())
+    )
+    return bool(by_input) and (written or name == "batch_norm")
+
+
 def reduced_is_right(shape: torch.Size, args: Sequence[Any]) -> bool:
     """Return whether a repetition, of all dims by ``args``, repeats dims of size one only."""
     times = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]

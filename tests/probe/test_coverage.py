@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -194,3 +195,37 @@ def test_batch_normalisation_is_a_named_warning() -> None:
     probe = GradientProbe(model, 2)
     with pytest.warns(CoverageWarning, match="normalises over the batch"):
         probe.attach()
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+@pytest.mark.parametrize(
+    ("norm", "seen"),
+    [
+        (nn.BatchNorm1d(6), {"1"}),
+        (nn.InstanceNorm1d(6, affine=True, track_running_stats=True), {"1"}),
+        (nn.InstanceNorm1d(6, affine=True), set()),
+        (nn.BatchNorm1d(6).eval(), set()),
+    ],
+    ids=["batch", "instance, with statistics", "instance", "batch, evaluated"],
+)
+def test_running_statistics_are_those_of_the_forward_pass(norm: nn.Module, seen: set[str]) -> None:
+    """Run once more for each sample alone, they would be written by every sample."""
+    norm = copy.deepcopy(norm)
+    model = nn.Sequential(nn.Embedding(V, 8), norm, nn.Linear(8, V))
+    inputs, targets = torch.randint(V, (B, 6)), torch.randint(V, (B, 6))
+    plain = copy.deepcopy(model)
+    plain(inputs)
+    probe = attached(model)
+    observe(probe, model, inputs, targets, proved=False)
+    assert set(probe.coverage.unseen) == seen
+    for mine, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::adaptmix.errors.CoverageWarning")
+def test_batch_normalisation_of_one_value_a_sample_trains() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, V))
+    probe = attached(model)
+    got = observe(probe, model, torch.randn(B, 4), torch.randint(V, (B,)), proved=False)
+    assert got is not None
+    assert set(probe.coverage.unseen) == {"1"}
