@@ -88,7 +88,8 @@ class Adaptation:
             self._warn(
                 TooFewRowsWarning,
                 "The policy waits for statistics: no row of an observed step told what it needs. "
-                "Gradients overflowed, or no row was fresh where noise is needed.",
+                "Gradients overflowed, steps have one row where inner products are needed, or no "
+                "row was fresh where noise is.",
             )
             return False
         self._measurements.warn_of_gaps(stats, required=self._steering.requires)

@@ -237,8 +237,8 @@ def how_sure(comparison: Comparison) -> str:
     runs = [len(group.runs) for group in (comparison.baseline, comparison.judged)]
     if outcome is not None and _alike(outcome):
         return (
-            "Runs of one seed are alike: adapting moved nothing, as it should where there is "
-            "nothing to gain."
+            "Runs of one seed are alike: adapting moved nothing. Weights stay where the measured "
+            "gain is not beyond chance."
         )
     if source == "seeds":
         seeds = (
