@@ -97,10 +97,11 @@ class BatchOrder:
                 f"a step with the batches of one loader. {_ANEW}"
             )
         if self.micro == accumulation and draw.ordinal >= expected:
+            once = f", once in {accumulation} micro-batches" if accumulation > 1 else ""
             raise BatchOrderError(
-                f"controller.step() must be called after each optimizer.step(), once in "
-                f"{accumulation} micro-batches; got the batch of the next step (number "
-                f"{draw.ordinal}) without it. Call controller.step(). {_ANEW}"
+                f"controller.step() must be called after each optimizer.step(){once}; got the "
+                f"batch of the next step (number {draw.ordinal}) without it. Call "
+                f"controller.step(). {_ANEW}"
             )
         if draw.ordinal < expected:
             raise BatchOrderError(
@@ -129,10 +130,12 @@ class BatchOrder:
             BatchOrderError: some are missing.
         """
         if self.micro != self.accumulation:
+            calls = "a call of loss()"
+            if self.accumulation > 1:
+                calls = f"{self.accumulation} calls of loss(), one per micro-batch"
             raise BatchOrderError(
-                f"step() must follow {self.accumulation} calls of loss(), one per micro-batch; "
-                f"got {self.micro}. Call controller.loss(...) first, and step() once per "
-                "optimizer.step()."
+                f"step() must follow {calls}; got {self.micro}. Call controller.loss(...) first, "
+                "and step() once per optimizer.step()."
             )
 
     def next_step(self) -> None:
