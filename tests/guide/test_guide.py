@@ -99,7 +99,9 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("page", [page for page in WITH_CODE if needs_processes(page)])
 def test_code_runs_in_two_processes(page: str, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(python(page))
+    (tmp_path / "train.py").write_text(
+        f"{python(page)}\nfrom tests.leaving import leave\n\nleave()\n"
+    )
     command = [
         sys.executable,
         "-m",

@@ -26,6 +26,7 @@ from adaptmix.data import Loader, NumberedRows, PlanSampler
 from adaptmix.errors import ObjectiveError
 from tests import runs
 from tests.integrations.adaptmix_lightning.pl import FILTERS, free_port
+from tests.leaving import leave
 
 pytestmark = [
     *FILTERS,
@@ -196,6 +197,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     results["sharded again"] = sharded_again()
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+    leave()
 
 
 def sharded_again() -> dict[str, str]:

@@ -17,6 +17,7 @@ import adaptmix_lightning
 import adaptmix_transformers
 from tests.integrations.adaptmix_lightning import pl
 from tests.integrations.adaptmix_transformers import hf
+from tests.leaving import leave
 
 pytestmark = pl.FILTERS
 
@@ -54,6 +55,7 @@ def worker(rank: int, port: int, folder: str) -> None:
             outcomes[work.__name__] = f"{type(error).__name__}: {error}"
     torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    leave()
 
 
 def test_both_trainers(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from adaptmix.errors import ObjectiveError
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators import _sketch as sketch
 from adaptmix.processes._sums import sum_over_ranks
+from tests.leaving import leave
 from tests.probe.cases import (
     CASES,
     DOMAINS,
@@ -192,6 +193,7 @@ def _per_rank(rank: int, folder: str) -> None:
                 _compare(rank, kind, estimator)
     finally:
         dist.destroy_process_group()
+    leave()
 
 
 def _compare(rank: int, kind: str, estimator: str) -> None:

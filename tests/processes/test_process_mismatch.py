@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 
 from adaptmix import Controller
 from tests import runs
+from tests.leaving import leave
 from tests.processes.mismatches import BUILT, DONE, PATIENCE, WELL, built
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
@@ -54,6 +55,7 @@ def worker(rank: int, folder: str) -> None:
     finally:
         torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    leave()
 
 
 Outcomes = list[dict[str, Any]]

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adaptmix import Controller
 from adaptmix.state._checkpoint import load, save
 from tests import runs
+from tests.leaving import leave
 
 pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.NoiseWarning")
 
@@ -49,6 +50,7 @@ def worker(rank: int, world_size: int, folder: str, tasks: tuple[str, ...]) -> N
             torch.save(result(run), f"{folder}/{task}-{rank}.pt")
     finally:
         dist.destroy_process_group()
+    leave()
 
 
 def result(run: runs.Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from adaptmix_lightning import AdaptMixCallback
 from tests import runs
 from tests.integrations.adaptmix_lightning import pl
+from tests.leaving import leave
 
 pytestmark = pl.FILTERS
 
@@ -100,6 +101,7 @@ def worker(rank: int, port: int, folder: str, task: str) -> None:
             )
     torch.save(results, f"{folder}/{task}-{rank}.pt")
     torch.distributed.destroy_process_group()
+    leave()
 
 
 Results = dict[str, list[dict[str, Any]]]

@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.integrations.adaptmix_transformers import hf, runs
 from tests.integrations.adaptmix_transformers.test_parity import gradient_errors
+from tests.leaving import leave
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +71,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         results["trl"] = trl_runs.stop_and_go_on(folder, 4, 2)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
