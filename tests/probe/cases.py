@@ -170,34 +170,55 @@ def reference(
     targets: Tensor,
     domains: Tensor = DOMAINS,
 ) -> GradientSums:
-    """The same sums, one sample after the other, but for parameters known to be hidden.
+    """What ``by_sample`` returns of a model whose losses are those of ``losses``."""
+
+    def loss(j: int) -> Tensor:
+        return losses(model(inputs[j : j + 1]), targets[j : j + 1]).sum()
+
+    return by_sample(probe, model, loss, domains, K)
+
+
+def by_sample(
+    probe: GradientProbe,
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    domains: Tensor,
+    number_of_domains: int,
+) -> GradientSums:
+    """The sums by autograd, one sample after the other, but for parameters known to be hidden.
 
     Of whole gradients or of sketches of whole gradients, as ``probe`` has them.
+
+    Args:
+        probe: attached to the model.
+        model: of the losses.
+        loss: returns that of sample j, with all of its rows.
+        domains: (B,) of the samples.
+        number_of_domains: K.
     """
     seen = probe._parameters
     numbers = {seen._numbers[id(p)]: p for p in model.parameters() if id(p) in seen._numbers}
     candidates = [numbers[index] for index in seen.candidates]
     if probe._projections is not None:
         probe._projections.redraw(0)
-    count, square = torch.zeros(2, K, dtype=torch.float64)
-    rows = []
+    square, rows = torch.zeros(number_of_domains, dtype=torch.float64), []
     for j, domain in enumerate(domains.tolist()):
-        loss = losses(model(inputs[j : j + 1]), targets[j : j + 1]).sum()
-        gradients = torch.autograd.grad(loss, candidates, materialize_grads=True)
+        gradients = torch.autograd.grad(loss(j), candidates, materialize_grads=True)
         vectors = [
-            torch.zeros_like(g)[None] if seen.refused(index) else g[None]
+            (torch.zeros_like(g) if seen.refused(index) else g)[None].double()
             for index, g in zip(seen.candidates, gradients, strict=True)
         ]
         if probe._projections is not None:
             named = zip(seen.candidates, vectors, strict=True)
             vectors = [torch.cat([probe._projections.sketch(*one) for one in named], dim=1)]
         rows.append(vectors)
-        square[domain] += sum(vector.double().square().sum() for vector in vectors)
-        count[domain] += 1
-    members = functional.one_hot(domains, K).double()
+        square[domain] += sum(vector.square().sum() for vector in vectors)
+    members = functional.one_hot(domains, number_of_domains).double()
     columns = [torch.cat(column) for column in zip(*rows, strict=True)]
-    sums = [torch.tensordot(members.to(column).T, column, 1) for column in columns]
-    return GradientSums(count, square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2))
+    sums = [torch.tensordot(members.T, column, 1) for column in columns]
+    return GradientSums(
+        members.sum(0), square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2)
+    )
 
 
 def observe(

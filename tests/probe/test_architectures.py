@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators._gradients import GradientSums
-from tests.probe.cases import assert_same
+from tests.probe.cases import assert_same, by_sample
 
 pytest.importorskip("transformers")
 
@@ -27,33 +26,13 @@ DOMAINS = torch.tensor([0, 1, 0])
 FACTORS = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
 
 
-def by_sample(probe: GradientProbe, model: nn.Module, inputs: Inputs) -> GradientSums:
+def expected(probe: GradientProbe, model: nn.Module, inputs: Inputs) -> GradientSums:
     """The sums by autograd, one sample after the other."""
-    seen = probe._parameters
-    numbers = {seen._numbers[id(p)]: p for p in model.parameters() if p.requires_grad}
-    order = seen.candidates
-    if probe._projections is not None:
-        probe._projections.redraw(0)
-    square, rows = torch.zeros(K, dtype=torch.float64), []
-    for j, domain in enumerate(DOMAINS.tolist()):
-        alone = losses(model, {name: value[j : j + 1] for name, value in inputs.items()}).sum()
-        leaves = [numbers[index] for index in order]
-        gradients = torch.autograd.grad(alone, leaves, materialize_grads=True)
-        whole = [
-            (torch.zeros_like(g) if seen.refused(index) else g)[None].double()
-            for index, g in zip(order, gradients, strict=True)
-        ]
-        if probe._projections is not None:
-            named = zip(order, whole, strict=True)
-            whole = [torch.cat([probe._projections.sketch(*one) for one in named], dim=1)]
-        rows.append(whole)
-        square[domain] += sum(float(vector.square().sum()) for vector in whole)
-    members = functional.one_hot(DOMAINS, K).double()
-    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
-    sums = [torch.tensordot(members.T, column, 1) for column in columns]
-    return GradientSums(
-        members.sum(0), square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2)
-    )
+
+    def loss(j: int) -> Tensor:
+        return losses(model, {name: value[j : j + 1] for name, value in inputs.items()}).sum()
+
+    return by_sample(probe, model, loss, DOMAINS, K)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,4 +59,4 @@ def test_gradients_are_seen_and_right(name: str, estimator: str) -> None:
     assert seen >= 0.98 * sum(mass.values()), unseen
     assert len(DOMAINS) == B
     # The libraries' own normalisation computes in float32.
-    assert_same(got, by_sample(probe, model, inputs), rtol=2e-4)
+    assert_same(got, expected(probe, model, inputs), rtol=2e-4)

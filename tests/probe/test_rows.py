@@ -12,7 +12,7 @@ from torch.nn import functional
 from adaptmix.errors import ObjectiveError
 from adaptmix.probe._probe import GradientProbe
 from adaptmix.probe.estimators._gradients import GradientSums
-from tests.probe.cases import DOMAINS, FACTORS, B, K, assert_same, attached
+from tests.probe.cases import DOMAINS, FACTORS, B, K, assert_same, attached, by_sample
 
 V, T = 11, 6
 
@@ -87,29 +87,11 @@ def made(name: str) -> tuple[nn.Module, Loss, Tensor, Tensor]:
     return build().double(), loss, samples, inputs
 
 
-def by_sample(probe: GradientProbe, model: nn.Module, loss: Loss, inputs: Tensor) -> GradientSums:
+def expected(probe: GradientProbe, model: nn.Module, loss: Loss, inputs: Tensor) -> GradientSums:
     """The sums by autograd, one sample with all of its rows after the other."""
     seen = probe._parameters
-    numbers = {seen._numbers[id(p)]: p for p in model.parameters()}
-    order = seen.candidates
-    if probe._projections is not None:
-        probe._projections.redraw(0)
-    square, rows = torch.zeros(K, dtype=torch.float64), []
-    for j, domain in enumerate(DOMAINS.tolist()):
-        alone = loss(model, inputs[j : j + 1]).sum()
-        gradients = torch.autograd.grad(alone, [numbers[index] for index in order])
-        whole = [gradient[None] for gradient in gradients]
-        if probe._projections is not None:
-            named = zip(order, whole, strict=True)
-            whole = [torch.cat([probe._projections.sketch(*one) for one in named], dim=1)]
-        rows.append(whole)
-        square[domain] += sum(float(vector.square().sum()) for vector in whole)
-    members = functional.one_hot(DOMAINS, K).double()
-    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
-    sums = [torch.tensordot(members.T, column, 1) for column in columns]
-    return GradientSums(
-        members.sum(0), square, sums, torch.zeros((), dtype=torch.float64), torch.zeros(2)
-    )
+    assert not any(seen.refused(index) for index in seen.candidates)
+    return by_sample(probe, model, lambda j: loss(model, inputs[j : j + 1]).sum(), DOMAINS, K)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -127,7 +109,7 @@ def test_the_rows_of_a_sample_add_up_before_they_are_squared(
         numbers = torch.arange(n).repeat(k) if samples is BLOCKS else NEXT[: n * k]
         probe.expect(DOMAINS[part], FACTORS[part], total, samples=numbers, values=each)
         total.backward()
-    assert_same(probe.collect(), by_sample(probe, model, loss, inputs))
+    assert_same(probe.collect(), expected(probe, model, loss, inputs))
     assert probe.coverage.share == 1.0
 
 
@@ -146,7 +128,7 @@ def test_rows_that_a_collator_sorted_are_told_apart(estimator: str) -> None:
         losses: Tensor = model(inputs).flatten().square()
         return losses
 
-    assert_same(probe.collect(), by_sample(probe, model, loss, inputs))
+    assert_same(probe.collect(), expected(probe, model, loss, inputs))
 
 
 @pytest.mark.parametrize("name", ["pairs of texts", "crops"])
