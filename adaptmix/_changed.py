@@ -18,7 +18,7 @@ _log = logging.getLogger("adaptmix")
 # What may differ where the mixture is another one; a policy begins anew with its own settings.
 _OF_DOMAINS = {
     *("domains", "sizes", "holdout", "importance", "labels", "tokens_per_row", "max_epochs"),
-    *("importance_schedule", "sampling_schedule", "policy"),
+    *("importance_schedule", "sampling_schedule", "policy", "streams"),
 }
 _SAMPLED = ("sampled_tokens", "sampled_rows", "whole", "start")
 
@@ -61,6 +61,9 @@ def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, An
     moved = np.zeros_like(change.known)
     for rows in ("sizes", "holdout"):
         moved[change.known] |= change.of(saved[rows]) != np.array(identity[rows])[change.known]
+    # A stream goes on where it was, whatever is said of its length.
+    before, now = (np.isin(identity["domains"], told["streams"]) for told in (saved, identity))
+    moved = np.where(before & now, False, moved | ((before != now) & change.known))
     trained = moved & ((plan["drawn"] > 0) | plan["trained_before"])
     plan["trained_before"] |= trained
     plan["drawn"][moved] = 0

@@ -121,6 +121,7 @@ class Run:
             )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
+        self._plan.streams.gather = self._agreement.gather
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()

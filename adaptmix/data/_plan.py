@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ from adaptmix._checks import FloatArray
 from adaptmix._schedule import Course
 from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
-from adaptmix.data._holdout import HeldRows, Holdout
+from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._schedule import LaggedShares
+from adaptmix.data._step import StepRows, put_in
+from adaptmix.data._stream import ENDLESS
+from adaptmix.data._stream_rows import StreamRows
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
 
@@ -25,41 +28,7 @@ _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
 _STEPS = 8
 _ROWS = 16384
-
-
-@dataclass(frozen=True, eq=False)
-class StepRows:
-    """The global batch of one optimizer step, over all micro-batches and processes.
-
-    Attributes:
-        step: the optimizer step.
-        rows: (N,) int64 rows, in random order.
-        domains: (N,) int64 domain of each row.
-        fresh: (N,) bool, whether the run draws the row for the first time.
-        domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
-        spent: (K,) bool, the domains whose rows are used up; None where none is.
-        held: (N,) bool, which rows are held out; None where the step has none.
-    """
-
-    step: int
-    rows: NDArray[np.int64]
-    domains: NDArray[np.int64]
-    fresh: NDArray[np.bool_]
-    domain_shares: FloatArray
-    row_shares: FloatArray
-    spent: NDArray[np.bool_] | None = None
-    held: NDArray[np.bool_] | None = None
-
-    def in_order(self, order: NDArray[np.int64]) -> StepRows:
-        """Return the same rows, with all that belongs to them, in another order."""
-        return replace(
-            self,
-            rows=self.rows[order],
-            domains=self.domains[order],
-            fresh=self.fresh[order],
-            held=None if self.held is None else self.held[order],
-        )
+_ROUNDING = 1e-9  # of expected rows
 
 
 class Plan:
@@ -107,8 +76,11 @@ class Plan:
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = LaggedShares(shares, lag=lag, seed=seed, counts=counts)
         self._source = mixture.row_source(seed=seed)
-        self.budget = Budget(
-            mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
+        sizes = mixture.sizes
+        if when_exhausted != "repeat":  # streams end where reading them does
+            sizes[list(mixture.streams)] = ENDLESS
+        self.budget = self._limits = Budget(
+            mixture.domains, sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
         )
         if counts == "multinomial" and self.budget.bounds:
             raise ValueError(
@@ -117,6 +89,9 @@ class Plan:
             )
         self._course = course
         self.row_seed = seed if seed_rows else None
+        self.streams = StreamRows(
+            mixture.domains, mixture.streams, seed=self.row_seed, ends=bool(self.budget)
+        )
         self.end: int | None = None
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
@@ -155,6 +130,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
+            "streams": [self.mixture.domains[number] for number in self.mixture.streams],
             **self.budget.settings,
         }
 
@@ -163,6 +139,30 @@ class Plan:
         self.schedule.advance()
         for step in [step for step in self._drawn if step < self.completed]:
             del self._drawn[step]
+        self.streams.forget_before(self.completed)
+
+    def begin_streams(self, step: int, part: tuple[int, int]) -> None:
+        """Go to the rows of a step in all streams, as ``StreamRows.begin`` does."""
+        self.budget = self._limits.with_sizes(self.streams.begin(step, part))
+
+    def read(self, drawn: StepRows, mine: NDArray[np.bool_]) -> tuple[StepRows, dict[int, Any]]:
+        """Read a process's rows of the streams of a step.
+
+        Args:
+            drawn: the step.
+            mine: (N,) which of its rows are this process's.
+
+        Returns:
+            The step, where it is now known which rows come for the first time, and the rows of
+            streams by their place in the step.
+        """
+        if not self.mixture.streams:
+            return drawn, {}
+        read, fresh = self.streams.take(drawn.step, drawn.domains, drawn.rows, mine)
+        places = np.array(list(read), dtype=np.int64)
+        all_fresh = drawn.fresh.copy()
+        all_fresh[places] &= fresh[places]
+        return replace(drawn, fresh=all_fresh), read
 
     def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
         """Let ``shares`` (K,) of rows take effect: at once before anything is drawn, else as due.
@@ -212,9 +212,11 @@ class Plan:
         self.end, self._size = None, size
         self._horizon = stop if horizon is None else horizon
         step = start
+        # Where the end of a stream matters, it is read as far as the step.
+        most = 1 if self.mixture.streams and self.budget else _STEPS
         while step < stop:
             known = self.completed + self.lag + 1 - step
-            together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
+            together = max(1, min(most, _ROWS // size, known, stop - step))
             drawn = self._draw(range(step, step + together), size)
             yield from drawn
             step += len(drawn)
@@ -237,8 +239,21 @@ class Plan:
             shares = normalise(shares * self._course.factors(step))
         if not self.budget:
             return shares
-        drawn, left = self._drawn[step], self._horizon - step
-        return self.budget.shares(shares, drawn, size=self._size - held, steps=left)
+        drawn, left, size = self._drawn[step], self._horizon - step, self._size - held
+        bounded = self.budget.shares(shares, drawn, size=size, steps=left)
+        # At least one row, for an end shows no earlier.
+        while bounded is not None and self._found_ends(
+            step, drawn + np.maximum(np.ceil(size * bounded - _ROUNDING), 1).astype(np.int64)
+        ):
+            bounded = self.budget.shares(shares, drawn, size=size, steps=left)
+        return bounded
+
+    def _found_ends(self, step: int, numbers: NDArray[np.int64]) -> bool:
+        """Return whether a stream was found to end before a row, which the budget knows then."""
+        found = self.streams.find_ends(step, numbers)
+        if found is not None:
+            self.budget = self._limits.with_sizes(found)
+        return found is not None
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
         drawn = self._drawn[steps.start]
@@ -249,6 +264,8 @@ class Plan:
             if shares is None:
                 break
             found = self.schedule.step(step, shares, size=size, held=len(held))
+            if self.budget:
+                self._found_ends(step, drawn + found.counts)
             if not self.budget.allows(drawn + found.counts):
                 break
             parts.append((step, found, held, self._spent(drawn)))
@@ -270,7 +287,7 @@ class Plan:
             fresh = fresh & ~self._trained_before[together]
         stops = np.cumsum([each.size for each in domains]).tolist()
         return [
-            _put_in(
+            put_in(
                 held,
                 StepRows(
                     step=step,
@@ -305,6 +322,7 @@ class Plan:
             **self.schedule.state_dict(),
             "drawn": self._drawn[self.completed],
             "trained_before": self._trained_before,
+            "streams": self.streams.state(self.completed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "plan") -> None:
@@ -319,24 +337,13 @@ class Plan:
             **dict.fromkeys(scheduled, schema.anything),
             "drawn": schema.array(K, dtype=np.int64, minimum=0),
             "trained_before": schema.array(K, dtype=np.bool_),
+            "streams": schema.text,
         }
         saved = schema.read(state, fields, name=name)
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
         self._trained_before = saved["trained_before"]
+        self.streams = copy(self.streams)
+        self.streams.load(saved["streams"])
         self.end = self._told = None
-
-
-def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
-    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
-    if not len(riding):
-        return trained
-    K = trained.row_shares.size
-    rows, domains = np.empty((2, held.size), dtype=np.int64)
-    rows[held], rows[~held] = riding.rows, trained.rows
-    domains[held], domains[~held] = riding.domains, trained.domains
-    fresh = np.zeros(held.size, dtype=np.bool_)
-    fresh[~held] = trained.fresh
-    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
-    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)
