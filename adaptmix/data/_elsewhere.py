@@ -105,13 +105,13 @@ class PublishedShares:
         course: what schedules make of shares.
 
     Attributes:
+        budget: without limits.
         completed: optimizer steps trained.
         starts: how often training has begun.
     """
 
     counts = "multinomial"
     end: int | None = None
-    budget: Budget | None = None
     row_seed: int | None = None
 
     def __init__(
@@ -119,6 +119,7 @@ class PublishedShares:
     ) -> None:
         self.mixture = mixture
         self.seed = integer("seed", seed, minimum=0)
+        self.budget = Budget(mixture.domains, np.ones(len(mixture.domains), dtype=np.int64))
         self.completed = self.starts = 0
         self._course = course
         self._shares = shares
