@@ -1,4 +1,4 @@
-"""The device that trainers train on in tests: the CPU, or the GPU where the environment asks for it.
+"""The device of training in tests: the CPU, or a GPU where the environment asks for it.
 
 ``ADAPTMIX_TEST_DEVICE=cuda python -m pytest tests/conformance`` judges every set-up on a GPU. The
 stated objective is still differentiated on the CPU.
