@@ -85,7 +85,7 @@ class Balanced(OwnLoss):
         """Return the loss."""
         labels = inputs.pop("labels")
         each = F.cross_entropy(model(**inputs).logits, labels, reduction="none")
-        weights = DOMAIN_WEIGHTS[labels]
+        weights = DOMAIN_WEIGHTS.to(labels.device)[labels]
         return (weights * each).sum() / weights.sum()
 
 
