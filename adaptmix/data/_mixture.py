@@ -64,6 +64,7 @@ class Mixture(Dataset[Any]):
         sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.streams: dict[int, Any] = {}
+        self.apart: dict[int, int] = {}
         if isinstance(datasets, ConcatDataset):
             datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
         if not isinstance(datasets, Mapping):
@@ -133,7 +134,7 @@ class Mixture(Dataset[Any]):
         if isinstance(importance, Mapping):
             importance = {str(label): value for label, value in importance.items()}
         mixture = cls.__new__(cls)
-        mixture.streams = {}
+        mixture.streams, mixture.apart = {}, {}
         sizes = np.bincount(codes).tolist()
         mixture._finish(tuple(map(str, names)), sizes, importance, order=order)
         mixture._dataset = dataset
@@ -185,17 +186,20 @@ class Mixture(Dataset[Any]):
         permuted = PermutedRows(self.sizes, self.rows_of, seed=seed, names=self.domains)
         return WithStreams(permuted, list(self.streams)) if self.streams else permuted
 
-    def without(self, apart: NDArray[np.int64]) -> Mixture:
+    def without(self, apart: NDArray[np.int64], first: Mapping[int, int] | None = None) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.
 
         Args:
             apart: (n,) which ones; not all of any domain.
+            first: how many of a stream's first rows, by the number of its domain.
         """
         other = copy(self)
+        other.apart = dict(first or {})
         lost = np.bincount(self.domain_of(apart), minlength=len(self.domains))
-        other._sizes = self._sizes - lost
-        other._firsts = np.concatenate([[0], np.cumsum(other._sizes)])
-        kept = np.ones(len(self), dtype=np.bool_)
+        other._firsts = self._starts - np.concatenate([[0], np.cumsum(lost)])
+        lost[list(other.apart)] = list(other.apart.values())
+        other._sizes = np.where(self._sizes == ENDLESS, ENDLESS, self._sizes - lost)
+        kept = np.ones(int(self._starts[-1]), dtype=np.bool_)
         kept[apart] = False
         places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
         other._gaps = places - np.arange(places.size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._schedule import LaggedShares
-from adaptmix.data._step import StepRows, put_in
+from adaptmix.data._schedule import LaggedShares, StepCounts
+from adaptmix.data._step_rows import StepRows
 from adaptmix.data._stream import ENDLESS
 from adaptmix.data._stream_rows import StreamRows
 from adaptmix.state import _schema as schema
@@ -26,7 +25,7 @@ from adaptmix.state._identity import describe
 
 _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
-_STEPS = 8
+_STEPS = 16
 _ROWS = 16384
 _ROUNDING = 1e-9  # of expected rows
 
@@ -90,7 +89,11 @@ class Plan:
         self._course = course
         self.row_seed = seed if seed_rows else None
         self.streams = StreamRows(
-            mixture.domains, mixture.streams, seed=self.row_seed, ends=bool(self.budget)
+            mixture.domains,
+            mixture.streams,
+            seed=self.row_seed,
+            ends=bool(self.budget),
+            held=mixture.apart,
         )
         self.end: int | None = None
         self._horizon = self._size = 1
@@ -144,25 +147,6 @@ class Plan:
     def begin_streams(self, step: int, part: tuple[int, int]) -> None:
         """Go to the rows of a step in all streams, as ``StreamRows.begin`` does."""
         self.budget = self._limits.with_sizes(self.streams.begin(step, part))
-
-    def read(self, drawn: StepRows, mine: NDArray[np.bool_]) -> tuple[StepRows, dict[int, Any]]:
-        """Read a process's rows of the streams of a step.
-
-        Args:
-            drawn: the step.
-            mine: (N,) which of its rows are this process's.
-
-        Returns:
-            The step, where it is now known which rows come for the first time, and the rows of
-            streams by their place in the step.
-        """
-        if not self.mixture.streams:
-            return drawn, {}
-        read, fresh = self.streams.take(drawn.step, drawn.domains, drawn.rows, mine)
-        places = np.array(list(read), dtype=np.int64)
-        all_fresh = drawn.fresh.copy()
-        all_fresh[places] &= fresh[places]
-        return replace(drawn, fresh=all_fresh), read
 
     def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
         """Let ``shares`` (K,) of rows take effect: at once before anything is drawn, else as due.
@@ -256,52 +240,62 @@ class Plan:
         return found is not None
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        drawn = self._drawn[steps.start]
-        parts, domains, numbers = [], [], []
-        for step in steps:
-            held = self._holdout.of_step(step, size)
-            shares = self.shares_at(step, held=len(held))
-            if shares is None:
-                break
-            found = self.schedule.step(step, shares, size=size, held=len(held))
-            if self.budget:
-                self._found_ends(step, drawn + found.counts)
-            if not self.budget.allows(drawn + found.counts):
-                break
-            parts.append((step, found, held, self._spent(drawn)))
-            present = np.flatnonzero(found.counts)
-            counts = found.counts[present]
-            ends = np.cumsum(counts)
-            order = found.order
-            # The k-th row of a domain in the step is number k of those after the ones drawn before.
-            firsts = drawn[present] - (ends - counts)
-            numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
-            domains.append(np.repeat(present, counts)[order])
-            self._drawn[step + 1] = drawn = drawn + found.counts
+        K, before = self._trained_before.size, self._drawn[steps.start]
+        riding = [self._holdout.of_step(step, size) for step in steps]
+        parts = self._counted(steps, size, [len(held) for held in riding])
         if not parts:
             return []
-        together = np.concatenate(domains)
-        taken = self._source.take(together, np.concatenate(numbers))
+        counts = parts[0].counts if len(parts) == 1 else np.concatenate([p.counts for p in parts])
+        drawn = before + np.cumsum(counts, axis=0)
+        self._drawn |= dict(zip(range(steps.start + 1, steps.stop + 1), drawn, strict=False))
+        # The k-th row of a domain in the step is number k of those after the ones drawn before.
+        present = np.flatnonzero(counts)
+        several = counts.ravel()[present]
+        stops = np.cumsum(several)
+        firsts = (drawn - counts).ravel()[present] - (stops - several)
+        ends = np.cumsum(counts.sum(axis=1)).tolist()
+        starts = [0, *ends[:-1]]
+        orders = [order for part in parts for order in part.orders]
+        order = np.concatenate([a + b for a, b in zip(orders, starts, strict=True)])
+        domains = np.repeat(present % K, several)[order]
+        numbers = (np.repeat(firsts, several) + np.arange(order.size))[order]
+        taken = self._source.take(domains, numbers)
         fresh = taken.fresh
         if self._trained_before.any():
-            fresh = fresh & ~self._trained_before[together]
-        stops = np.cumsum([each.size for each in domains]).tolist()
+            fresh = fresh & ~self._trained_before[domains]
+        shares = counts / size
+        divisors = [each for part in parts for each in part.domain_shares]
+        places = [held for part in parts for held in part.held]
         return [
-            put_in(
-                held,
-                StepRows(
-                    step=step,
-                    rows=taken.rows[stop - each.size : stop],
-                    domains=each,
-                    fresh=fresh[stop - each.size : stop],
-                    domain_shares=found.domain_shares,
-                    row_shares=found.counts / size,
-                    spent=spent,
-                ),
-                found.held,
-            )
-            for (step, found, held, spent), stop, each in zip(parts, stops, domains, strict=True)
+            StepRows(
+                step=steps.start + i,
+                rows=taken.rows[start:stop],
+                domains=domains[start:stop],
+                fresh=fresh[start:stop],
+                domain_shares=divisors[i],
+                row_shares=shares[i],
+                spent=self._spent(drawn[i] - counts[i]) if self.budget else None,
+            ).with_held(riding[i], places[i])
+            for i, (start, stop) in enumerate(zip(starts, ends, strict=True))
         ]
+
+    def _counted(self, steps: range, size: int, held: list[int]) -> list[StepCounts]:
+        """Count steps together; one after the other, up to the end, where rows may be used up."""
+        if not self.budget:
+            shares = [self.shares_at(step) for step in steps]
+            return [self.schedule.count(steps, np.array(shares), size=size, held=held)]
+        drawn, parts = self._drawn[steps.start], []
+        for step, aside in zip(steps, held, strict=True):
+            bounded = self.shares_at(step, held=aside)
+            if bounded is None:
+                break
+            found = self.schedule.count([step], bounded[np.newaxis], size=size, held=[aside])
+            self._found_ends(step, drawn + found.counts[0])
+            if not self.budget.allows(drawn + found.counts[0]):
+                break
+            parts.append(found)
+            self._drawn[step + 1] = drawn = drawn + found.counts[0]
+        return parts
 
     def _spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which domains are used up, and say so once of each."""

@@ -16,7 +16,7 @@ from adaptmix.data._collation import DrawnRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
 from adaptmix.data._plan import Plan
-from adaptmix.data._step import StepRows
+from adaptmix.data._step_rows import StepRows
 from adaptmix.errors import LengthGroupingWarning, ObjectiveError, RowOrderWarning
 from adaptmix.state._identity import digest
 
@@ -186,7 +186,7 @@ class PlanSampler(Sampler[list[int]]):
                 # Stable, so that rows of one length stay in the order they were drawn in.
                 longest_first = np.argsort(-self._row_lengths[drawn.rows], kind="stable")
                 drawn = drawn.in_order(longest_first)
-            drawn, read = self.plan.read(drawn, of_process)
+            drawn, read = self.plan.streams.take(drawn, of_process)
             for micro in range(accumulation):
                 part = micro * layout.world_size + layout.rank
                 mine = range(part * layout.batch_size, (part + 1) * layout.batch_size)

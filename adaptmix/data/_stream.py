@@ -52,13 +52,15 @@ class Chunk:
 
     Attributes:
         place: where they begin.
-        rows: up to ``CHUNK`` of them.
+        rows: up to ``CHUNK`` of them, without held-out ones.
         ended: whether the epoch has no further ones.
+        before: rows of the epoch before the chunk, without held-out ones, if it is the first.
     """
 
     place: Place
     rows: list[Any]
     ended: bool
+    before: int = 0
 
 
 def is_stream(dataset: Any) -> bool:
@@ -116,12 +118,22 @@ class Stream:
         dataset: torch's or Hugging Face's.
         seed: of the run; rows draw from the process's generators when None.
         part: (rank, processes) where a Hugging Face dataset is split among processes.
+        held: how many of its first rows are held out. In later epochs, whose order may be another,
+            they are known by what they are.
     """
 
     def __init__(
-        self, name: str, dataset: Any, *, seed: int | None, part: tuple[int, int] = (0, 1)
+        self,
+        name: str,
+        dataset: Any,
+        *,
+        seed: int | None,
+        part: tuple[int, int] = (0, 1),
+        held: int = 0,
     ) -> None:
         self.name, self._given, self._seed, self._part = name, dataset, seed, part
+        self._held = held
+        self._known: set[str] | None = None
         self._key = crc32(name.encode())
         self._source, self._first = dataset, None
         if not is_hugging_face(dataset) and _has_state(dataset):
@@ -148,7 +160,29 @@ class Stream:
             if not self._offset:
                 raise ValueError(_empty(self.name, epoch, self._part))
             self._epoch, self._offset, self._rows = epoch + 1, 0, None
-        return Chunk(Place(epoch, offset, state), rows, ended)
+        place = Place(epoch, offset, state)
+        return Chunk(place, self._kept(rows, place), ended, max(0, offset - self._held))
+
+    def first(self, number: int) -> list[Any]:
+        """Return the first rows of the first epoch, up to ``number``; held-out ones among them."""
+        stream = Stream(self.name, self._given, seed=self._seed, part=self._part)
+        rows: list[Any] = []
+        while len(rows) < number:
+            chunk = stream.read()
+            rows += chunk.rows
+            if chunk.ended:
+                break
+        return rows[:number]
+
+    def _kept(self, rows: list[Any], place: Place) -> list[Any]:
+        """Return the rows of a chunk that are not held out."""
+        if not self._held:
+            return rows
+        if place.epoch == 0:
+            return rows[max(0, self._held - place.offset) :]
+        if self._known is None:
+            self._known = {seen([row]) for row in self.first(self._held)}
+        return [row for row in rows if seen([row]) not in self._known]
 
     def seek(self, place: Place) -> None:
         """Go to where a chunk begins: by the source's own state, or by reading up to there.

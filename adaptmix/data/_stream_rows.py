@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptmix.data._step_rows import StepRows
 from adaptmix.data._stream import Place, Stream, is_split, seen, splits
 from adaptmix.data._stream_readers import ReadAhead, Reader, ReadHere
 from adaptmix.errors import StateError
@@ -104,7 +105,7 @@ class Feed:
             self._rows.extend((row, place.epoch == 0) for row in chunk.rows)
             self._read += len(chunk.rows)
         if chunk.ended and place.epoch == 0:
-            self.size = place.offset + len(chunk.rows)
+            self.size = chunk.before + len(chunk.rows)
 
 
 class StreamRows:
@@ -120,14 +121,23 @@ class StreamRows:
         streams: the dataset of each domain that is a stream, by its number.
         seed: of what sources draw at random; they draw from the process's generators when None.
         ends: whether the end of a stream changes what is drawn.
+        held: how many of a stream's first rows are held out, by the number of its domain.
 
     Attributes:
         gather: returns each process's value.
     """
 
     def __init__(
-        self, names: Sequence[str], streams: Mapping[int, Any], *, seed: int | None, ends: bool
+        self,
+        names: Sequence[str],
+        streams: Mapping[int, Any],
+        *,
+        seed: int | None,
+        ends: bool,
+        held: Mapping[int, int] | None = None,
     ) -> None:
+        self._held = held or {}
+        self._held_rows: dict[int, list[Any]] = {}
         self._names, self._streams, self._seed, self._ends = names, dict(streams), seed, ends
         self.gather: Callable[[Any], list[Any]] = gather
         self._feeds = {key: Feed(names[key], key) for key in streams}
@@ -220,9 +230,11 @@ class StreamRows:
                 dataset,
                 seed=self._seed,
                 part=self._part if key in self._split else (0, 1),
+                held=self._held.get(key, 0),
             )
             for key, dataset in self._streams.items()
         }
+        self._held_rows = {key: streams[key].first(n) for key, n in self._held.items() if n}
         processes, context = self._workers
         if not processes:
             return ReadHere(streams)
@@ -248,37 +260,36 @@ class StreamRows:
                     self._sizes[key] = (feed.size, step)
         return self._known if len(self._sizes) > before else None
 
-    def take(
-        self,
-        step: int,
-        domains: NDArray[np.int64],
-        numbers: NDArray[np.int64],
-        mine: NDArray[np.bool_],
-    ) -> tuple[dict[int, Any], NDArray[np.bool_]]:
-        """Return this process's rows of a step, and which of them come for the first time.
+    def take(self, drawn: StepRows, mine: NDArray[np.bool_]) -> tuple[StepRows, dict[int, Any]]:
+        """Read this process's rows of a step; steps are taken in their order.
 
         Args:
-            step: the optimizer step; steps are taken in their order.
-            domains: (N,) the domain of each row of the step.
-            numbers: (N,) of each row of a stream among those of its domain.
-            mine: (N,) which of the rows are this process's.
+            drawn: the step, whose rows of streams are their numbers in their domains.
+            mine: (N,) which of its rows are this process's.
 
         Returns:
-            The streams' rows by their place in the step, and (N,) bool.
+            The step, of which it is now known which rows come for the first time, and the rows
+            of streams by their place in it.
         """
-        items: dict[int, Any] = {}
-        fresh = np.zeros(domains.size, dtype=np.bool_)
-        after = dict(self._next[step])
+        if not self._feeds:
+            return drawn, {}
+        read: dict[int, Any] = {}
+        fresh, after = drawn.fresh.copy(), dict(self._next[drawn.step])
         for key, feed in self._feeds.items():
-            places = np.flatnonzero((domains == key) & (mine | (key not in self._split)))
-            places = places[np.argsort(numbers[places])]
-            given = feed.give(places.size)
+            of_it = drawn.domains == key
+            if drawn.held is not None:
+                for place in np.flatnonzero(of_it & drawn.held & mine).tolist():
+                    read[place] = self._held_rows[key][drawn.rows[place]]
+                of_it &= ~drawn.held
+            places = np.flatnonzero(of_it & (mine | (key not in self._split)))
+            places = places[np.argsort(drawn.rows[places])]
             after[key] += places.size
-            for place, (row, first) in zip(places.tolist(), given, strict=True):
+            for place, (row, first) in zip(places.tolist(), feed.give(places.size), strict=True):
+                fresh[place] &= first
                 if mine[place]:
-                    items[place], fresh[place] = row, first
-        self._next[step + 1] = after
-        return items, fresh
+                    read[place] = row
+        self._next[drawn.step + 1] = after
+        return replace(drawn, fresh=fresh), read
 
     def forget_before(self, step: int) -> None:
         """Forget what only earlier steps needed."""

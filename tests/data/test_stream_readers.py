@@ -20,10 +20,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 def sources() -> dict[int, Stream]:
-    return {
-        key: Stream(f"d{key}", source(100 * key, 45), seed=0)
-        for key, source in enumerate((streams.Plain, streams.Shuffled, streams.hugging_face))
-    }
+    given = [streams.Plain(0, 45), streams.Shuffled(100, 45), streams.hugging_face(200, 45)]
+    return {key: Stream(f"d{key}", source, seed=0) for key, source in enumerate(given)}
 
 
 def test_rows_are_those_that_this_process_would_read() -> None:

@@ -45,16 +45,15 @@ class StepRows:
             held=None if self.held is None else self.held[order],
         )
 
-
-def put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
-    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
-    if not len(riding):
-        return trained
-    K = trained.row_shares.size
-    rows, domains = np.empty((2, held.size), dtype=np.int64)
-    rows[held], rows[~held] = riding.rows, trained.rows
-    domains[held], domains[~held] = riding.domains, trained.domains
-    fresh = np.zeros(held.size, dtype=np.bool_)
-    fresh[~held] = trained.fresh
-    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
-    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)
+    def with_held(self, riding: HeldRows, held: NDArray[np.bool_] | None) -> StepRows:
+        """Return these rows, and held-out ones at the places that are ``held``; none where None."""
+        if held is None:
+            return self
+        rows, domains = np.empty((2, held.size), dtype=np.int64)
+        rows[held], rows[~held] = riding.rows, self.rows
+        domains[held], domains[~held] = riding.domains, self.domains
+        fresh = np.zeros(held.size, dtype=np.bool_)
+        fresh[~held] = self.fresh
+        K = self.row_shares.size
+        shares = self.row_shares + np.bincount(riding.domains, minlength=K) / held.size
+        return replace(self, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)
