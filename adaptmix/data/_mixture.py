@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from adaptmix._schedule import Schedule
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.data._rows import PermutedRows, RowSource, WithStreams
-from adaptmix.data._stream import ENDLESS, check_stream, stream_sizes
+from adaptmix.data._stream import ENDLESS, check_stream, first_rows, stream_sizes
 from adaptmix.state._identity import digest
 
 
@@ -56,6 +57,11 @@ class Mixture(Dataset[Any]):
         (('prose', 'code'), [0.5, 0.5], 'x')
     """
 
+    streams: Mapping[int, Any] = MappingProxyType({})
+    """The datasets that are streams, by the numbers of their domains."""
+    apart: Mapping[int, int] = MappingProxyType({})
+    """How many of a stream's first rows are not drawn, by the number of its domain."""
+
     def __init__(
         self,
         datasets: Mapping[str, Any] | ConcatDataset[Any],
@@ -63,8 +69,6 @@ class Mixture(Dataset[Any]):
         importance: Mapping[str, float] | Schedule | None = None,
         sizes: Mapping[str, int] | None = None,
     ) -> None:
-        self.streams: dict[int, Any] = {}
-        self.apart: dict[int, int] = {}
         if isinstance(datasets, ConcatDataset):
             datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
         if not isinstance(datasets, Mapping):
@@ -73,13 +77,14 @@ class Mixture(Dataset[Any]):
                 f"got {type(datasets).__name__}. For one dataset with labels use "
                 "Mixture.from_labels(dataset, labels)."
             )
-        names, stored = tuple(datasets), []
+        names, stored, streams = tuple(datasets), [], {}
         for number, (name, part) in enumerate(datasets.items()):
             if _is_map_style(part):
                 stored.append(part)
             else:
                 check_stream(name, part)
-                self.streams[number] = part
+                streams[number] = part
+        self.streams = streams
         told = stream_sizes([names[number] for number in self.streams], sizes)
         rows = [
             told[name] if number in self.streams else len(part)
@@ -134,7 +139,6 @@ class Mixture(Dataset[Any]):
         if isinstance(importance, Mapping):
             importance = {str(label): value for label, value in importance.items()}
         mixture = cls.__new__(cls)
-        mixture.streams, mixture.apart = {}, {}
         sizes = np.bincount(codes).tolist()
         mixture._finish(tuple(map(str, names)), sizes, importance, order=order)
         mixture._dataset = dataset
@@ -275,6 +279,19 @@ class Mixture(Dataset[Any]):
             )
         )
         return f"Mixture({{{listed(parts, number=K)}}})"
+
+    def sample(self, domain: int, number: int) -> list[Any]:
+        """Return rows that are spread over a domain, or the first ones of a stream.
+
+        Args:
+            domain: its number.
+            number: of rows, at most.
+        """
+        if domain in self.streams:
+            return first_rows(self.domains[domain], self.streams[domain], number)
+        size = int(self._sizes[domain])
+        places = np.linspace(0, size - 1, min(number, size)).astype(np.int64)
+        return self.__getitems__(self.rows_of(domain, places).tolist())
 
     def __getitem__(self, row: int) -> Any:
         return self._dataset[row]

@@ -270,6 +270,20 @@ def seen(rows: list[Any]) -> str:
     return sha1(b"".join(ends), usedforsecurity=False).hexdigest()
 
 
+def first_rows(name: str, dataset: Any, number: int) -> list[Any]:
+    """Return the first rows of a stream, the same ones on every process.
+
+    Args:
+        name: of the domain.
+        dataset: torch's or Hugging Face's.
+        number: of rows, at most.
+    """
+    if is_split(dataset):
+        dataset = copy(dataset)
+        dataset._distributed = None
+    return Stream(name, dataset, seed=0).first(number)
+
+
 def is_hugging_face(dataset: Any) -> bool:
     """Return whether a dataset is a streaming one of Hugging Face's."""
     library = sys.modules.get("datasets")
