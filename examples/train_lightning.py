@@ -4,7 +4,7 @@
     python train_lightning.py                 # --mode observe measures only
 
 Handwritten digits from three sources: one has right labels, one 30 % and one 80 % random ones.
-Mean test accuracy of five seeds after 1500 steps: 0.914 observing, 0.945 adapting.
+Mean test accuracy over seeds 0 to 4 after 1500 steps: 0.913 observing, 0.951 adapting.
 """
 
 from __future__ import annotations
