@@ -126,7 +126,8 @@ def random_spec(seed: int) -> Spec:
         parts=(),
     )
     sizes = {f"d{i}": int(rng.integers(5, 50)) for i in range(int(rng.integers(2, 6)))}
-    mixture, parts = None, []
+    mixture: Part | None = None
+    parts: list[Part] = []
     number = int(rng.integers(2, 5))
     for place in range(number):
         if mixture is None or rng.random() < 0.25:
