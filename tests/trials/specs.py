@@ -130,7 +130,7 @@ def random_spec(seed: int) -> Spec:
     parts: list[Part] = []
     number = int(rng.integers(2, 5))
     for place in range(number):
-        if mixture is None or rng.random() < 0.25:
+        if mixture is None or rng.random() < 0.35:
             if mixture is not None:
                 sizes = _changed(sizes, rng)
             mixture = _mixture(
@@ -161,7 +161,7 @@ def _changed(sizes: dict[str, int], rng: np.random.Generator) -> dict[str, int]:
         del found[later[int(rng.integers(len(later)))]]
     if rng.random() < 0.6:
         found[f"d{10 + int(rng.integers(5))}"] = int(rng.integers(5, 50))
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         found["d0"] += int(rng.integers(1, 5))
     names = rng.permutation(list(found)).tolist()
     return {name: found[name] for name in names}

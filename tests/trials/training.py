@@ -16,6 +16,7 @@ from torch import distributed, nn
 from torch.utils.data import Dataset
 
 from adaptmix import Controller, Mixture, Schedule, Weights, policies
+from adaptmix.data import Plan
 from tests.leaving import leave
 from tests.trials.reference import Stages
 from tests.trials.specs import Part, Spec
@@ -199,6 +200,7 @@ def spy(controller: Controller) -> list[Any]:
     """A list that gets (first step in force, shares) of all that is published."""
     found: list[Any] = []
     plan = controller._plan
+    assert isinstance(plan, Plan)
     publish = plan.publish
 
     def published(shares: Any, *, between_steps: bool = True) -> None:
