@@ -1,4 +1,7 @@
-"""A state is taken whole or refused by the name of what is wrong, and then nothing has changed."""
+"""A state is taken whole or refused by the name of what is wrong, and then nothing has changed.
+
+Also tests ``state/_parts.py`` and ``state/_schema.py``.
+"""
 
 from __future__ import annotations
 
