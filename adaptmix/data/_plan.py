@@ -134,6 +134,7 @@ class Plan:
             "counts": self.counts,
             "row_source": describe(type(self._source)),
             "streams": [self.mixture.domains[number] for number in self.mixture.streams],
+            "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
 
