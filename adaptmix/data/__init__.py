@@ -8,7 +8,7 @@ from adaptmix.data._attach import (
     prefetching,
 )
 from adaptmix.data._budget import Budget
-from adaptmix.data._collation import NumberedRows
+from adaptmix.data._collation import DrawnRows, NumberedRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
 from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread_rows
@@ -25,6 +25,7 @@ __all__ = [
     "Budget",
     "Count",
     "Draw",
+    "DrawnRows",
     "Layout",
     "Loader",
     "Mixture",
