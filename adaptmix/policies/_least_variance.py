@@ -12,7 +12,7 @@ from adaptmix._types import DomainStats
 from adaptmix.policies._moments import row_scatter
 from adaptmix.policies._variance import StepVariance
 from adaptmix.solvers import neyman_shares
-from adaptmix.solvers._waterfill import share_bounds
+from adaptmix.solvers._arguments import share_bounds
 
 # How much of its proportional rows a domain keeps so that its estimates stay alive: the first that
 # costs no more than this part of the variance, or the last.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
-from adaptmix.data._plan import Plan, StepRows
+from adaptmix.data._plan import Plan
+from adaptmix.data._step_rows import StepRows
 from adaptmix.errors import LagError, StateError
 from adaptmix.state import _checkpoint as checkpoint
 from tests import helpers_data as helpers

@@ -94,9 +94,8 @@ def test_joint_with_sizes_is_the_whole_program() -> None:
         STATS.noise,
         importance=PI,
         sizes=INFO.sizes,
-        batch_size=20,
-        horizon=10,
-        lower=0.05,
+        draws=200,
+        share_bounds=(0.05, 1.0),
     )
     np.testing.assert_allclose(weights.loss, solution.loss, rtol=1e-14)
     scale = PI * weights.loss * np.sqrt(STATS.grad_var)
