@@ -18,6 +18,7 @@ from adaptmix.data._order_proof import tensors_of
 from adaptmix.data._packing import find_segments
 from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
+from adaptmix.data._repeats import Repeats
 from adaptmix.data._sampler import PlanSampler
 from adaptmix.data._segments import Segments
 
@@ -32,6 +33,7 @@ __all__ = [
     "NumberedRows",
     "Plan",
     "PlanSampler",
+    "Repeats",
     "SampledLengths",
     "Segments",
     "as_mixture",

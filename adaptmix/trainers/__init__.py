@@ -15,6 +15,7 @@ Which rows are drawn:
   their number; ``PlanSampler.take`` returns the draw of a number
 - ``DrawnRows``, ``NumberedRows``: the rows of a micro-batch, and a dataset of them, for a loader
   that takes several micro-batches at once
+- ``Repeats``: steps that train the rows of earlier ones again, for ``PlanSampler.plan.repeats``
 - ``Loader``: batches that come with their draw
 - ``find_segments``: where a collator packed rows into fewer
 
@@ -60,6 +61,7 @@ from adaptmix.data import (
     Loader,
     NumberedRows,
     PlanSampler,
+    Repeats,
     as_mixture,
     find_segments,
     loader_options,
@@ -104,6 +106,7 @@ __all__ = [
     "Matrix",
     "NumberedRows",
     "PlanSampler",
+    "Repeats",
     "Replacements",
     "Settings",
     "Side",

@@ -114,6 +114,7 @@ def _refuse_settings(settings: Settings) -> None:
         "head": settings.head is not None,
         "loss": settings.loss is not None,
         "holdout": held not in (None, "auto"),
+        "max_epochs": settings.options.get("max_epochs") is not None,
     }
     for name, is_given in given.items():
         if is_given:

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import ObjectiveError, StateError
-from adaptmix.trainers import PlanSampler, Replacements, as_mixture
+from adaptmix.trainers import PlanSampler, Repeats, Replacements, as_mixture
 from adaptmix_transformers._group_loader import prompt_loader, steps_ahead
 from adaptmix_transformers._group_logs import TaskRewards
 from adaptmix_transformers._group_rules import BY_TOKENS, refuse_groups
@@ -40,20 +40,23 @@ class Groups:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Any,
         controller: Controller,
         like: Any,
         *,
         aside: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._trainer: Any = trainer
+        self._trainer = trainer
         self.controller, self._aside = controller, aside
         self.shape = shape = GroupShape.of(trainer)
         self.sampler = _sampler(controller, trainer, shape, batches=len(like))
+        if shape.iterations > 1:
+            steps = shape.together // shape.accumulation
+            self.sampler.plan.repeats = Repeats(steps, shape.iterations)
         self.loader = prompt_loader(self.sampler, like, shape)
         self.rewards = TaskRewards(controller.mixture.domains)
         self._draws: dict[int, Draw] = {}
-        self._trainer._buffered_inputs = None  # what is left of a run before
+        self._trainer._buffered_inputs = None  # those of a run before
         self._replaced = Replacements(trainer)
         for name, replaced in (
             ("_prepare_inputs", self.prepare),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from adaptmix import DomainStats, Weights
 from tests.integrations.adaptmix_transformers import hf
 from tests.integrations.adaptmix_transformers.test_trl import config, words
 
@@ -40,6 +45,27 @@ def reward(completions: list[str], task: list[str], **kwargs: Any) -> list[float
     ]
 
 
+def told(prompts: list[str], trainer: Any) -> dict[str, Any]:
+    """Answer prompts without a model: each time that one comes, with the next of its answers."""
+    times: Counter[str] = Counter()
+    completions = []
+    for prompt in prompts:
+        draw = random.Random(f"{prompt} {times[prompt] % GENERATIONS}")
+        completions.append([6 + draw.randrange(20) for _ in range(draw.randint(1, 6))])
+        times[prompt] += 1
+    ids = trainer.processing_class(text=prompts)["input_ids"]
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+class Moving(hf.Moving):
+    """The same with a share for tasks whose gradient is zero."""
+
+    def update(self, stats: DomainStats, state: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
+        """Return the weights."""
+        least = 0.01 * np.nanmax(stats.grad_sq) if np.isfinite(stats.grad_sq).any() else 1.0
+        return super().update(stats.replaced(grad_sq=np.maximum(stats.grad_sq, least)), state)
+
+
 class Double(GRPOTrainer):  # type: ignore[misc]
     """Computes log-probabilities in float64, which TRL's fused head does not have."""
 
@@ -53,8 +79,14 @@ class Double(GRPOTrainer):  # type: ignore[misc]
         return each[:, -logits_to_keep:], entropy[:, -logits_to_keep:], None
 
 
-def make(folder: Path | str, *callbacks: Any, kind: Any = GRPOTrainer, **changes: Any) -> Any:
-    """A trainer of a few steps, in which all that is drawn is certain to have every task."""
+def make(
+    folder: Path | str,
+    *callbacks: Any,
+    kind: Any = GRPOTrainer,
+    options: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
+    """A trainer of a few steps, each of which is certain to have prompts of every task."""
     settings = {
         "per_device_train_batch_size": 8 * GENERATIONS,
         "num_generations": GENERATIONS,
@@ -63,6 +95,9 @@ def make(folder: Path | str, *callbacks: Any, kind: Any = GRPOTrainer, **changes
         "learning_rate": 2e-2,
     }
     model = hf.llama(max_position_embeddings=64)
+    if changes.get("beta"):
+        model.save_pretrained(Path(folder) / "start")  # TRL loads the reference model anew
+        model = type(model).from_pretrained(Path(folder) / "start")
     return kind(
         model=model.double() if kind is Double else model,
         reward_funcs=reward,
@@ -70,6 +105,7 @@ def make(folder: Path | str, *callbacks: Any, kind: Any = GRPOTrainer, **changes
         train_dataset=prompts(),
         processing_class=words(),
         callbacks=list(callbacks),
+        **(options or {}),
     )
 
 
@@ -95,7 +131,7 @@ class Objective:
             return result
 
         trainer._compute_loss = compute_loss
-        trainer.add_callback(_Before(self.compare))
+        trainer.add_callback(Before(self.compare))
 
     def compare(self, model: Any) -> None:
         """Compare before the optimizer changes the model."""
@@ -131,7 +167,10 @@ class Objective:
 
     def _weighted_tokens(self) -> Tensor:
         """Return the weighted tokens of the generation in use, as many as are of one step."""
-        together, micro = self.trainer._buffered_inputs, self.trainer.args.gradient_accumulation_steps
+        together, micro = (
+            self.trainer._buffered_inputs,
+            self.trainer.args.gradient_accumulation_steps,
+        )
         steps = [together[i : i + micro] for i in range(0, len(together), micro)]
         tokens = [
             self._multipliers(step) * torch.stack([b["completion_mask"].sum(1) for b in step])
@@ -159,23 +198,26 @@ class Objective:
         each = self._each(ratio, clipped, advantages, log_probs)
         if args.beta:
             away = batch["ref_per_token_logps"] - log_probs
-            each = each + args.beta * (away.exp() - away - 1)
+            corrected = ratio if args.use_bias_correction_kl else 1.0
+            each = each + args.beta * (away.exp() - away - 1) * corrected
         return (each * kept).sum(1)
 
-    def _each(self, ratio: Tensor, clipped: Tensor, advantages: Tensor, log_probs: Tensor) -> Tensor:
+    def _each(
+        self, ratio: Tensor, clipped: Tensor, advantages: Tensor, log_probs: Tensor
+    ) -> Tensor:
         args = self.trainer.args
         if args.loss_type == "cispo":
-            bound = ratio.detach().clamp(max=args.epsilon)
+            bound: Tensor = ratio.detach().clamp(max=args.epsilon)
             return -bound * advantages * log_probs
         if args.loss_type == "sapo":
-            heat = torch.where(
-                advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg
-            )
-            return -torch.sigmoid(heat * (ratio - 1)) * 4 / heat * advantages
-        return -torch.minimum(ratio * advantages, clipped * advantages)
+            heat = torch.where(advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg)
+            soft: Tensor = torch.sigmoid(heat * (ratio - 1)) * 4 / heat
+            return -soft * advantages
+        smaller: Tensor = torch.minimum(ratio * advantages, clipped * advantages)
+        return -smaller
 
 
-class _Before(hf.TrainerCallback):  # type: ignore[misc]
+class Before(TrainerCallback):
     """Calls a function with the model before each optimizer step."""
 
     def __init__(self, function: Callable[[Any], None]) -> None:
