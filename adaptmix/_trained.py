@@ -13,6 +13,7 @@ from adaptmix._checks import choice, number
 from adaptmix._run import Run
 from adaptmix._simplex import normalise
 from adaptmix.data import Draw, PlanSampler, sample_lengths
+from adaptmix.data._elsewhere import PublishedShares
 from adaptmix.errors import StateError
 from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
 from adaptmix.monitoring._quantities import Update, scalars
@@ -60,12 +61,13 @@ class TrainedRun(Run):
         Raises:
             ValueError: ``tokens_per_row`` does not return one number per row.
         """
-        if self._count is None or self._measurements.lengths_started:
+        plan, known = self._plan, self._measurements.lengths_started
+        if self._count is None or known or isinstance(plan, PublishedShares):
             return
-        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=plan.seed)
         if sample is not None:
             self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
-            self._plan.schedule.begin_with(self._adaptation.row_shares)
+            plan.schedule.begin_with(self._adaptation.row_shares)
 
     def multipliers(self, draw: Draw | None = None, *, ahead: bool = False) -> Tensor:
         """Return what each row's share of a mean loss is to be multiplied by, (B,).
@@ -229,8 +231,8 @@ class TrainedRun(Run):
                 log says which. The policy begins anew, with the statistics that are known.
 
         Raises:
-            StateError: the state is damaged, or of another mixture, seed or configuration. The
-                controller is then as it was.
+            StateError: the state is damaged, or of another mixture, seed or configuration; or
+                ``changed`` with ``Domains``. The controller is then as it was.
             ValueError: ``changed`` after training has begun.
         """
         if changed:
@@ -264,6 +266,8 @@ class TrainedRun(Run):
         self._log.restart(self.completed)
         self._order.start_anew()
         self._forget_step()
+        if isinstance(self._plan, PublishedShares):
+            self._plan.tell()
 
     @property
     def _parts(self) -> dict[str, Part]:

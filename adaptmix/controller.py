@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from adaptmix._checks import choice, integer
+from adaptmix._foreign import ForeignRun
 from adaptmix._schedule import Schedule
 from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
-from adaptmix._trained import TrainedRun
+from adaptmix._types import Domains
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
 from adaptmix.monitoring._report import report
 from adaptmix.noise import NoiseTerms
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Controller(TrainedRun):
+class Controller(ForeignRun):
     """Online sampling and loss weights for one training run.
 
     Args:
-        mixture: the domains and their rows.
+        mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
         model: the model whose gradients are measured, as by ``watch``; ``watch`` it later if None.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is. A policy that has a name, and the name, shrink noisy statistics first
@@ -83,7 +84,7 @@ class Controller(TrainedRun):
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Mixture | Domains,
         model: nn.Module | None = None,
         *,
         policy: Policy | str = "variance_aware",
@@ -234,8 +235,7 @@ class Controller(TrainedRun):
                 ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
                 ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
                 keeps one entry per drawn row.
-            draw: what ``loader.with_draws()`` yielded with the batch; that of the batch that the
-                loader handed out last when None.
+            draw: what ``with_draws()`` or ``foreign()`` gave; of the batch handed out when None.
 
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
