@@ -45,13 +45,19 @@ def reward(completions: list[str], task: list[str], **kwargs: Any) -> list[float
     ]
 
 
+def answers(prompt: str) -> list[list[int]]:
+    """Token ids of the answers that a prompt has here."""
+    draw = random.Random(prompt)
+    lengths = [draw.randint(1, 6) for _ in range(GENERATIONS)]
+    return [[6 + draw.randrange(20) for _ in range(length)] for length in lengths]
+
+
 def told(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """Answer prompts without a model: each time that one comes, with the next of its answers."""
     times: Counter[str] = Counter()
     completions = []
     for prompt in prompts:
-        draw = random.Random(f"{prompt} {times[prompt] % GENERATIONS}")
-        completions.append([6 + draw.randrange(20) for _ in range(draw.randint(1, 6))])
+        completions.append(answers(prompt)[times[prompt] % GENERATIONS])
         times[prompt] += 1
     ids = trainer.processing_class(text=prompts)["input_ids"]
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
@@ -207,8 +213,9 @@ class Objective:
     ) -> Tensor:
         args = self.trainer.args
         if args.loss_type == "cispo":
-            bound: Tensor = ratio.detach().clamp(max=args.epsilon)
-            return -bound * advantages * log_probs
+            bounded: Tensor = ratio.detach().clamp(max=args.epsilon) * advantages
+            loss: Tensor = -bounded * log_probs
+            return loss
         if args.loss_type == "sapo":
             heat = torch.where(advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg)
             soft: Tensor = torch.sigmoid(heat * (ratio - 1)) * 4 / heat
