@@ -78,8 +78,7 @@ class TrainedRun(Run):
 
         Args:
             draw: as for ``Controller.loss``.
-            ahead: whether the draw may be of a later micro-batch than the next to train, for what
-                is computed of several together.
+            ahead: whether the draw may be of a later micro-batch than the next to train.
 
         Raises:
             BatchOrderError: as ``Controller.loss`` does.

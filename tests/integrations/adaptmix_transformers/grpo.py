@@ -206,20 +206,19 @@ class Objective:
             away = batch["ref_per_token_logps"] - log_probs
             corrected = ratio if args.use_bias_correction_kl else 1.0
             each = each + args.beta * (away.exp() - away - 1) * corrected
-        return (each * kept).sum(1)
+        totals: Tensor = (each * kept).sum(1)
+        return totals
 
     def _each(
         self, ratio: Tensor, clipped: Tensor, advantages: Tensor, log_probs: Tensor
     ) -> Tensor:
         args = self.trainer.args
         if args.loss_type == "cispo":
-            bounded: Tensor = ratio.detach().clamp(max=args.epsilon) * advantages
-            loss: Tensor = -bounded * log_probs
+            loss: Tensor = -ratio.detach().clamp(max=args.epsilon) * advantages * log_probs
             return loss
         if args.loss_type == "sapo":
             heat = torch.where(advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg)
-            soft: Tensor = torch.sigmoid(heat * (ratio - 1)) * 4 / heat
-            return -soft * advantages
+            ratio = clipped = torch.sigmoid(heat * (ratio - 1)) * 4 / heat
         smaller: Tensor = torch.minimum(ratio * advantages, clipped * advantages)
         return -smaller
 

@@ -58,11 +58,14 @@ def checked(
     return objective
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+@pytest.mark.parametrize(
+    ("loss_type", "cut"),
+    [
+        *(("grpo", cut) for cut in CUTS),
+        *(("dapo", cut) for cut in CUTS if cut != "half a step"),  # one generation is kept
+    ],
+)
 def test_every_step_is_the_objective(loss_type: str, cut: str, tmp_path: Path) -> None:
-    if (loss_type, cut) == ("dapo", "half a step"):
-        pytest.skip("the written-out objective keeps one generation of a step")
     changes = CUTS[cut] | {"loss_type": loss_type, "max_steps": 4}
     objective = checked(tmp_path, static(), kind=grpo.Double, **changes)
     assert max(objective.errors) < 1e-10
