@@ -123,6 +123,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
+            "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
 

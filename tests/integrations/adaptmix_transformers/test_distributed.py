@@ -1,4 +1,7 @@
-"""Two gloo processes train together what one process trains, and resume it."""
+"""Two gloo processes train together what one process trains, and resume it.
+
+Also tests ``adaptmix_transformers/_checkpoints.py``.
+"""
 
 from __future__ import annotations
 
