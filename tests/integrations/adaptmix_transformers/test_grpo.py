@@ -1,4 +1,9 @@
-"""GRPO under TRL: a prompt with its group of completions is a sample."""
+"""GRPO under TRL: a prompt with its group of completions is a sample.
+
+Tests of ``adaptmix_transformers/_groups.py``, ``adaptmix_transformers/_group_shape.py``,
+``adaptmix_transformers/_group_loader.py``, ``adaptmix_transformers/_group_rules.py`` and
+``adaptmix_transformers/_group_logs.py``, by whole runs.
+"""
 
 from __future__ import annotations
 
