@@ -51,8 +51,12 @@ class Budget:
         *,
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        streams: Sequence[int] = (),
     ) -> None:
         self.way = choice("when_exhausted", when_exhausted, WAYS)
+        if self.way != "repeat":  # where a stream ends, reading it will tell
+            sizes = sizes.copy()
+            sizes[list(streams)] = ENDLESS
         self._names, self._sizes = names, sizes
         default = 1.0 if self.way in ("stop_first", "drop") else np.inf
         epochs = _by_name(names, max_epochs, default)

@@ -16,9 +16,10 @@ from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
+from adaptmix.data._repeats import Repeats
+from adaptmix.data._rounding import upper_part
 from adaptmix.data._schedule import LaggedShares, StepCounts
 from adaptmix.data._step_rows import StepRows
-from adaptmix.data._stream import ENDLESS
 from adaptmix.data._stream_rows import StreamRows
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
@@ -27,7 +28,6 @@ _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
 _STEPS = 16
 _ROWS = 16384
-_ROUNDING = 1e-9  # of expected rows
 
 
 class Plan:
@@ -55,6 +55,7 @@ class Plan:
     Attributes:
         budget: how often rows may be drawn.
         end: the step before which the run ends, for its rows are used up; None while not known.
+        repeats: which steps train the rows of earlier ones again; none at first.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Plan:
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = LaggedShares(shares, lag=lag, seed=seed, counts=counts)
         self._source = mixture.row_source(seed=seed)
-        sizes = mixture.sizes
-        if when_exhausted != "repeat":  # streams end where reading them does
-            sizes[list(mixture.streams)] = ENDLESS
         self.budget = self._limits = Budget(
-            mixture.domains, sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
+            mixture.domains,
+            mixture.sizes,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
+            streams=list(mixture.streams),
         )
         if counts == "multinomial" and self.budget.bounds:
             raise ValueError(
@@ -99,6 +101,7 @@ class Plan:
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
+        self.repeats = Repeats()
         # Domains whose rows were drawn before the mixture changed: none of them is fresh.
         self._trained_before = np.zeros(len(mixture.domains), dtype=np.bool_)
         self._drawn: dict[int, NDArray[np.int64]] = {
@@ -133,7 +136,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
-            "streams": [self.mixture.domains[number] for number in self.mixture.streams],
+            "streams": self.streams.names,
             "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
@@ -192,17 +195,28 @@ class Plan:
             size: rows of a step.
             horizon: optimizer steps of the whole run, over which limits are spread; ``stop`` when
                 None.
+
+        Raises:
+            ObjectiveError: steps train the rows of streams again.
         """
+        self.repeats.check(streamed=bool(self.mixture.streams))
         self.starts += 1
         self.end, self._size = None, size
         self._horizon = stop if horizon is None else horizon
         step = start
-        # Where the end of a stream matters, it is read as far as the step.
-        most = 1 if self.mixture.streams and self.budget else _STEPS
+        most = 1 if self.mixture.streams and self.budget else _STEPS  # ends are found by reading
         while step < stop:
+            again = self.repeats.again(step)
+            if again is not None:
+                self._drawn[step + 1] = self._drawn[step]
+                yield again
+                step += 1
+                continue
             known = self.completed + self.lag + 1 - step
-            together = max(1, min(most, _ROWS // size, known, stop - step))
+            known = self.repeats.left(step, min(known, stop - step))
+            together = max(1, min(most, _ROWS // size, known))
             drawn = self._draw(range(step, step + together), size)
+            self.repeats.keep(drawn)
             yield from drawn
             step += len(drawn)
             if len(drawn) < together:
@@ -226,10 +240,7 @@ class Plan:
             return shares
         drawn, left, size = self._drawn[step], self._horizon - step, self._size - held
         bounded = self.budget.shares(shares, drawn, size=size, steps=left)
-        # At least one row, for an end shows no earlier.
-        while bounded is not None and self._found_ends(
-            step, drawn + np.maximum(np.ceil(size * bounded - _ROUNDING), 1).astype(np.int64)
-        ):
+        while bounded is not None and self._found_ends(step, drawn + upper_part(size * bounded)):
             bounded = self.budget.shares(shares, drawn, size=size, steps=left)
         return bounded
 

@@ -151,6 +151,11 @@ class StreamRows:
         self._workers: tuple[int, Any] = (0, None)
         self._reading: Any = None
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the domains that are streams."""
+        return [self._names[key] for key in self._streams]
+
     def read_with(self, num_workers: int, context: Any = None) -> None:
         """Say where streams are read, from the next iteration on.
 
