@@ -90,13 +90,7 @@ class Plan:
             )
         self._course = course
         self.row_seed = seed if seed_rows else None
-        self.streams = StreamRows(
-            mixture.domains,
-            mixture.streams,
-            seed=self.row_seed,
-            ends=bool(self.budget),
-            held=mixture.apart,
-        )
+        self.streams = StreamRows(mixture, seed=self.row_seed, ends=bool(self.budget))
         self.end: int | None = None
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
@@ -350,6 +344,5 @@ class Plan:
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
         self._trained_before = saved["trained_before"]
-        self.streams = copy(self.streams)
-        self.streams.load(saved["streams"])
+        self.streams = self.streams.resumed(saved["streams"])
         self.end = self._told = None

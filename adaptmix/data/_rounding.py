@@ -19,7 +19,7 @@ def whole_part(expected: FloatArray) -> NDArray[np.int64]:
 
 
 def upper_part(expected: FloatArray) -> NDArray[np.int64]:
-    """Return (K,) the most that a count may be: ⌈expected⌉, up to rounding error, and at least 1."""
+    """Return (K,) the most that a count may be: ⌈expected⌉, up to rounding error, or 1."""
     most: NDArray[np.int64] = np.maximum(np.ceil(expected - _SNAP), 1.0).astype(np.int64)
     return most
 

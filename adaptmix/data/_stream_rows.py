@@ -4,108 +4,24 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptmix.data._mixture import Mixture
 from adaptmix.data._step_rows import StepRows
-from adaptmix.data._stream import Place, Stream, is_split, seen, splits
+from adaptmix.data._stream import Place, Stream, is_split, splits
+from adaptmix.data._stream_feed import Feed
 from adaptmix.data._stream_readers import ReadAhead, Reader, ReadHere
 from adaptmix.errors import StateError
 from adaptmix.processes._sums import gather
 
 Part = tuple[int, int]
 """(rank, processes)"""
-
-
-class Feed:
-    """Gives the rows of one stream by their number, of which the run has given so many.
-
-    Args:
-        name: of the domain.
-        key: of the stream at its reader.
-        number: of the next row.
-        place: where the chunk begins that this row is in, or that ends before it.
-        skip: how many rows come before it there.
-    """
-
-    def __init__(
-        self, name: str, key: int, *, number: int = 0, place: Place | None = None, skip: int = 0
-    ) -> None:
-        self._name, self._key = name, key
-        self.number = number
-        self._rows: deque[tuple[Any, bool]] = deque()
-        self._chunks = deque([(number - skip, place or Place())])
-        self._read = number - skip
-        self._reader: Reader | None = None
-        self.size: int | None = None
-
-    def read_from(self, reader: Reader, number: int) -> None:
-        """Let rows come from a reader from now on, from a row on that may have been given."""
-        self._reader = reader
-        self._seek(number)
-
-    def go_to(self, number: int) -> None:
-        """Go back to a row that was given before, unless it is the next one."""
-        if number != self.number:
-            self._seek(number)
-
-    def reach(self, number: int) -> None:
-        """Read until so many rows were read, or the end of the stream."""
-        while self._read < number and self.size is None:
-            self._receive()
-
-    def give(self, count: int) -> list[tuple[Any, bool]]:
-        """Return the next rows, and of each whether it is given for the first time."""
-        while self._read < self.number + count:
-            self._receive()
-        self.number += count
-        return [self._rows.popleft() for _ in range(count)]
-
-    def forget_before(self, number: int) -> None:
-        """Forget where chunks begin, as far as they end before a row."""
-        while len(self._chunks) > 1 and self._chunks[1][0] <= number:
-            self._chunks.popleft()
-
-    def state(self, number: int) -> dict[str, Any]:
-        """Return how to come back to a row, in plain values."""
-        start, place = self._chunk_of(number)
-        return {"number": number, "skip": number - start, **asdict(place)}
-
-    @property
-    def recognised(self) -> str:
-        """A hash of rows by which the stream is recognised; empty before any was read."""
-        return self._chunks[0][1].seen
-
-    def _chunk_of(self, number: int) -> tuple[int, Place]:
-        return next(chunk for chunk in reversed(self._chunks) if chunk[0] <= number)
-
-    def _seek(self, number: int) -> None:
-        start, place = self._chunk_of(number)
-        while self._chunks[-1][0] > start:
-            self._chunks.pop()
-        self._rows.clear()
-        self.number = self._read = start
-        assert self._reader is not None
-        self._reader.seek(self._key, place)
-        self.give(number - start)
-
-    def _receive(self) -> None:
-        assert self._reader is not None
-        chunk = self._reader.read(self._key)
-        place = chunk.place
-        if chunk.rows:
-            if self._chunks[-1][0] == self._read:
-                self._chunks.pop()
-            self._chunks.append((self._read, replace(place, seen=seen(chunk.rows))))
-            self._rows.extend((row, place.epoch == 0) for row in chunk.rows)
-            self._read += len(chunk.rows)
-        if chunk.ended and place.epoch == 0:
-            self.size = chunk.before + len(chunk.rows)
 
 
 class StreamRows:
@@ -117,36 +33,26 @@ class StreamRows:
     own, which it begins anew when it has come to the end.
 
     Args:
-        names: of the K domains.
-        streams: the dataset of each domain that is a stream, by its number.
+        mixture: whose streams they are, and how many of each one's first rows are held out.
         seed: of what sources draw at random; they draw from the process's generators when None.
         ends: whether the end of a stream changes what is drawn.
-        held: how many of a stream's first rows are held out, by the number of its domain.
 
     Attributes:
         gather: returns each process's value.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        streams: Mapping[int, Any],
-        *,
-        seed: int | None,
-        ends: bool,
-        held: Mapping[int, int] | None = None,
-    ) -> None:
-        self._held = held or {}
+    def __init__(self, mixture: Mixture, *, seed: int | None, ends: bool) -> None:
+        self._names, self._streams, self._held = mixture.domains, mixture.streams, mixture.apart
+        self._seed, self._ends = seed, ends
         self._held_rows: dict[int, list[Any]] = {}
-        self._names, self._streams, self._seed, self._ends = names, dict(streams), seed, ends
         self.gather: Callable[[Any], list[Any]] = gather
-        self._feeds = {key: Feed(names[key], key) for key in streams}
+        self._feeds = {key: Feed(self._names[key], key) for key in self._streams}
         # The number of each domain's next row, at the steps that are drawn and not trained.
-        self._next: dict[int, dict[int, int]] = {0: dict.fromkeys(streams, 0)}
+        self._next: dict[int, dict[int, int]] = {0: dict.fromkeys(self._streams, 0)}
         self._sizes: dict[int, tuple[int, int]] = {}  # and the step that found it out
         self._part: Part = (0, 1)
         self._split: frozenset[int] = frozenset()
-        self._parts: dict[int, int] = dict.fromkeys(streams, 1)
+        self._parts: dict[int, int] = dict.fromkeys(self._streams, 1)
         self._saved: str | None = None
         self._workers: tuple[int, Any] = (0, None)
         self._reading: Any = None
@@ -320,14 +226,15 @@ class StreamRows:
             }
         return json.dumps(saved)
 
-    def load(self, text: str) -> None:
-        """Go back to where a saved run was, as soon as rows are wanted.
+    def resumed(self, text: str) -> StreamRows:
+        """Return the rows from where a saved run was, whose state is read as soon as one is wanted.
 
         Args:
             text: its state.
         """
-        self._saved = text
-        self._reading = None
+        other = copy(self)
+        other._saved, other._reading = text, None
+        return other
 
     def _open(self, text: str, step: int, part: Part) -> None:
         """Read a saved state; streams that are not in it begin with their first row."""
