@@ -23,7 +23,9 @@ CASES: dict[str, dict[str, Any]] = {
     "limits that bound shares": {"max_epochs": {"a": 3, "b": 9.5}},
     "domains that are dropped": {"when_exhausted": "drop", "max_epochs": {"a": 7, "b": 2, "c": 99}},
 }
-pytestmark = pytest.mark.filterwarnings("ignore::adaptmix.errors.RepetitionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::adaptmix.errors.RepetitionWarning", "ignore::adaptmix.errors.UnseenDomainWarning"
+)
 
 
 def parts() -> dict[str, tuple[FloatArray, FloatArray]]:
