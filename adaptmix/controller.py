@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from adaptmix._broadcast import check_broadcast
 from adaptmix._checks import choice, integer
 from adaptmix._schedule import Schedule
 from adaptmix._settings import Drawing, Settings
@@ -234,8 +235,7 @@ class Controller(TrainedRun):
                 ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
                 ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
                 keeps one entry per drawn row.
-            draw: what ``loader.with_draws()`` yielded with the batch; that of the batch that the
-                loader handed out last when None.
+            draw: what ``loader.with_draws()`` yielded with the batch; when None, that of the last.
 
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
@@ -255,15 +255,15 @@ class Controller(TrainedRun):
         domains = draw.domains.to(rows.values.device, non_blocking=True)
         self._check_tokens(draw, rows.tokens)
         if begins:
+            check_broadcast(losses, self._warn)
             self._adaptation.check_supplied()
-        measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
             draw,
             self.weights,
-            lengths=measurements.lengths,
+            lengths=self._measurements.lengths,
             micro_rows=draw.layout.process_rows,
         )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
