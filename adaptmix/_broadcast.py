@@ -67,7 +67,7 @@ def _made_of(losses: Tensor) -> Iterator[tuple[int, ...]]:
             known.add(parent)
             if isinstance(getattr(parent, "variable", None), torch.nn.Parameter):
                 continue
-            shape = tuple(parent._input_metadata[number].shape)  # type: ignore[attr-defined]
+            shape = tuple(parent._input_metadata[number].shape)
             if shape == whole:
                 pending.append(parent)
             elif torch.Size(shape).numel() > 1:

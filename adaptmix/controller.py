@@ -11,10 +11,11 @@ from torch.utils.data import default_collate
 
 from adaptmix._broadcast import check_broadcast
 from adaptmix._checks import choice, integer
+from adaptmix._foreign import ForeignRun
 from adaptmix._schedule import Schedule
 from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
-from adaptmix._trained import TrainedRun
+from adaptmix._types import Domains
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
 from adaptmix.monitoring._report import report
 from adaptmix.noise import NoiseTerms
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Controller(TrainedRun):
+class Controller(ForeignRun):
     """Online sampling and loss weights for one training run.
 
     Args:
-        mixture: the domains and their rows.
+        mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
         model: the model whose gradients are measured, as by ``watch``; ``watch`` it later if None.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is. A policy that has a name, and the name, shrink noisy statistics first
@@ -84,7 +85,7 @@ class Controller(TrainedRun):
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Mixture | Domains,
         model: nn.Module | None = None,
         *,
         policy: Policy | str = "variance_aware",
@@ -233,9 +234,8 @@ class Controller(TrainedRun):
             samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
                 as for pairs or several crops: the row of the draw that each is of.
                 ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
-                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
-                keeps one entry per drawn row.
-            draw: what ``loader.with_draws()`` yielded with the batch; when None, that of the last.
+                ``.repeat_interleave(2)`` crops after each other. ``losses`` stay one per drawn row.
+            draw: what ``with_draws()`` or ``foreign()`` gave; of the batch handed out when None.
 
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were

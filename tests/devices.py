@@ -1,4 +1,4 @@
-"""The device of training in tests: the CPU, or a GPU where the environment asks for it.
+"""The device of the conformance suite: the CPU, or a GPU where the environment asks for it.
 
 ``ADAPTMIX_TEST_DEVICE=cuda python -m pytest tests/conformance`` judges every set-up on a GPU. The
 stated objective is still differentiated on the CPU.
@@ -19,12 +19,12 @@ torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
 
 
-def moved(collate: Any) -> Any:
-    """Return a collator whose batch lies on the device."""
-    if USE_CPU:
+def moved(collate: Any, device: str) -> Any:
+    """Return a collator whose batch lies on a device."""
+    if device == "cpu":
         return collate
 
     def collated(rows: Any) -> Any:
-        return {name: value.to(DEVICE) for name, value in collate(rows).items()}
+        return {name: value.to(device) for name, value in collate(rows).items()}
 
     return collated

@@ -20,10 +20,8 @@ _EXPLORE = (0.1, 0.03, 0.01)
 _ALMOST_NOTHING = 1.01
 # A domain that counts must be drawn now and then, or no multiplier makes the gradient unbiased.
 LEAST_SHARE = 1e-6
-# A gain is acted upon when it is above this quantile of what noise alone predicts. That quantile is
-# of K degrees of freedom, where K domains about their mean have K − 1. So noise exceeds it in more
-# than 1 of 40 decisions: in 5.5 % with two domains, 4.5 % with three and 3 % with twenty.
-_CONFIDENCE, _DEVIATIONS = 0.975, 1.959963984540054  # and the normal quantile of it
+# A gain is acted upon when it is above this quantile of what noise alone predicts.
+_CONFIDENCE, _DEVIATIONS = 0.95, 1.6448536269514722  # and the normal quantile of it
 _ITERATIONS, _PRECISION = 20, 1e-13  # of Newton's method
 # Golden section: each evaluation leaves 0.618 of the interval, 30 leave 5e-7.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
@@ -99,7 +97,8 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     of one row's squared norm: the run's own (``moments.row_scatter``), 5 before it is known. Where
     shares q are optimal, the shares that fit the estimates promise a gain of Σ q (δ − δ̄)², δ having
     the variance c / (4 f) of a relative standard deviation. Its quantile is taken from the multiple
-    of χ² that has the same mean and variance.
+    of χ² that has the same mean and variance: K alike domains about their mean have K − 1 degrees
+    of freedom.
 
     Args:
         row_shares: (K,) shares of rows without AdaptMix.
@@ -114,17 +113,19 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     freedom = np.where(pairs, stats.grad_freedom, stats.count)
     # Old evidence fades, but no estimate is noisier than one row's. A domain that nobody has seen
     # has the others' mean: no noise of its own.
-    part = row_shares * (1.0 - row_shares) / np.maximum(freedom, 1.0)
-    part = np.where(freedom > 0.0, part, 0.0) * (row_scatter(stats) / 4.0)
+    noise = np.where(freedom > 0.0, row_scatter(stats) / 4.0 / np.maximum(freedom, 1.0), 0.0)
+    # The mean and half the variance of a quadratic form are traces: here of (diag q − q qᵀ) noise.
+    part, shared = row_shares * (1.0 - row_shares) * noise, row_shares**2 * noise
     mean = float(part.sum())
     if not mean > 0.0:
         return 0.0
-    shape = mean**2 / float(np.square(part).sum()) / 2.0
+    spread = float(np.square(part).sum() + shared.sum() ** 2 - np.square(shared).sum())
+    shape = mean**2 / spread / 2.0
     return mean * gamma_quantile(shape) / shape
 
 
 def gamma_quantile(shape: float) -> float:
-    """Return the 0.975 quantile of a gamma distribution of scale 1, by Newton's method.
+    """Return the 0.95 quantile of a gamma distribution of scale 1, by Newton's method.
 
     SciPy takes longer to import than a hundred updates to compute.
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader
 
 from tests import runs
-from tests.devices import USE_CPU
 
 # Lightning's own use of torch, and its advice on settings that tests choose on purpose.
 FILTERS = [
@@ -61,9 +60,9 @@ def loader(batch_size: int = 12, **options: Any) -> DataLoader[Any]:
 
 
 def trainer(*callbacks: Any, **options: Any) -> Trainer:
-    """A quiet trainer on the tests' device."""
+    """A quiet trainer on the CPU."""
     quiet: dict[str, Any] = {
-        "accelerator": "cpu" if USE_CPU else "gpu",
+        "accelerator": "cpu",
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,

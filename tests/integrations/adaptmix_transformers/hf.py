@@ -15,7 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from adaptmix import Domains, DomainStats, Weights
 from adaptmix_transformers import AdaptMixCallback
-from tests.devices import USE_CPU
 
 SIZES = {"code": 40, "news": 24, "math": 16}
 LENGTHS = {"code": (3, 6), "news": (5, 10), "math": (8, 12)}
@@ -95,7 +94,7 @@ def llama(seed: int = 0, *, dtype: torch.dtype = torch.float32, **changes: Any) 
 
 
 def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
-    """Arguments for the tests' device, quiet."""
+    """Arguments for CPU, quiet."""
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 8,
@@ -105,7 +104,7 @@ def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
         "logging_steps": 4,
         "report_to": [],
         "disable_tqdm": True,
-        "use_cpu": USE_CPU,
+        "use_cpu": True,
         "dataloader_pin_memory": False,
     }
     return TrainingArguments(**(defaults | changes))
@@ -182,12 +181,12 @@ def gradients(trainer: Trainer) -> list[Tensor]:
 
 def gradient(model: Any) -> Tensor:
     """All gradients as one vector."""
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).cpu()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def parameters(model: Any) -> Tensor:
     """All parameters as one vector."""
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def trained_rows(trainer: Any) -> list[Any]:
