@@ -14,13 +14,7 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import MissingStatisticError, ObjectiveError
-from adaptmix.trainers import (
-    BackwardProof,
-    LossInputs,
-    Refusals,
-    Watch,
-    find_loss_inputs,
-)
+from adaptmix.trainers import BackwardProof, LossInputs, Refusals, Watch, find_loss_inputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
