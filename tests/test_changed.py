@@ -158,7 +158,7 @@ def test_a_domain_that_only_helped_and_counts_now_has_its_importance_as_share() 
     helper = Mixture({n: Rows(NUMBERS[n], 40) for n in "ab"}, importance={"a": 1.0, "b": 0.0})
     first = Controller(helper, nn.Linear(4, 1), policy="transfer", lag=1)
     state = first.state_dict()
-    again, model = controller("ab", sizes={"a": 40, "b": 40}, policy="transfer", lag=1, holdout=16)
+    again, _ = controller("ab", sizes={"a": 40, "b": 40}, policy="transfer", lag=1, holdout=16)
     with pytest.raises(StateError):
         again.load_state_dict(state)
     again.load_state_dict(state, changed=True)
