@@ -139,10 +139,11 @@ def of_two(rank: int, folder: str) -> dict[str, Any]:
     split = {"a": streams.hugging_face(0, 96, shards=4), "c": list(range(2000, 2050))}
     whole = {"a": streams.Plain(0, 90), "b": streams.shuffled(1000, 37)}
     seen: dict[str, Any] = {}
-    for name, parts, options in (
+    runs: list[tuple[str, Any, dict[str, Any]]] = [
         ("split", split, {}),
         ("whole", whole, {"when_exhausted": "drop"}),
-    ):
+    ]
+    for name, parts, options in runs:
         seen[name], _ = streams.train(Mixture(parts), 12, **options)
         rows, state = streams.train(Mixture(parts), 12, stop=5, **options)
         more, _ = streams.train(Mixture(parts), 12, state=state, num_workers=1, **options)
