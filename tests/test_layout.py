@@ -1,8 +1,9 @@
-"""What holds for every file and every function: their length, and how much a function takes."""
+"""What holds for every file and function: length, parameters, and where the tests are."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,28 @@ def parameters(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 taken = function.args
                 own = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs]) - (kind is not None)
                 yield function.name, own + (taken.vararg is not None) + (taken.kwarg is not None)
+
+
+def test_every_module_has_its_test_where_a_stranger_looks() -> None:
+    """A file of the same name, or one whose docstring names it: ``probe/_rows.py``."""
+    docstrings = [
+        ast.get_docstring(ast.parse(path.read_text())) or ""
+        for path in (ROOT / "tests").rglob("test_*.py")
+    ]
+    named = {name for text in docstrings for name in re.findall(r"``([\w/]+\.py)``", text)}
+    homeless = [
+        module
+        for module, test in modules()
+        if not (ROOT / "tests" / test).exists() and module not in named
+    ]
+    assert homeless == []
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield every module below its package's folder, and where its own test would be."""
+    for room, tests in (("adaptmix", ""), ("integrations", "integrations/")):
+        for path in (ROOT / room).rglob("*.py"):
+            if path.name != "__init__.py":
+                module = path.relative_to(ROOT / room)
+                test = module.with_name(f"test_{module.name.lstrip('_')}")
+                yield module.as_posix(), tests + test.as_posix()

@@ -1,4 +1,7 @@
-"""The fixed-lag plan: rows depend on seed and published shares, and on nothing else."""
+"""The fixed-lag plan: rows depend on seed and published shares, and on nothing else.
+
+Also tests ``data/_draw.py`` and ``data/_step_rows.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""joint_weights against SLSQP on both weights at once, its certificate, and the laws it obeys."""
+"""joint_weights against SLSQP on both weights at once, its certificate, and the laws it obeys.
+
+Also tests ``solvers/_program.py``.
+"""
 
 from __future__ import annotations
 

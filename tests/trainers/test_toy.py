@@ -1,4 +1,7 @@
-"""The kit is enough for a trainer that AdaptMix does not know: its steps follow the objective."""
+"""The kit is enough for a trainer that AdaptMix does not know: its steps follow the objective.
+
+Also tests ``trainers/_settings.py``, ``trainers/_steps.py`` and ``_trained.py``.
+"""
 
 from __future__ import annotations
 
