@@ -210,7 +210,7 @@ class ForeignRun(TrainedRun):
             own = vector("shares", [shares[name] for name in self.mixture.domains])[domains]
         else:
             given = shares.detach().cpu().numpy() if isinstance(shares, Tensor) else shares
-            own = vector("shares", given, size=domains.size)
+            own = vector("shares", np.asarray(given), size=domains.size)
         wrong = (own <= 0.0) | (own > 1.0)
         if wrong.any():
             row = int(wrong.argmax())

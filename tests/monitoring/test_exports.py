@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from adaptmix import Controller, Domains, Mixture, Weights, policies
+from adaptmix import Domains, Weights, policies
 from adaptmix.monitoring._exports import (
     StaticWeights,
     adaptmix_lines,
@@ -61,20 +61,6 @@ def test_weights_that_move_are_not_static(quantity: str) -> None:
     moving = Series(made.UPDATES, np.linspace(0.5, 1.0, made.UPDATES.size))
     run.by_domain[quantity]["web"] = moving  # type: ignore[index]
     assert steady(grouped([run])[0]) is None
-
-
-def test_a_report_ends_with_the_same_lines_where_they_are_asked_for() -> None:
-    mixture = Mixture({"web": [0] * 6, "code": [1] * 4}, importance={"web": 1, "code": 3})
-    policy = policies.Static({"web": 0.5, "code": 0.5}, {"web": 2.0, "code": 2 / 3})
-    controller = Controller(mixture, policy=policy, unit="token")
-    controller.loader(2, steps=3)
-    text = controller.report(lines=True)
-    assert text.startswith(controller.report() + "\n\nLines to paste, as weights are now. ")
-    assert "in tokens" in text
-    streams = yaml.safe_load(text.split("# LLM Foundry, Streaming\n")[1].split("#")[0])["streams"]
-    # The objective: importance .25 and .75, times 2 and 2/3.
-    assert streams == {"web": {"proportion": 0.5}, "code": {"proportion": 0.5}}
-    assert 'policy=policies.Static(\n    sampling={"web": 0.5, "code": 0.5}' in text
 
 
 def test_domains_that_only_help_have_shares_of_the_objective_alone() -> None:
