@@ -25,7 +25,7 @@ class ReportedRun(Run):
     def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
         """Log every update to TensorBoard, from the first process only.
 
-        Where something cannot be written, a LoggingWarning says so and training goes on.
+        If a file cannot be written, a LoggingWarning says so and training goes on.
 
         Args:
             target: a directory, or a SummaryWriter.
@@ -39,10 +39,10 @@ class ReportedRun(Run):
         """Return a table of the proposed weights and the statistics, and what they predict.
 
         Args:
-            html: file for the page that says whether it helped, made of what ``log_to`` wrote so
-                far; no page when None. ``adaptmix report`` makes one of several runs.
+            html: file for a page that says whether AdaptMix helped, from what ``log_to`` wrote so
+                far; no page when None. ``adaptmix report`` makes a page of several runs.
             lines: whether to add the proposed weights as lines to paste into the configuration of
-                trainers and libraries that know fixed mixture weights.
+                trainers and libraries with fixed mixture weights.
 
         Raises:
             ValueError: ``html`` without ``log_to``.
