@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix.data._segments import Segments
 from adaptmix.errors import CoverageWarning, RowOrderWarning
 from adaptmix.probe._coverage import ParameterMap, some
+from adaptmix.probe._saved import restoring_saved
 from adaptmix.probe._tracked import Rows
 from adaptmix.probe.estimators._micro_batch import Kind, MicroBatch
 
@@ -204,7 +205,10 @@ def _passed(
         * table[rows].to(root.dtype).reshape(*rows.shape, *[1] * (root.ndim - rows.ndim))
         for root, rows in roots
     ]
-    with batch.rehearsal(domains, factors, samples, segments) as sums:
+    with (
+        restoring_saved(root for root, _ in roots),
+        batch.rehearsal(domains, factors, samples, segments) as sums,
+    ):
         whole = torch.autograd.grad(
             [product.sum() for product in weighted],
             inputs,
