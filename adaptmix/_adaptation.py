@@ -10,6 +10,7 @@ from adaptmix._settings import Settings
 from adaptmix._simplex import normalise
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
+from adaptmix.data._elsewhere import PublishedShares
 from adaptmix.data._plan import Plan
 from adaptmix.errors import (
     MissingStatisticError,
@@ -65,7 +66,7 @@ class Adaptation:
         with self._tolerating():
             self._steering.check_supplied(self._measurements.measured)
 
-    def update(self, stats: DomainStats, plan: Plan) -> bool:
+    def update(self, stats: DomainStats, plan: Plan | PublishedShares) -> bool:
         """Let the policy act on the newest statistics, if they are of the gradient.
 
         Returns:
@@ -77,7 +78,7 @@ class Adaptation:
         trusted = measurements.trusts(self._settings.min_coverage) and not measurements.misread
         return (reads and not trusted) or self._act(stats, plan)
 
-    def _act(self, stats: DomainStats, plan: Plan) -> bool:
+    def _act(self, stats: DomainStats, plan: Plan | PublishedShares) -> bool:
         """Let the policy propose weights and publish them; returns whether it could."""
         known: bool | None = None
         with self._tolerating():
@@ -109,19 +110,19 @@ class Adaptation:
                 raise
             self._warn(MissingStatisticWarning, f"Nothing is proposed: {error}")
 
-    def prepare(self, plan: Plan, *, batch_size: int, horizon: int) -> None:
+    def prepare(self, plan: Plan | PublishedShares, *, batch_size: int, horizon: int) -> None:
         """Tell the policy what the run is like; weights it begins with hold from the first step."""
         before = self._steering.proposed
         self._steering.prepare(batch_size=batch_size, horizon=horizon)
         if self._steering.proposed is not before:
             self.publish(plan)
 
-    def take_pins(self, plan: Plan) -> None:
+    def take_pins(self, plan: Plan | PublishedShares) -> None:
         """Let the bounds count that were asked for."""
         if self._steering.take_pins():
             self.publish(plan, between_steps=False)
 
-    def publish(self, plan: Plan, *, between_steps: bool = True) -> None:
+    def publish(self, plan: Plan | PublishedShares, *, between_steps: bool = True) -> None:
         """Let the proposed weights be in force, in a run that adapts.
 
         Args:

@@ -20,6 +20,8 @@ _OF_DOMAINS = {
     *("domains", "sizes", "holdout", "importance", "labels", "tokens_per_row", "max_epochs"),
     *("importance_schedule", "sampling_schedule", "policy"),
 }
+ELSEWHERE = "elsewhere"
+"""Stands for the source of rows that somebody else's loader draws."""
 _SAMPLED = ("sampled_tokens", "sampled_rows", "whole", "start")
 
 
@@ -40,6 +42,11 @@ def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, An
         StateError: a damaged state, or one that differs in more than its domains.
     """
     saved = checkpoint.unseal(state)
+    if identity["row_source"] == ELSEWHERE:
+        raise StateError(
+            "changed must be False with Domains, for rows in flight were drawn with shares of the "
+            "saved domains; got True. Begin anew, with the saved run's weights in policies.Static."
+        )
     same = {key: value for key, value in identity.items() if key not in _OF_DOMAINS}
     checkpoint.expect(saved, **same)
     change = Change(saved["domains"], identity["domains"])

@@ -147,7 +147,7 @@ class DomainLossScaler:
                 otherwise.
             micro_rows: this process's rows in a step, batch size times accumulation.
         """
-        factors = _factors(weights, draw, draw.domain_shares * lengths * micro_rows)
+        factors = _factors(weights, draw, lengths, times=micro_rows)
         factors = factors.to(rows.values, non_blocking=True)
         if draw.held is None:
             return factors.dot(rows.values), factors
@@ -163,8 +163,7 @@ class DomainLossScaler:
             weights: as in ``weighted``.
             lengths: as in ``weighted``.
         """
-        divisor = draw.domain_shares * lengths / self.mean_length(draw, lengths)
-        return _factors(weights, draw, divisor)
+        return _factors(weights, draw, lengths, over=self.mean_length(draw, lengths))
 
     def mean_length(self, draw: Draw, lengths: FloatArray) -> float:
         """Return what a mean over the step's rows, or tokens, divides by on average, per row.
@@ -210,8 +209,10 @@ def _unpacked(
     return segments.unpack(losses), segments.unpack(kept, fill=False)
 
 
-def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
-    """Return (B,) α / divisor of each row's domain; 0 where nothing is sampled, and held-out.
+def _factors(
+    weights: Weights, draw: Draw, lengths: FloatArray, *, times: float = 1.0, over: float = 1.0
+) -> Tensor:
+    """Return (B,) α / (share · length · times / over) of each row; 0 where held-out.
 
     Where domains are used up, α of the others is scaled to sum to one.
     """
@@ -225,6 +226,10 @@ def _factors(weights: Weights, draw: Draw, divisor: FloatArray) -> Tensor:
                 'when_exhausted="stop_first".'
             )
         counts = counts / counts.sum()
+    domains, shares = draw.domains.numpy(), draw.domain_shares
+    if draw.own_shares is not None:
+        counts, lengths, shares = counts[domains], lengths[domains], draw.own_shares
+    divisor = shares * lengths * times / over
     table = np.divide(counts, divisor, out=np.zeros_like(counts), where=divisor > 0.0)
-    factors = torch.from_numpy(table[draw.domains.numpy()])
+    factors = torch.from_numpy(table if draw.own_shares is not None else table[domains])
     return factors if draw.held is None else factors.masked_fill(draw.held, 0.0)

@@ -14,9 +14,10 @@ from adaptmix._backward import BackwardProof
 from adaptmix._loss import DomainLossScaler
 from adaptmix._schedule import Course
 from adaptmix._settings import Drawing, Settings
-from adaptmix._types import DomainStats, Weights
+from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
-from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
+from adaptmix.data import Count, Draw, Layout, Mixture, PlanSampler, Segments
+from adaptmix.data._elsewhere import Expected, PublishedShares, refuse_rows
 from adaptmix.data._holdout import FROM_HELD_OUT, Holdout, holdout_sizes
 from adaptmix.data._order import BatchOrder
 from adaptmix.data._segments import sample_numbers
@@ -53,7 +54,7 @@ class Run:
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Mixture | Domains,
         settings: Settings,
         drawing: Drawing,
         *,
@@ -61,11 +62,7 @@ class Run:
         tokens_per_row: Mapping[str, float] | Count | None,
         group: ProcessGroup | None,
     ) -> None:
-        if not isinstance(mixture, Mixture):
-            raise TypeError(
-                f"mixture must be an adaptmix.Mixture; got {type(mixture).__name__}. "
-                "Make one with Mixture({name: dataset}) or Mixture.from_labels(dataset, labels)."
-            )
+        mixture, drawing = drawing.settled(mixture, tokens_per_row)
         needed = bool(requirements(policy) & FROM_HELD_OUT) and settings.adapting
         adapting = settings.adapting
         sizes = holdout_sizes(drawing.holdout, mixture.sizes, needed=needed, adapting=adapting)
@@ -80,7 +77,8 @@ class Run:
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._tokens_per_row = known_lengths(mixture.domains, settings.unit, tokens_per_row)
         self._course = Course(mixture.domains, mixture.schedule, drawing.sampling)
-        self._steering = Steering(mixture.info, policy, sampler=drawing.counts, course=self._course)
+        sampler = drawing.counts
+        self._steering = Steering(mixture.info, policy, sampler=sampler, course=self._course)
         few = len(mixture.domains) <= _GRAM_DOMAINS
         self._measurements = Measurements(
             mixture.info,
@@ -102,18 +100,8 @@ class Run:
             guards=self._guards,
             warn=self._warn,
         )
-        self._plan = Plan(
-            mixture,
-            shares=self._adaptation.row_shares,
-            lag=drawing.lag,
-            seed=drawing.seed,
-            counts=drawing.counts,
-            when_exhausted=drawing.when_exhausted,
-            max_epochs=drawing.max_epochs,
-            course=self._course,
-            seed_rows=drawing.seed_rows,
-            holdout=self._holdout,
-        )
+        shares = self._adaptation.row_shares
+        self._plan = drawing.plan(self._holdout, shares=shares, course=self._course)
         if not adapting and (self._plan.budget or drawing.sampling is not None):
             raise ValueError(
                 "when_exhausted, max_epochs and sampling must be left out with "
@@ -124,7 +112,7 @@ class Run:
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
-        self._sampler: PlanSampler | None = None
+        self._sampler: PlanSampler | Expected | None = None
         self._agreed_starts, self._group = 0, group
         self._step_rows = self._horizon = 0
 
@@ -182,20 +170,19 @@ class Run:
     ) -> PlanSampler:
         self._check_step_rows(layout)
         self._holdout.check(layout.step_rows)
-
-        def prepare() -> None:
-            self._step_rows, self._horizon = layout.step_rows, steps
-            self._adaptation.prepare(self._plan, batch_size=layout.step_rows, horizon=steps)
+        plan = self._plan
+        if isinstance(plan, PublishedShares):
+            refuse_rows("loader()")
 
         def begin() -> None:
             self._order.start_anew()
             self._forget_step()
             self._check_step_rows(layout)
             self._sampler = sampler
-            prepare()
+            self._prepare(layout, steps)
 
         sampler = PlanSampler(
-            self._plan,
+            plan,
             layout,
             steps=steps,
             epoch_steps=epoch_steps,
@@ -204,8 +191,12 @@ class Run:
         )
         # A loader that is made and not used changes nothing for the one in use.
         if not self._step_rows:
-            prepare()
+            self._prepare(layout, steps)
         return sampler
+
+    def _prepare(self, layout: Layout, steps: int) -> None:
+        self._step_rows, self._horizon = layout.step_rows, steps
+        self._adaptation.prepare(self._plan, batch_size=layout.step_rows, horizon=steps)
 
     def _check_step_rows(self, layout: Layout) -> None:
         if self.completed and self._step_rows != layout.step_rows:

@@ -13,6 +13,7 @@ from adaptmix._checks import choice, number
 from adaptmix._run import Run
 from adaptmix._simplex import normalise
 from adaptmix.data import Draw, PlanSampler, sample_lengths
+from adaptmix.data._elsewhere import PublishedShares
 from adaptmix.errors import StateError
 from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
 from adaptmix.monitoring._quantities import Update, scalars
@@ -60,14 +61,15 @@ class TrainedRun(Run):
         Raises:
             ValueError: ``tokens_per_row`` does not return one number per row.
         """
-        if self._count is None or self._measurements.lengths_started:
+        plan, known = self._plan, self._measurements.lengths_started
+        if self._count is None or known or isinstance(plan, PublishedShares):
             return
-        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=self._plan.seed)
+        sample = sample_lengths(self.mixture, collate_fn, self._count, seed=plan.seed)
         if sample is not None:
             self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
-            self._plan.schedule.begin_with(self._adaptation.row_shares)
+            plan.schedule.begin_with(self._adaptation.row_shares)
 
-    def multipliers(self, draw: Draw | None = None) -> Tensor:
+    def multipliers(self, draw: Draw | None = None, *, ahead: bool = False) -> Tensor:
         """Return what each row's share of a mean loss is to be multiplied by, (B,).
 
         A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
@@ -76,12 +78,13 @@ class TrainedRun(Run):
 
         Args:
             draw: as for ``Controller.loss``.
+            ahead: whether the draw may be of a later micro-batch than the next to train.
 
         Raises:
             BatchOrderError: as ``Controller.loss`` does.
             ValueError: a draw of another controller.
         """
-        draw = self._next_draw(draw)
+        draw = self._order.draw_of(draw) if ahead else self._next_draw(draw)
         if not self._settings.adapting:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self.weights, lengths=self._measurements.lengths)
@@ -227,8 +230,8 @@ class TrainedRun(Run):
                 log says which. The policy begins anew, with the statistics that are known.
 
         Raises:
-            StateError: the state is damaged, or of another mixture, seed or configuration. The
-                controller is then as it was.
+            StateError: the state is damaged, or of another mixture, seed or configuration; or
+                ``changed`` with ``Domains``. The controller is then as it was.
             ValueError: ``changed`` after training has begun.
         """
         if changed:
@@ -262,6 +265,8 @@ class TrainedRun(Run):
         self._log.restart(self.completed)
         self._order.start_anew()
         self._forget_step()
+        if isinstance(self._plan, PublishedShares):
+            self._plan.tell()
 
     @property
     def _parts(self) -> dict[str, Part]:

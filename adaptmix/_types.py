@@ -25,7 +25,7 @@ class Domains:
 
     Args:
         names: K different names.
-        sizes: (K,) number of distinct training rows; may be infinite.
+        sizes: (K,) number of distinct training rows; infinite where not known, and when None.
         importance: (K,) non-negative, how much each domain matters in the end (π); normalised to
             sum to one. A domain with 0 is auxiliary: it is there to help the others.
             Proportional to ``sizes`` when None.
@@ -40,7 +40,10 @@ class Domains:
     importance: FloatArray
 
     def __init__(
-        self, names: Sequence[str], sizes: ArrayLike, importance: ArrayLike | None = None
+        self,
+        names: Sequence[str],
+        sizes: ArrayLike | None = None,
+        importance: ArrayLike | None = None,
     ) -> None:
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"names must be a sequence of strings; got {names!r}.")
@@ -49,11 +52,11 @@ class Domains:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if list(names).count(name) > 1})
             raise ValueError(f"names must differ; got {', '.join(twice)} more than once.")
+        sizes = np.full(len(names), np.inf) if sizes is None else sizes
         size = vector("sizes", sizes, size=len(names), minimum=0.0, strict=True, infinite=True)
-        if importance is None:
-            if np.isinf(size).any():
-                raise ValueError("importance must be given where sizes are infinite; got None.")
-            importance = size
+        if importance is None and np.isinf(size).any():
+            raise ValueError("importance must be given where sizes are infinite; got None.")
+        importance = size if importance is None else importance
         pi = vector("importance", importance, size=len(names), minimum=0.0)
         if not pi.any():
             raise ValueError("importance must be > 0 for at least one domain; got 0 for all.")

@@ -20,6 +20,7 @@ __all__ = [
     "ObjectiveError",
     "PackingWarning",
     "ProcessMismatchError",
+    "RealisedSharesWarning",
     "RegressionWarning",
     "RepetitionWarning",
     "RowLengthWarning",
@@ -27,6 +28,7 @@ __all__ = [
     "StateError",
     "TooFewRowsWarning",
     "UnseenDomainWarning",
+    "VersionError",
 ]
 
 
@@ -36,6 +38,10 @@ class LagError(ValueError):
 
 class BatchOrderError(ValueError):
     """A batch is trained out of turn, or losses cannot be matched with a batch."""
+
+
+class VersionError(ValueError):
+    """Rows were drawn with shares of a version that was never published, or is forgotten."""
 
 
 class StateError(ValueError):
@@ -88,6 +94,10 @@ class UnseenDomainWarning(AdaptMixWarning):
 
 class RowLengthWarning(AdaptMixWarning):
     """Mean tokens per row are estimated during the run, because they were not given."""
+
+
+class RealisedSharesWarning(AdaptMixWarning):
+    """Rows are weighted by the shares of their micro-batch, which biases the objective."""
 
 
 class ExhaustedLoaderWarning(AdaptMixWarning):

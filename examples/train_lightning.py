@@ -4,7 +4,7 @@
     python train_lightning.py                 # --mode observe measures only
 
 Handwritten digits from three sources: one has right labels, one 30 % and one 80 % random ones.
-Mean test accuracy of five seeds after 1500 steps: 0.914 observing, 0.945 adapting.
+Mean test accuracy over seeds 0 to 4 after 1500 steps: 0.913 observing, 0.951 adapting.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=("adapt", "observe"), default="adapt")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--out", default="runs/lightning")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    seed_everything(0)
+    seed_everything(args.seed)
     train, heldout, test = digits()
     # A mixture is a dataset; with a dataset of your own, pass a label per row or a column's name.
     data = Mixture(train, importance=dict.fromkeys(train, 1.0))

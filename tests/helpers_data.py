@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
 from adaptmix.data import Draw, Layout, Mixture
-from adaptmix.data._plan import Plan, StepRows
+from adaptmix.data._plan import Plan
+from adaptmix.data._step_rows import StepRows
 
 # How far from its mean a statistic may lie, in standard deviations, before a test fails. For a
 # normal statistic that is a false alarm in 1.5e5 seeds (two-sided); seeds are fixed.

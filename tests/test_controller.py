@@ -1,4 +1,7 @@
-"""The controller end to end in a plain loop: adapting, observing, stopping and refusing."""
+"""The controller end to end in a plain loop: adapting, observing, stopping and refusing.
+
+Also tests ``_run.py`` and ``_adaptation.py``.
+"""
 
 from __future__ import annotations
 

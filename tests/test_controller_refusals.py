@@ -1,4 +1,7 @@
-"""The controller refuses what cannot be right, by name."""
+"""The controller refuses what cannot be right, by name.
+
+Also tests ``_settings.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What a controller knows of the domains, and what it does where something is missing."""
+"""What a controller knows of the domains, and what it does where something is missing.
+
+Also tests ``statistics/_measurements.py``, ``statistics/_supplied.py``, ``statistics/_gaps.py`` and
+``data/_lengths.py``.
+"""
 
 from __future__ import annotations
 

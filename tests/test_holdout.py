@@ -73,7 +73,8 @@ def test_every_step_is_the_objective_over_its_training_rows(
         held = torch.zeros(len(draw), dtype=torch.bool) if draw.held is None else draw.held
         poisoned = torch.where(held[:, None], torch.inf, again)
         controller.loss(poisoned, draw=draw, mask=kept).backward()
-        weights, shares = controller.weights, controller._plan.schedule.shares_at(draw.step)
+        weights, shares = controller.weights, controller._plan.shares_at(draw.step)
+        assert shares is not None
         apart += int(held.sum())
         rows = (each * kept).sum(1) if unit == "token" else (each * kept).sum(1) / kept.sum(1)
         divisor = np.array(list(lengths.values())) if unit == "token" else np.ones(3)

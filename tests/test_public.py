@@ -1,4 +1,7 @@
-"""What users see of the package: its names, its version and how its objects print."""
+"""What users see of the package: its names, its version and how its objects print.
+
+Also tests ``errors.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Domains, Weights and DomainStats: what they accept, refuse and compute."""
+"""Domains, Weights and DomainStats: what they accept, refuse and compute.
+
+Also tests ``_text.py`` and ``_backward.py``.
+"""
 
 from __future__ import annotations
 

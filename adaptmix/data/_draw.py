@@ -37,6 +37,8 @@ class Draw:
             objective; None where none is.
         segments: where the collator packed the rows into fewer; None where it did not.
         held: (B,) bool, which rows are held out and do not count in the loss; None where none are.
+        own_shares: (B,) float64, ``shares`` unrounded where somebody else's loader drew the rows,
+            each with shares of its own; ``domain_shares`` are NaN then, and ``rows`` -1.
     """
 
     domains: Tensor
@@ -53,6 +55,7 @@ class Draw:
     spent: NDArray[np.bool_] | None = None
     segments: Segments | None = None
     held: Tensor | None = None
+    own_shares: FloatArray | None = None
 
     @classmethod
     def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptmix.data._draw import Draw
+from adaptmix.data._elsewhere import PublishedShares
 from adaptmix.data._plan import Plan
 from adaptmix.errors import BatchOrderError
 
@@ -27,7 +28,7 @@ class BatchOrder:
         accumulation: micro-batches of a step, as of the last one recorded.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan | PublishedShares) -> None:
         self._plan = plan
         self._out: list[Draw] = []
         self.micro = 0
@@ -36,6 +37,11 @@ class BatchOrder:
     def hand_out(self, draw: Draw) -> None:
         """Take note that the training loop gets the batch of ``draw``, and not the draw."""
         self._out.append(draw)
+
+    @property
+    def handed_out(self) -> int:
+        """Micro-batches of the step in progress, and of later ones, that are recorded or out."""
+        return self.micro + len(self._out)
 
     def draw_of(self, draw: Draw | None) -> Draw:
         """Return the draw that losses are of: the one given, or that of the batch that is out.

@@ -112,18 +112,32 @@ def _numbers(names: Sequence[str]) -> _Words:
 def _network(values: _Words, shift: _Words, columns: _Words, key: _Words, stride: _Words) -> _Words:
     """Return the values' images in a Feistel network whose halves are added to in turn."""
     mask = (_ONE << shift) - _ONE
-    left, right = values >> shift, values & mask
+    left, right, key = values >> shift, values & mask, key.copy()
+    drawn, below = np.empty_like(values), np.empty_like(values)
     for _ in range(_ROUNDS // 2):
         # A random number below 2³² becomes one below C; then what is too large wraps around.
-        left += ((_mixed(right ^ key) >> _HALF) * columns) >> _HALF
-        np.minimum(left, left - columns, out=left)
-        key = key + stride
-        right += _mixed(left ^ key) >> _HALF
+        _random_half(right, key, drawn, below)
+        drawn *= columns
+        drawn >>= _HALF
+        left += drawn
+        np.minimum(left, np.subtract(left, columns, out=below), out=left)
+        key += stride
+        _random_half(left, key, drawn, below)
+        right += drawn
         right &= mask
         key += stride
     left <<= shift
     left |= right
     return left
+
+
+def _random_half(words: _Words, key: _Words, out: _Words, spare: _Words) -> None:
+    """Write into ``out`` the upper half of ``_mixed(words ^ key)``, which its last line leaves."""
+    np.bitwise_xor(words, key, out=out)
+    out *= _MIX_1
+    out ^= np.right_shift(out, _HALF, out=spare)
+    out *= _MIX_2
+    out >>= _HALF
 
 
 def _ranks(places: _Words, sizes: _Words, key: _Words, stride: _Words) -> _Words:

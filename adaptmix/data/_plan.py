@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,51 +14,18 @@ from adaptmix._checks import FloatArray
 from adaptmix._schedule import Course
 from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
-from adaptmix.data._holdout import HeldRows, Holdout
+from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
-from adaptmix.data._schedule import LaggedShares
+from adaptmix.data._repeats import Repeats
+from adaptmix.data._schedule import LaggedShares, StepCounts
+from adaptmix.data._step_rows import StepRows
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
 
 _log = logging.getLogger("adaptmix")
 # Steps that are drawn at once, as long as they have no more rows than fit a processor's caches.
-_STEPS = 8
+_STEPS = 16
 _ROWS = 16384
-
-
-@dataclass(frozen=True, eq=False)
-class StepRows:
-    """The global batch of one optimizer step, over all micro-batches and processes.
-
-    Attributes:
-        step: the optimizer step.
-        rows: (N,) int64 rows, in random order.
-        domains: (N,) int64 domain of each row.
-        fresh: (N,) bool, whether the run draws the row for the first time.
-        domain_shares: (K,) what multipliers divide by, as ``StepCounts`` has it.
-        row_shares: (K,) every domain's realised share of the rows, held-out ones included.
-        spent: (K,) bool, the domains whose rows are used up; None where none is.
-        held: (N,) bool, which rows are held out; None where the step has none.
-    """
-
-    step: int
-    rows: NDArray[np.int64]
-    domains: NDArray[np.int64]
-    fresh: NDArray[np.bool_]
-    domain_shares: FloatArray
-    row_shares: FloatArray
-    spent: NDArray[np.bool_] | None = None
-    held: NDArray[np.bool_] | None = None
-
-    def in_order(self, order: NDArray[np.int64]) -> StepRows:
-        """Return the same rows, with all that belongs to them, in another order."""
-        return replace(
-            self,
-            rows=self.rows[order],
-            domains=self.domains[order],
-            fresh=self.fresh[order],
-            held=None if self.held is None else self.held[order],
-        )
 
 
 class Plan:
@@ -87,6 +53,7 @@ class Plan:
     Attributes:
         budget: how often rows may be drawn.
         end: the step before which the run ends, for its rows are used up; None while not known.
+        repeats: which steps train the rows of earlier ones again; none at first.
     """
 
     def __init__(
@@ -121,6 +88,7 @@ class Plan:
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
+        self.repeats = Repeats()
         # Domains whose rows were drawn before the mixture changed: none of them is fresh.
         self._trained_before = np.zeros(len(mixture.domains), dtype=np.bool_)
         self._drawn: dict[int, NDArray[np.int64]] = {
@@ -155,6 +123,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
+            "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
 
@@ -213,9 +182,17 @@ class Plan:
         self._horizon = stop if horizon is None else horizon
         step = start
         while step < stop:
+            again = self.repeats.again(step)
+            if again is not None:
+                self._drawn[step + 1] = self._drawn[step]
+                yield again
+                step += 1
+                continue
             known = self.completed + self.lag + 1 - step
-            together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
+            known = self.repeats.left(step, min(known, stop - step))
+            together = max(1, min(_STEPS, _ROWS // size, known))
             drawn = self._draw(range(step, step + together), size)
+            self.repeats.keep(drawn)
             yield from drawn
             step += len(drawn)
             if len(drawn) < together:
@@ -241,50 +218,61 @@ class Plan:
         return self.budget.shares(shares, drawn, size=self._size - held, steps=left)
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
-        drawn = self._drawn[steps.start]
-        parts, domains, numbers = [], [], []
-        for step in steps:
-            held = self._holdout.of_step(step, size)
-            shares = self.shares_at(step, held=len(held))
-            if shares is None:
-                break
-            found = self.schedule.step(step, shares, size=size, held=len(held))
-            if not self.budget.allows(drawn + found.counts):
-                break
-            parts.append((step, found, held, self._spent(drawn)))
-            present = np.flatnonzero(found.counts)
-            counts = found.counts[present]
-            ends = np.cumsum(counts)
-            order = found.order
-            # The k-th row of a domain in the step is number k of those after the ones drawn before.
-            firsts = drawn[present] - (ends - counts)
-            numbers.append((np.repeat(firsts, counts) + np.arange(order.size))[order])
-            domains.append(np.repeat(present, counts)[order])
-            self._drawn[step + 1] = drawn = drawn + found.counts
+        K, before = self._trained_before.size, self._drawn[steps.start]
+        riding = [self._holdout.of_step(step, size) for step in steps]
+        parts = self._counted(steps, size, [len(held) for held in riding])
         if not parts:
             return []
-        together = np.concatenate(domains)
-        taken = self._source.take(together, np.concatenate(numbers))
+        counts = parts[0].counts if len(parts) == 1 else np.concatenate([p.counts for p in parts])
+        drawn = before + np.cumsum(counts, axis=0)
+        self._drawn |= dict(zip(range(steps.start + 1, steps.stop + 1), drawn, strict=False))
+        # The k-th row of a domain in the step is number k of those after the ones drawn before.
+        present = np.flatnonzero(counts)
+        several = counts.ravel()[present]
+        stops = np.cumsum(several)
+        firsts = (drawn - counts).ravel()[present] - (stops - several)
+        ends = np.cumsum(counts.sum(axis=1)).tolist()
+        starts = [0, *ends[:-1]]
+        orders = [order for part in parts for order in part.orders]
+        order = np.concatenate([a + b for a, b in zip(orders, starts, strict=True)])
+        domains = np.repeat(present % K, several)[order]
+        numbers = (np.repeat(firsts, several) + np.arange(order.size))[order]
+        taken = self._source.take(domains, numbers)
         fresh = taken.fresh
         if self._trained_before.any():
-            fresh = fresh & ~self._trained_before[together]
-        stops = np.cumsum([each.size for each in domains]).tolist()
+            fresh = fresh & ~self._trained_before[domains]
+        shares = counts / size
+        divisors = [each for part in parts for each in part.domain_shares]
+        places = [held for part in parts for held in part.held]
         return [
-            _put_in(
-                held,
-                StepRows(
-                    step=step,
-                    rows=taken.rows[stop - each.size : stop],
-                    domains=each,
-                    fresh=fresh[stop - each.size : stop],
-                    domain_shares=found.domain_shares,
-                    row_shares=found.counts / size,
-                    spent=spent,
-                ),
-                found.held,
-            )
-            for (step, found, held, spent), stop, each in zip(parts, stops, domains, strict=True)
+            StepRows(
+                step=steps.start + i,
+                rows=taken.rows[start:stop],
+                domains=domains[start:stop],
+                fresh=fresh[start:stop],
+                domain_shares=divisors[i],
+                row_shares=shares[i],
+                spent=self._spent(drawn[i] - counts[i]) if self.budget else None,
+            ).with_held(riding[i], places[i])
+            for i, (start, stop) in enumerate(zip(starts, ends, strict=True))
         ]
+
+    def _counted(self, steps: range, size: int, held: list[int]) -> list[StepCounts]:
+        """Count steps together; one after the other, up to the end, where rows may be used up."""
+        if not self.budget:
+            shares = [self.shares_at(step) for step in steps]
+            return [self.schedule.count(steps, np.array(shares), size=size, held=held)]
+        drawn, parts = self._drawn[steps.start], []
+        for step, aside in zip(steps, held, strict=True):
+            bounded = self.shares_at(step, held=aside)
+            if bounded is None:
+                break
+            found = self.schedule.count([step], bounded[np.newaxis], size=size, held=[aside])
+            if not self.budget.allows(drawn + found.counts[0]):
+                break
+            parts.append(found)
+            self._drawn[step + 1] = drawn = drawn + found.counts[0]
+        return parts
 
     def _spent(self, drawn: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which domains are used up, and say so once of each."""
@@ -326,17 +314,3 @@ class Plan:
         self._drawn = {self.completed: saved["drawn"]}
         self._trained_before = saved["trained_before"]
         self.end = self._told = None
-
-
-def _put_in(riding: HeldRows, trained: StepRows, held: NDArray[np.bool_]) -> StepRows:
-    """Return the rows that are trained on with held-out ones at the places that are ``held``."""
-    if not len(riding):
-        return trained
-    K = trained.row_shares.size
-    rows, domains = np.empty((2, held.size), dtype=np.int64)
-    rows[held], rows[~held] = riding.rows, trained.rows
-    domains[held], domains[~held] = riding.domains, trained.domains
-    fresh = np.zeros(held.size, dtype=np.bool_)
-    fresh[~held] = trained.fresh
-    shares = trained.row_shares + np.bincount(riding.domains, minlength=K) / held.size
-    return replace(trained, rows=rows, domains=domains, fresh=fresh, row_shares=shares, held=held)

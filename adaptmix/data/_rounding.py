@@ -18,30 +18,32 @@ def whole_part(expected: FloatArray) -> NDArray[np.int64]:
     return whole
 
 
-def systematic_counts(expected: FloatArray, uniform: float) -> NDArray[np.int64]:
+def systematic_counts(expected: FloatArray, uniform: float | FloatArray) -> NDArray[np.int64]:
     """Round expected counts to integers with the same sum and the same mean.
 
     Systematic sampling on the fractional parts: every count is ⌊b⌋ or ⌈b⌉ and E[count] = b.
 
     Args:
-        expected: (K,) non-negative with an integer sum.
-        uniform: one number drawn uniformly from [0, 1).
+        expected: (…, K) non-negative with integer sums.
+        uniform: (…) numbers drawn uniformly from [0, 1), one for each sum.
 
     Returns:
-        (K,) int64 counts whose sum is that of ``expected``.
+        (…, K) int64 counts whose sums are those of ``expected``.
 
     Source:
         Madow, On the theory of systematic sampling II (1949).
     """
     whole = whole_part(expected)
-    missing = round(float(expected.sum())) - int(whole.sum())
-    if missing <= 0:
-        return whole
     fractions = expected - whole
     fractions[fractions < _SNAP] = 0.0
-    edges = np.cumsum(fractions * (missing / fractions.sum()))
-    edges[int(np.flatnonzero(fractions)[-1]) :] = missing
-    ticks = np.minimum(np.floor(edges + uniform), missing).astype(np.int64)
-    whole[0] += ticks[0]
-    whole[1:] += ticks[1:] - ticks[:-1]
+    missing = np.rint(expected.sum(-1, keepdims=True)) - whole.sum(-1, keepdims=True)
+    total = fractions.sum(-1, keepdims=True)
+    np.maximum(missing, 0.0, out=missing)
+    edges = np.cumsum(fractions * (missing / np.where(total > 0.0, total, 1.0)), axis=-1)
+    # From the last fraction on, exactly what is missing, whatever rounding made of the sum.
+    np.copyto(edges, missing, where=edges == edges[..., -1:])
+    edges += np.asarray(uniform)[..., np.newaxis]
+    ticks = np.minimum(np.floor(edges), missing).astype(np.int64)
+    whole[..., 0] += ticks[..., 0]
+    whole[..., 1:] += ticks[..., 1:] - ticks[..., :-1]
     return whole

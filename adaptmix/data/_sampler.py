@@ -15,7 +15,8 @@ from adaptmix._checks import integer
 from adaptmix.data._collation import DrawnRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
-from adaptmix.data._plan import Plan, StepRows
+from adaptmix.data._plan import Plan
+from adaptmix.data._step_rows import StepRows
 from adaptmix.errors import LengthGroupingWarning, ObjectiveError, RowOrderWarning
 from adaptmix.state._identity import digest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +21,21 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class StepCounts:
-    """How many rows of each domain an optimizer step has.
+    """How many rows of each domain some optimizer steps in a row have.
 
     Attributes:
-        counts: (K,) int64 rows of each domain.
-        domain_shares: (K,) what multipliers divide by: a domain's realised share of the rows where
-            every step is sure of one, its expected share otherwise. They need not add up to 1.
-        order: (M,) the order in which the step's rows, sorted by domain, are trained.
-        held: (N,) bool, where held-out rows are among them; N − M.
+        counts: (S, K) int64 rows of each domain.
+        domain_shares: (S, K) what multipliers divide by: a domain's realised share of the rows
+            where every step is sure of one, its expected share otherwise. They need not add up
+            to 1.
+        orders: of each step (M,), the order in which its rows, sorted by domain, are trained.
+        held: of each step (N,) bool, where held-out rows are among them, N − M; None without any.
     """
 
     counts: NDArray[np.int64]
     domain_shares: FloatArray
-    order: NDArray[np.int64]
-    held: NDArray[np.bool_]
+    orders: list[NDArray[np.int64]]
+    held: list[NDArray[np.bool_] | None]
 
 
 class LaggedShares:
@@ -93,36 +94,41 @@ class LaggedShares:
             )
         return self._history[max(start for start in self._history if start <= step)]
 
-    def step(self, step: int, shares: FloatArray, *, size: int, held: int = 0) -> StepCounts:
-        """Return how many of a step's ``size`` rows each domain has.
+    def count(
+        self, steps: Sequence[int], shares: FloatArray, *, size: int, held: Sequence[int]
+    ) -> StepCounts:
+        """Return how many of the ``size`` rows of each step every domain has.
 
         Args:
-            step: the optimizer step.
-            shares: (K,) those in force at the step, or what is left of them.
-            size: rows of its global batch.
-            held: how many of them are held out. The others are shared out as if they were the
-                whole batch, and ``domain_shares`` are shares of the ``size`` rows all the same, so
-                that multipliers are those of a batch without held-out rows.
+            steps: S optimizer steps.
+            shares: (S, K) those in force at each step, or what is left of them.
+            size: rows of a global batch.
+            held: how many of them are held out in each step. The others are shared out as if they
+                were the whole batch, and ``domain_shares`` are shares of the ``size`` rows all the
+                same, so that multipliers are those of a batch without held-out rows.
         """
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
-        trained = size - held
-        counts, divisor = self._counts(shares, trained, rng)
-        divisor = divisor * (trained / size) if held else divisor
-        order = rng.permutation(size)
-        apart = order >= trained
-        return StepCounts(counts, divisor, order[~apart] if held else order, apart)
-
-    def _counts(
-        self, shares: FloatArray, size: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], FloatArray]:
+        trained = size - np.array(held, dtype=np.int64)[:, np.newaxis]
+        generators = [
+            np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, step)))
+            for step in steps
+        ]
         if self.counts == "multinomial":
-            return rng.multinomial(size, shares), shares
-        # In a new order each time, or neighbours would never be drawn together.
-        order = rng.permutation(shares.size)
-        counts = np.empty(shares.size, dtype=np.int64)
-        counts[order] = systematic_counts(size * shares[order], rng.random())
-        # Domain by domain: one that may be absent makes no other noisier.
-        return counts, np.where(whole_part(size * shares) >= 1, counts / size, shares)
+            found = zip(generators, trained[:, 0], shares, strict=True)
+            counts = np.array([rng.multinomial(rows, each) for rng, rows, each in found])
+            divisors = shares
+        else:
+            counts = _stratified(trained * shares, generators)
+            # Domain by domain: one that may be absent makes no other noisier.
+            divisors = np.where(whole_part(trained * shares) >= 1, counts / trained, shares)
+        orders = [rng.permutation(size) for rng in generators]
+        apart: list[NDArray[np.bool_] | None] = [None] * len(orders)
+        for place in np.flatnonzero(held).tolist():
+            order = orders[place]
+            aside = apart[place] = order >= trained[place]
+            orders[place] = order[~aside]
+        if any(held):
+            divisors = divisors * (trained / size)
+        return StepCounts(counts, divisors, orders, apart)
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and history as plain arrays and numbers."""
@@ -160,3 +166,16 @@ class LaggedShares:
             )
         self._history = dict(zip(steps.tolist(), shares, strict=True))
         self.completed = completed
+
+
+def _stratified(
+    expected: FloatArray, generators: Sequence[np.random.Generator]
+) -> NDArray[np.int64]:
+    """Round each step's (S, K) expected counts, with a generator each."""
+    # In a new order each time, or neighbours would never be drawn together.
+    orders = np.array([rng.permutation(expected.shape[1]) for rng in generators])
+    drawn = np.array([rng.random() for rng in generators])
+    found = systematic_counts(np.take_along_axis(expected, orders, axis=1), drawn)
+    counts = np.empty_like(found)
+    np.put_along_axis(counts, orders, found, axis=1)
+    return counts

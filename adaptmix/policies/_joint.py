@@ -199,10 +199,8 @@ class Joint:
             noise,
             importance=pi,
             sizes=sizes,
-            batch_size=rows,
-            horizon=horizon,
-            lower=self.lower or 0.0,
-            upper=self.upper,
+            draws=rows * horizon,
+            share_bounds=(self.lower or 0.0, self.upper),
             loss_mean=losses,
             bias_penalty=penalty,
         )

@@ -12,7 +12,7 @@ from adaptmix._types import DomainStats
 from adaptmix.policies._moments import row_scatter
 from adaptmix.policies._variance import StepVariance
 from adaptmix.solvers import neyman_shares
-from adaptmix.solvers._waterfill import share_bounds
+from adaptmix.solvers._arguments import share_bounds
 
 # How much of its proportional rows a domain keeps so that its estimates stay alive: the first that
 # costs no more than this part of the variance, or the last.
@@ -20,10 +20,8 @@ _EXPLORE = (0.1, 0.03, 0.01)
 _ALMOST_NOTHING = 1.01
 # A domain that counts must be drawn now and then, or no multiplier makes the gradient unbiased.
 LEAST_SHARE = 1e-6
-# A gain is acted upon when it is above this quantile of what noise alone predicts. That quantile is
-# of K degrees of freedom, where K domains about their mean have K − 1. So noise exceeds it in more
-# than 1 of 40 decisions: in 5.5 % with two domains, 4.5 % with three and 3 % with twenty.
-_CONFIDENCE, _DEVIATIONS = 0.975, 1.959963984540054  # and the normal quantile of it
+# A gain is acted upon when it is above this quantile of what noise alone predicts.
+_CONFIDENCE, _DEVIATIONS = 0.95, 1.6448536269514722  # and the normal quantile of it
 _ITERATIONS, _PRECISION = 20, 1e-13  # of Newton's method
 # Golden section: each evaluation leaves 0.618 of the interval, 30 leave 5e-7.
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
@@ -52,11 +50,11 @@ def least_variance_shares(
 ) -> FloatArray:
     """Return the sampling weights, (K,), of least variance for the gradient of Σ π w L.
 
-    The law of doing no harm holds for what is returned. Its predicted variance is never above that
-    of proportional sampling, or of the shares within the bounds that are nearest to it: where the
-    best shares of the smooth model would be noisier, it goes only as far towards them as helps. And
-    it is proportional sampling unless the predicted gain exceeds what the statistics' own noise
-    predicts where there is nothing to gain, in about 19 of 20 decisions (``noise_gain``).
+    They do no harm by two rules. Their predicted variance is never above that of proportional
+    sampling, or of the nearest shares within the bounds. If the best shares of the smooth model
+    would be noisier, they go only as far towards these as the variance falls. And they are
+    proportional sampling unless the predicted gain is above what the noise of the statistics alone
+    would predict in 1 of 20 decisions (``noise_gain``).
 
     Args:
         importance: (K,) π.
@@ -93,18 +91,19 @@ def least_variance_shares(
 
 
 def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) -> float:
-    """Return the gain that noise alone predicts in about 1 of 20 decisions where there is none.
+    """Return the gain that noise predicts in 1 of 20 decisions where there is nothing to gain.
 
-    Estimates of a moment from f degrees of freedom have the relative variance c / f, c being that
-    of one row's squared norm: the run's own (``moments.row_scatter``), 5 before it is known. Where
-    shares q are optimal, the shares that fit the estimates promise a gain of Σ q (δ − δ̄)², δ having
-    the variance c / (4 f) of a relative standard deviation. Its quantile is taken from the multiple
-    of χ² that has the same mean and variance.
+    An estimate of a moment from f degrees of freedom has the relative variance c / f. Here c is the
+    relative variance of one row's squared norm, measured in the run (``moments.row_scatter``), and
+    5 before it is known. If shares q are optimal, the shares that fit the estimates promise a gain
+    of Σ q (δ − δ̄)², where δ are errors of relative standard deviations, of variance c / (4 f). Its
+    quantile is that of the multiple of χ² with the same mean and variance: K alike domains about
+    their mean have K − 1 degrees of freedom.
 
     Args:
         row_shares: (K,) shares of rows without AdaptMix.
-        stats: whose ``grad_freedom`` counts for domains with a row or more in every step, and whose
-            ``count`` for the others, for they are told by single rows.
+        stats: f is ``grad_freedom`` for domains with a row or more in every step, and ``count`` for
+            the others, whose moments come from single rows.
         rows: of a step's global batch; None when not known.
 
     Source:
@@ -114,17 +113,19 @@ def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) 
     freedom = np.where(pairs, stats.grad_freedom, stats.count)
     # Old evidence fades, but no estimate is noisier than one row's. A domain that nobody has seen
     # has the others' mean: no noise of its own.
-    part = row_shares * (1.0 - row_shares) / np.maximum(freedom, 1.0)
-    part = np.where(freedom > 0.0, part, 0.0) * (row_scatter(stats) / 4.0)
+    noise = np.where(freedom > 0.0, row_scatter(stats) / 4.0 / np.maximum(freedom, 1.0), 0.0)
+    # The mean and half the variance of a quadratic form are traces: here of (diag q − q qᵀ) noise.
+    part, shared = row_shares * (1.0 - row_shares) * noise, row_shares**2 * noise
     mean = float(part.sum())
     if not mean > 0.0:
         return 0.0
-    shape = mean**2 / float(np.square(part).sum()) / 2.0
+    spread = float(np.square(part).sum() + shared.sum() ** 2 - np.square(shared).sum())
+    shape = mean**2 / spread / 2.0
     return mean * gamma_quantile(shape) / shape
 
 
 def gamma_quantile(shape: float) -> float:
-    """Return the 0.975 quantile of a gamma distribution of scale 1, by Newton's method.
+    """Return the 0.95 quantile of a gamma distribution of scale 1, by Newton's method.
 
     SciPy takes longer to import than a hundred updates to compute.
 

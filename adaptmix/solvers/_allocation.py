@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adaptmix._checks import FloatArray, number, vector
-from adaptmix.solvers._waterfill import share_bounds, water_fill
+from adaptmix.solvers._arguments import share_bounds
+from adaptmix.solvers._waterfill import water_fill
 
 # A scale that is smaller, relative to the largest, is worth nothing: its inverse may overflow.
 _NOTHING = 1e-200

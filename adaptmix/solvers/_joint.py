@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from adaptmix._checks import FloatArray
-from adaptmix.solvers._program import Program, program
+from adaptmix._checks import FloatArray, number, vector
+from adaptmix.solvers._arguments import number_of_draws, pair_of_bounds
+from adaptmix.solvers._program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +48,17 @@ def joint_weights(
     *,
     importance: ArrayLike,
     sizes: ArrayLike,
-    batch_size: float,
-    horizon: float,
-    lower: ArrayLike = 0.0,
-    upper: ArrayLike = 1.0,
+    draws: float = math.inf,
+    share_bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
     loss_mean: ArrayLike | None = None,
     bias_penalty: float = 0.0,
 ) -> JointSolution:
     """Minimise the finite-sample and the SGD error over loss weights and shares together.
 
-    The convex program, with κ' = 1 / (batch_size · horizon) and h_i = v_i²/σ_i²,
+    The convex program, with κ' = 1 / draws and h_i = v_i²/σ_i²,
 
         minimise Σ π_i² w_i² v_i² (1/n_i + κ'/p_i) + λ (Σ π_i w_i (L_i − Σ π L))²
-        subject to Σ π_i w_i h_i fixed, w ≥ 0, Σ p = 1, lower ≤ p ≤ upper,
+        subject to Σ π_i w_i h_i fixed, w ≥ 0, Σ p = 1, p within its bounds,
 
     and then Σ π w = 1 by rescaling w, has an exact solution. With s_i = v_i/σ_i² the best weights
     for given shares are π_i w_i v_i ∝ s_i / (1/n_i + κ'/p_i) when λ = 0. What is left is to
@@ -80,10 +81,9 @@ def joint_weights(
         noise: (K,) residual noise or dispersion σ_i² ≥ 0; positive when λ > 0.
         importance: (K,) positive π_i; normalised here.
         sizes: (K,) positive numbers of samples n_i, may be infinite.
-        batch_size: samples in a batch, > 0.
-        horizon: optimizer steps, > 0, may be infinite.
-        lower: scalar or (K,), smallest share.
-        upper: scalar or (K,), largest share.
+        draws: samples drawn in all steps, > 0: batch size times steps. Infinite when the noise of
+            sampling does not count.
+        share_bounds: smallest and largest share p, each a scalar or (K,).
         loss_mean: (K,) mean loss L_i, for the bias penalty.
         bias_penalty: λ ≥ 0, grad² / loss²: what re-weighting costs that shifts the mean loss.
 
@@ -99,26 +99,33 @@ def joint_weights(
         its solution is this library's own.
 
     Example:
-        >>> import math
         >>> solution = joint_weights(
-        ...     [4.0, 1.0], [4.0, 1.0], importance=[0.5, 0.5], sizes=[100, 100],
-        ...     batch_size=10, horizon=math.inf,
+        ...     [4.0, 1.0], [4.0, 1.0], importance=[0.5, 0.5], sizes=[100, 100]
         ... )
         >>> solution.loss, solution.sampling.round(3)
         (array([0.4, 1.6]), array([0.333, 0.667]))
     """
-    problem = program(
-        grad_var,
-        noise,
-        importance=importance,
-        sizes=sizes,
-        batch_size=batch_size,
-        horizon=horizon,
-        lower=lower,
-        upper=upper,
-        loss_mean=loss_mean,
-        bias_penalty=bias_penalty,
-    )
+    penalty = number("bias_penalty", bias_penalty, minimum=0.0)
+    # Signal without a price, or without an end, could pay for any bias.
+    strict = penalty > 0.0
+    variance = vector("grad_var", grad_var, minimum=0.0, strict=strict)
+    size = variance.size
+    sigma = vector("noise", noise, size=size, minimum=0.0, strict=strict)
+    pi = vector("importance", importance, size=size, minimum=0.0, strict=True)
+    pi /= pi.sum()
+    n = vector("sizes", sizes, size=size, minimum=0.0, strict=True, infinite=True)
+    kappa = 1.0 / number_of_draws(draws)
+    lower, upper = pair_of_bounds("share_bounds", share_bounds, size)
+    excess = np.zeros(size)
+    if loss_mean is not None:
+        excess = vector("loss_mean", loss_mean, size=size)
+        excess -= pi @ excess
+    elif penalty > 0.0:
+        raise ValueError(
+            f"loss_mean must be given with bias_penalty > 0; got None with {penalty:g}. "
+            "Pass the domains' mean losses."
+        )
+    problem = Program(variance, sigma, pi, n, kappa, lower, upper, excess, penalty)
     multiplier, passes = problem.multiplier
     tilt = problem.tilt(multiplier)
     p = problem.shares(tilt)

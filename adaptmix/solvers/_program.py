@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from adaptmix._checks import FloatArray, number, vector
+from adaptmix._checks import FloatArray
 from adaptmix.solvers._fgls import weigh
-from adaptmix.solvers._waterfill import share_bounds, water_fill
+from adaptmix.solvers._waterfill import water_fill
 
 # Finite stand-ins for limits. With inputs from 1e-15 to 1e15 they outweigh every finite rival by
 # more than float64 can see, zero noise before infinite size.
@@ -27,7 +25,7 @@ _RELATIVE = 4.0 * np.finfo(np.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Checked arguments: (K,) each, κ' = 1 / (batch size · horizon), and λ."""
+    """The checked arguments of ``joint_weights``: (K,) each, κ' = 1 / draws, and λ."""
 
     grad_var: FloatArray
     noise: FloatArray
@@ -130,42 +128,3 @@ class Program:
         """Return the objective at weights."""
         priced = self.penalty * self.bias(loss) ** 2 if self.penalty > 0.0 else 0.0
         return self.variance(loss, shares) + priced
-
-
-def program(
-    grad_var: ArrayLike,
-    noise: ArrayLike,
-    *,
-    importance: ArrayLike,
-    sizes: ArrayLike,
-    batch_size: float,
-    horizon: float,
-    lower: ArrayLike = 0.0,
-    upper: ArrayLike = 1.0,
-    loss_mean: ArrayLike | None = None,
-    bias_penalty: float = 0.0,
-) -> Program:
-    """Return the program for the arguments of ``joint_weights``, once they are in range."""
-    penalty = number("bias_penalty", bias_penalty, minimum=0.0)
-    # Signal without a price, or without an end, could pay for any bias.
-    strict = penalty > 0.0
-    variance = vector("grad_var", grad_var, minimum=0.0, strict=strict)
-    size = variance.size
-    sigma = vector("noise", noise, size=size, minimum=0.0, strict=strict)
-    pi = vector("importance", importance, size=size, minimum=0.0, strict=True)
-    pi /= pi.sum()
-    n = vector("sizes", sizes, size=size, minimum=0.0, strict=True, infinite=True)
-    batch = number("batch_size", batch_size, minimum=0.0, strict=True)
-    steps = horizon if horizon == math.inf else number("horizon", horizon, minimum=0.0, strict=True)
-    lo, hi = share_bounds(lower, upper, size)
-    excess = np.zeros(size)
-    if loss_mean is not None:
-        excess = vector("loss_mean", loss_mean, size=size)
-        excess -= pi @ excess
-    elif penalty > 0.0:
-        raise ValueError(
-            f"loss_mean must be given with bias_penalty > 0; got None with {penalty:g}. "
-            "Pass the domains' mean losses."
-        )
-    kappa = 1.0 / batch / steps
-    return Program(variance, sigma, pi, n, kappa, lo, hi, excess, penalty)

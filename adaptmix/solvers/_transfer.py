@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adaptmix._checks import FloatArray, number, vector
+from adaptmix._checks import FloatArray, vector
+from adaptmix.solvers._arguments import number_of_draws, pair_of_bounds
 from adaptmix.solvers._interior import Local, minimise
-from adaptmix.solvers._waterfill import share_bounds as checked_bounds
 from adaptmix.solvers._waterfill import water_fill
 
 _EPSILON = np.finfo(np.float64).eps
@@ -113,19 +113,16 @@ def transfer_weights(
         raise ValueError("importance must be > 0 for at least one domain; got 0 for all.")
     pi /= pi.max()
     n = vector("sizes", sizes, size=size, minimum=0.0, strict=True, infinite=True)
-    number_of_draws = (
-        draws if draws == math.inf else number("draws", draws, minimum=0.0, strict=True)
-    )
     unit = max(float(np.abs(gram).max()), float(v_sq.max()), float(doubt.max())) or 1.0
     program = _Program(
         _root(gram / unit, doubt / unit),
         pi / pi.sum(),
         v_sq / unit / n,
         np.sqrt(v_sq / unit),
-        number_of_draws,
-        *_bounds("share_bounds", share_bounds, size),
+        number_of_draws(draws),
+        *pair_of_bounds("share_bounds", share_bounds, size),
     )
-    alpha = minimise(program.around, *_bounds("weight_bounds", weight_bounds, size))
+    alpha = minimise(program.around, *pair_of_bounds("weight_bounds", weight_bounds, size))
     shares = program.shares(alpha)
     bias_sq, data_var, draw_var = (unit * term for term in program.terms(alpha, shares))
     return TransferSolution(alpha, shares, bias_sq, data_var, draw_var, program.helps(alpha))
@@ -242,16 +239,3 @@ def _root(gram: FloatArray, doubt: FloatArray) -> FloatArray:
     positive = values > values.size * _EPSILON * np.abs(even).max()
     root: FloatArray = np.sqrt(values[positive])[:, None] * vectors[:, positive].T
     return np.vstack((root, np.diag(np.sqrt(doubt)))) if doubt.any() else root
-
-
-def _bounds(
-    name: str, pair: tuple[ArrayLike, ArrayLike], size: int
-) -> tuple[FloatArray, FloatArray]:
-    try:
-        lower, upper = pair
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a pair (lower, upper); got {pair!r}.") from error
-    try:
-        return checked_bounds(lower, upper, size)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

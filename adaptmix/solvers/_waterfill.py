@@ -5,60 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from adaptmix._checks import FloatArray, number, vector
+from adaptmix._checks import FloatArray
 
-# Bounds such as 1/K need not add up to exactly one in float64.
-_ROUNDING = 1e-12
 # Shares that miss their total by no more, relative, miss it by their own rounding.
 _SETTLED = 4.0 * np.finfo(np.float64).eps
 # Newton's method needs two to five steps, or is in trouble.
 _STEPS = 6
-
-
-def share_bounds(
-    lower: ArrayLike, upper: ArrayLike, num_domains: int
-) -> tuple[FloatArray, FloatArray]:
-    """Return both bounds as (K,) vectors, once they leave room for shares that add up to one.
-
-    Args:
-        lower: scalar or (K,), smallest share.
-        upper: scalar or (K,), largest share.
-        num_domains: K.
-
-    Raises:
-        ValueError: bounds outside [0, 1], crossing, or met by no shares that add up to one.
-    """
-    lo, least = _bound("lower", lower, num_domains)
-    hi, most = _bound("upper", upper, num_domains)
-    if (crossing := lo > hi).any():
-        i = int(crossing.argmax())
-        raise ValueError(f"lower must not exceed upper; got {lo[i]:g} > {hi[i]:g} at {i}.")
-    if least > 1.0 + _ROUNDING:
-        raise ValueError(
-            f"lower must add up to at most 1 over the domains; got {least:g} with "
-            f"K={num_domains}. Lower it: 1/K is the most that all can have."
-        )
-    if most < 1.0 - _ROUNDING:
-        raise ValueError(
-            f"upper must add up to at least 1 over the domains; got {most:g} with "
-            f"K={num_domains}. Raise it: 1/K is the least that all can have."
-        )
-    return lo, hi
-
-
-def _bound(name: str, value: ArrayLike, num_domains: int) -> tuple[FloatArray, float]:
-    """Return the bound of every domain, and their sum."""
-    if isinstance(value, float) or np.ndim(value) == 0:
-        every = number(name, value, minimum=0.0, maximum=1.0)
-        bound = np.empty(num_domains)
-        bound.fill(every)
-        return bound, num_domains * every
-    bound = vector(name, value, size=num_domains, minimum=0.0)
-    if bound.max() > 1.0:
-        raise ValueError(f"{name} must be in [0, 1]; got {bound.max():g} at {bound.argmax()}.")
-    return bound, float(bound.sum())
 
 
 def water_fill(

@@ -97,7 +97,9 @@ def _train(experiment: Experiment, setting: str, policy: str, seed: int) -> list
     return experiment.train(experiment.settings[setting], policy, seed)
 
 
-def run(experiments: list[Experiment], seeds: int, processes: int = 2) -> dict[str, Results]:
+def run(
+    experiments: list[Experiment], seeds: int, processes: int | None = None
+) -> dict[str, Results]:
     """Train every setting with every policy and seed; results by experiment.
 
     Seeds are those of the data, the initial model and the drawing of rows, and the same for all

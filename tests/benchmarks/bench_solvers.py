@@ -106,7 +106,7 @@ def programs() -> dict[str, Program]:
 
     def joint() -> FloatArray:
         solution = joint_weights(
-            a, noise, importance=pi, sizes=n, batch_size=64, horizon=10, lower=lower, upper=upper
+            a, noise, importance=pi, sizes=n, draws=640, share_bounds=(lower, upper)
         )
         u = pi * solution.loss * v
         return np.concatenate((u / (u @ strength), solution.sampling))
@@ -198,16 +198,16 @@ def against_sort() -> bool:
         rng = np.random.default_rng(size)
         a, noise, n, pi = rng.lognormal(0.0, 2.0, (4, size))
         data: dict[str, Any] = {"importance": pi, "sizes": n}
-        share: dict[str, Any] = {"lower": 0.2 / size, "upper": 3.0 / size}
-        steps: dict[str, Any] = {"batch_size": 64, "horizon": 100}
+        lower, upper = 0.2 / size, 3.0 / size
+        joint: dict[str, Any] = {"draws": 6400, "share_bounds": (lower, upper), **data}
         jobs: dict[str, Callable[[], object]] = {
             "numpy.sort, µs": partial(np.sort, a),
             "neyman_shares": partial(neyman_shares, a),
-            "neyman_shares, bounds bind": partial(neyman_shares, a, **share),
+            "neyman_shares, bounds bind": partial(neyman_shares, a, lower=lower, upper=upper),
             "neyman_counts": partial(neyman_counts, a, 10 * size),
             "fgls_weights": partial(fgls_weights, noise, **data),
             "gap_weights": partial(gap_weights, a, noise, **data, lower=0.2),
-            "joint_weights": partial(joint_weights, a, noise, **data, **steps, **share),
+            "joint_weights": partial(joint_weights, a, noise, **joint),
         }
         times = seconds(*jobs.values(), rounds={10**3: 100, 10**4: 30}.get(size, 5))
         for name, time in zip(jobs, times, strict=True):

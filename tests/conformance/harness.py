@@ -158,7 +158,7 @@ class Judge:
         live = [p for p in self.live.parameters() if p.requires_grad]
         wanted = self._wanted(len(self.verdict.errors), live)
         got = [torch.zeros_like(p) if p.grad is None else p.grad for p in live]
-        flat = torch.cat([g.double().flatten() for g in got])
+        flat = torch.cat([g.double().cpu().flatten() for g in got])
         expected = torch.cat([g.double().flatten() for g in wanted])
         error = float((flat - expected).norm() / expected.norm().clamp(min=1e-12))
         self.verdict.errors.append(error)

@@ -29,6 +29,7 @@ from tests.conformance.kit import (
     sorting,
     tags,
 )
+from tests.devices import USE_CPU
 
 
 class Module(LightningModule):
@@ -101,7 +102,7 @@ def lightning(
             num_workers=workers,
         )
         Trainer(
-            accelerator="cpu",
+            accelerator="cpu" if USE_CPU else "gpu",
             devices=1,
             logger=False,
             enable_checkpointing=False,

@@ -15,6 +15,7 @@ from adaptmix.policies import Policy
 from tests.conformance import data, kit
 from tests.conformance.harness import STEPS, Case
 from tests.conformance.kit import ROWS, TAGGED, each, own, own_tags, penalty, sorting, tags
+from tests.devices import DEVICE, moved
 
 Loop = Callable[[Any, Controller, Any, torch.optim.Optimizer], None]
 """(model, controller, loader, optimizer): trains for all steps."""
@@ -52,8 +53,11 @@ def loop(
         mixture = Mixture.from_labels(rows, data.DOMAINS)
         options = {"policy": policy, "update_every": 2, "lag": 6} | (controller or {})
         steering = Controller(mixture, **options)
-        steering.watch(live)
-        batches = steering.loader(8, steps=STEPS, collate_fn=collator or collate, **changed)
+        # Worker processes cannot make tensors of a GPU.
+        device = "cpu" if changed.get("num_workers") else DEVICE
+        steering.watch(live.to(device))
+        batch_of = moved(collator or collate, device)
+        batches = steering.loader(8, steps=STEPS, collate_fn=batch_of, **changed)
         body(live, steering, batches, torch.optim.SGD(live.parameters(), lr=0.05))
 
     model = data.built(lambda: Net(tokens=tokens))

@@ -22,6 +22,7 @@ from adaptmix.policies import Policy
 from adaptmix_transformers import AdaptMixCallback
 from tests.conformance import data, kit
 from tests.conformance.harness import STEPS, Case
+from tests.devices import USE_CPU
 
 QUIET: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -31,7 +32,7 @@ QUIET: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": [],
     "disable_tqdm": True,
-    "use_cpu": True,
+    "use_cpu": USE_CPU,
     "dataloader_pin_memory": False,
     "logging_steps": 10,
 }

@@ -34,7 +34,7 @@ class Weighted(OwnLoss):
         """Return the weighted mean."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        return F.cross_entropy(outputs.logits, labels, weight=WEIGHTS)
+        return F.cross_entropy(outputs.logits, labels, weight=WEIGHTS.to(labels.device))
 
 
 def class_weighted(model: Any, batch: Any) -> Tensor:
@@ -46,7 +46,7 @@ def class_weighted(model: Any, batch: Any) -> Tensor:
 
 def class_weighted_func(outputs: Any, labels: Tensor, **_: Any) -> Tensor:
     """The same for ``compute_loss_func``."""
-    return F.cross_entropy(outputs.logits, labels, weight=WEIGHTS)
+    return F.cross_entropy(outputs.logits, labels, weight=WEIGHTS.to(labels.device))
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def rows_of_classes(outputs: Any, inputs: Any) -> Tensor:
 def pairs_apart(logits: Tensor, _: Tensor) -> Tensor:
     """In-batch contrastive loss: every row is compared with the others."""
     unit = F.normalize(logits, dim=1)
-    return F.cross_entropy(unit @ unit.T / 0.5, torch.arange(len(unit)))
+    return F.cross_entropy(unit @ unit.T / 0.5, torch.arange(len(unit), device=unit.device))
 
 
 def pairwise_hinge(logits: Tensor, labels: Tensor) -> Tensor:

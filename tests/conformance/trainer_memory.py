@@ -27,7 +27,7 @@ class Remembering(OwnLoss):
         if self.memory is None:
             self.memory = self.first(model)
         logits = model(**inputs).logits
-        type(self).seen = copy.deepcopy(self.memory)
+        type(self).seen = copy.deepcopy(self.memory).cpu()
         away = (logits - self.told(self.memory, inputs)).square().sum(1).mean()
         self.follow(model, logits.detach())
         total: Tensor = F.cross_entropy(logits, labels) + 0.1 * away
@@ -59,7 +59,7 @@ class Centred(Remembering):
 
     def first(self, model: Any) -> Any:
         """Return the mean to begin with."""
-        return torch.zeros(data.CLASSES, dtype=torch.float64)
+        return torch.zeros(data.CLASSES, dtype=torch.float64, device=model.device)
 
     @staticmethod
     def told(memory: Any, inputs: Any) -> Tensor:  # noqa: ARG004

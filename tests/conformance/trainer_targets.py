@@ -44,7 +44,7 @@ def _regression() -> list[Case]:
         return F.l1_loss(z.squeeze(1), y)
 
     def flagged(z: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(z, y, pos_weight=weight)
+        return F.binary_cross_entropy_with_logits(z, y, pos_weight=weight.to(z.device))
 
     return [
         trainer("BERT regression", one, texts, row_loss=squared, expect="right"),

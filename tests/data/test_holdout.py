@@ -1,3 +1,5 @@
+"""Which rows are held out, and when they ride in a batch."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""The loader: the same rows for any workers and processes, and loud refusals."""
+"""The loader: the same rows for any workers and processes, and loud refusals.
+
+Also tests ``data/_collation.py``, ``data/_layout.py`` and ``data/_sampler.py``.
+"""
 
 from __future__ import annotations
 

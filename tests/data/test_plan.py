@@ -1,4 +1,7 @@
-"""The fixed-lag plan: rows depend on seed and published shares, and on nothing else."""
+"""The fixed-lag plan: rows depend on seed and published shares, and on nothing else.
+
+Also tests ``data/_draw.py`` and ``data/_step_rows.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray
-from adaptmix.data._plan import Plan, StepRows
+from adaptmix.data._plan import Plan
+from adaptmix.data._step_rows import StepRows
 from adaptmix.errors import LagError, StateError
 from adaptmix.state import _checkpoint as checkpoint
 from tests import helpers_data as helpers

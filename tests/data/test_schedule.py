@@ -16,7 +16,8 @@ FIRST, THEN = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.1, 0.8])
 def test_counts_have_the_mean_of_the_shares(counts: str) -> None:
     steps, size = 2000, 7
     schedule = LaggedShares(FIRST, lag=steps, seed=3, counts=counts)
-    drawn = np.array([schedule.step(step, FIRST, size=size).counts for step in range(steps)])
+    found = schedule.count(range(steps), np.tile(FIRST, (steps, 1)), size=size, held=[0] * steps)
+    drawn = found.counts
     assert (drawn.sum(1) == size).all()
     error = np.sqrt(size * FIRST * (1.0 - FIRST) / steps)  # multinomial; stratified has less
     assert (np.abs(drawn.mean(0) - size * FIRST) < SIGMAS * error).all()
@@ -37,16 +38,23 @@ def test_shares_take_effect_after_the_lag() -> None:
     assert schedule.shares_at(4) is FIRST
 
 
-def test_a_step_is_the_same_whenever_it_is_drawn() -> None:
-    schedule = LaggedShares(FIRST, lag=5, seed=1, counts="stratified")
-    once = [schedule.step(step, FIRST, size=9) for step in range(6)]
-    again = LaggedShares(FIRST, lag=5, seed=1, counts="stratified")
+@pytest.mark.parametrize("counts", ["stratified", "multinomial"])
+def test_a_step_is_the_same_whenever_and_with_whatever_others_it_is_counted(counts: str) -> None:
+    schedule = LaggedShares(FIRST, lag=5, seed=1, counts=counts)
+    shares, held = np.array([FIRST, THEN] * 3), [0, 2, 0, 0, 1, 0]
+    once = schedule.count(range(6), shares, size=9, held=held)
+    again = LaggedShares(FIRST, lag=5, seed=1, counts=counts)
     again.load_state_dict(schedule.state_dict())
     for step in reversed(range(6)):
-        other = again.step(step, again.shares_at(step), size=9)
-        assert np.array_equal(other.counts, once[step].counts)
-        assert np.array_equal(other.order, once[step].order)
-        assert sorted(other.order) == list(range(9))
+        other = again.count([step], shares[[step]], size=9, held=held[step : step + 1])
+        assert np.array_equal(other.counts[0], once.counts[step])
+        assert np.array_equal(other.domain_shares[0], once.domain_shares[step])
+        assert np.array_equal(other.orders[0], once.orders[step])
+        assert sorted(other.orders[0]) == list(range(9 - held[step]))
+        apart = other.held[0]
+        assert (apart is None) == (held[step] == 0)
+        assert apart is None or (apart.sum(), apart.size) == (held[step], 9)
+        assert np.array_equal(apart, once.held[step])  # type: ignore[arg-type]
 
 
 def test_a_damaged_position_is_named_and_changes_nothing() -> None:

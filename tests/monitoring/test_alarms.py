@@ -1,4 +1,7 @@
-"""Alarms and the operator's hand on the weights."""
+"""Alarms and the operator's hand on the weights.
+
+Also tests ``_warn_once.py`` and ``policies/_bounds.py``.
+"""
 
 from __future__ import annotations
 

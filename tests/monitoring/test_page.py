@@ -1,4 +1,7 @@
-"""The page is valid HTML, asks nothing of a network, stays small, and says what the figures say."""
+"""The page is valid HTML, asks nothing of a network, stays small, and says what the figures say.
+
+Also tests ``monitoring/_charts.py``, ``monitoring/_svg.py`` and ``monitoring/_tables.py``.
+"""
 
 from __future__ import annotations
 

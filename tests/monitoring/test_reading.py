@@ -1,4 +1,7 @@
-"""Runs read back from what TensorBoard keeps."""
+"""Runs read back from what TensorBoard keeps.
+
+Also tests ``monitoring/_record.py`` and ``monitoring/_texts.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Event files, read back by TensorBoard itself."""
+"""Event files, read back by TensorBoard itself.
+
+Also tests ``monitoring/_eventfile.py``, ``monitoring/_quantities.py`` and
+``monitoring/_run_log.py``.
+"""
 
 from __future__ import annotations
 

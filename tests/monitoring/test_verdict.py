@@ -1,4 +1,7 @@
-"""Sentences, each from figures that are known."""
+"""Sentences, each from figures that are known.
+
+Also tests ``monitoring/_comparison.py`` and ``monitoring/_gains.py``.
+"""
 
 from __future__ import annotations
 

@@ -30,6 +30,15 @@ from adaptmix.policies import (
 )
 from adaptmix.policies._base import started
 
+INFO = Domains(("a", "b", "c", "d"), [100, 400, 50, 250], [0.4, 0.3, 0.2, 0.1])
+STATS = DomainStats(
+    loss_mean=[1.0, 2.0, 0.5, 1.5],
+    loss_var=[0.3, 1.0, 0.1, 4.0],
+    noise=[1.0, 4.0, 0.5, 2.0],
+    grad_var=[1.0, 9.0, 4.0, 0.25],
+)
+PI = INFO.importance
+
 # Adding a policy is one line here: the laws run over all of them.
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static": Static,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adaptmix import Controller, Domains, DomainStats, Weights
+from adaptmix.data import Plan
 from adaptmix.policies import Policy, Run, Start, Static, VarianceAware, chain
 from adaptmix.policies._runner import Steering
 from tests import runs
@@ -31,6 +32,12 @@ class Ramp:
         return Weights.proportional(np.ones(3) / 3), state
 
 
+def plan_of(controller: Controller) -> Plan:
+    """What draws the rows of a controller's mixture."""
+    assert isinstance(controller._plan, Plan)
+    return controller._plan
+
+
 @pytest.mark.parametrize(
     "policy", [EXPECTED, chain(EXPECTED), Ramp()], ids=["static", "chain", "own"]
 )
@@ -39,8 +46,8 @@ def test_weights_to_start_with_hold_from_the_first_batch_on(policy: Policy) -> N
     controller.sampler(20, steps=4)
     shares = [SHARES[name] for name in controller.mixture.domains]
     np.testing.assert_allclose(controller.weights.sampling, shares)
-    np.testing.assert_allclose(controller._plan.schedule.shares_at(0), shares)
-    drawn = next(iter(controller._plan.steps(0, 1, size=20)))
+    np.testing.assert_allclose(plan_of(controller).schedule.shares_at(0), shares)
+    drawn = next(iter(plan_of(controller).steps(0, 1, size=20)))
     assert np.bincount(drawn.domains, minlength=3).tolist() == [4, 6, 10]
 
 
@@ -59,7 +66,7 @@ def test_an_observed_run_starts_with_importance_all_the_same() -> None:
     controller.sampler(20, steps=4)
     importance = controller.mixture.importance
     np.testing.assert_array_equal(controller.weights.sampling, importance)
-    np.testing.assert_array_equal(controller._plan.schedule.shares_at(0), importance)
+    np.testing.assert_array_equal(plan_of(controller).schedule.shares_at(0), importance)
     assert controller.proposed.sampling.tolist() != importance.tolist()
 
 
@@ -68,21 +75,21 @@ def test_pins_set_before_training_hold_from_the_first_batch_on() -> None:
     controller.pin("b", sampling=0.6, loss=0.5)
     controller.sampler(20, steps=4)
     b = controller.mixture.domains.index("b")
-    for shares in (controller.weights.sampling, controller._plan.schedule.shares_at(0)):
+    for shares in (controller.weights.sampling, plan_of(controller).schedule.shares_at(0)):
         assert shares[b] == pytest.approx(0.6)
     assert controller.weights.loss[b] == pytest.approx(0.5)
     controller.pin("b")
     np.testing.assert_allclose(
-        controller._plan.schedule.shares_at(0), controller.mixture.importance
+        plan_of(controller).schedule.shares_at(0), controller.mixture.importance
     )
 
 
 def test_a_pin_in_mid_run_waits_for_the_rows_that_were_drawn() -> None:
     controller = Controller(runs.mixture(), lag=2)
     before = controller.mixture.importance
-    for _ in controller._plan.steps(0, 1, size=20):
+    for _ in plan_of(controller).steps(0, 1, size=20):
         controller.pin("b", sampling=0.6)
-    np.testing.assert_array_equal(controller._plan.schedule.shares_at(0), before)
+    np.testing.assert_array_equal(plan_of(controller).schedule.shares_at(0), before)
 
 
 def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training() -> None:

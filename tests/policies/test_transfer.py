@@ -1,4 +1,7 @@
-"""Transfer: what it weights, what it drops, and how it keeps all in sight."""
+"""Transfer: what it weights, what it drops, and how it keeps all in sight.
+
+Also tests ``policies/_gram.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What the probe sees of common architectures, against autograd sample by sample."""
+"""What the probe sees of common architectures, against autograd sample by sample.
+
+Also tests ``probe/_by_function.py``, ``probe/_follower.py``, ``probe/_functions.py``,
+``probe/_operations.py`` and ``probe/_tracked.py``.
+"""
 
 from __future__ import annotations
 

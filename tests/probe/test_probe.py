@@ -1,4 +1,8 @@
-"""The probe's sums equal those of a loop over samples, in float64, for every model and setting."""
+"""The probe's sums equal those of a loop over samples, in float64, for every model and setting.
+
+Also tests ``probe/estimators/_exact.py``, ``probe/estimators/_gradients.py`` and
+``probe/estimators/_micro_batch.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The probe beside the rest of a training step: it disturbs nothing and nothing disturbs it."""
+"""The probe beside the rest of a training step: it disturbs nothing and nothing disturbs it.
+
+Also tests ``probe/_hooks.py`` and ``statistics/_watch.py``.
+"""
 
 from __future__ import annotations
 

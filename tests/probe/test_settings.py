@@ -1,4 +1,7 @@
-"""The probe's sums are right under what real training loops add to a step."""
+"""The probe's sums are right under what real training loops add to a step.
+
+Also tests ``probe/_compiled.py``.
+"""
 
 from __future__ import annotations
 

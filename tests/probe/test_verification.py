@@ -1,4 +1,7 @@
-"""What is read at layers is proved to be of the samples that it is taken for."""
+"""What is read at layers is proved to be of the samples that it is taken for.
+
+Also tests ``probe/_pauses.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Processes that do not agree all stop with one sentence; none trains on, none is left waiting."""
+"""Processes that do not agree all stop with one sentence; none trains on, none is left waiting.
+
+Also tests ``processes/_agreement.py`` and ``processes/_tensor_parallel.py``.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix.solvers import _allocation as allocation
 from adaptmix.solvers import _counts as whole
 from adaptmix.solvers import _gap as gaps
-from adaptmix.solvers._program import INFINITE_SIZE, Program, program
+from adaptmix.solvers import joint_weights
+from adaptmix.solvers._program import INFINITE_SIZE, Program
 
 _TINY = np.finfo(np.float64).tiny
 # Counts this near to one row are one row, whatever has been rounded.
@@ -227,7 +228,7 @@ def joint_residual(
         The larger of the shares' relative gap between marginal values and the loss weights'
         distance Σ π |w − w*(p)| from the best ones, or the relative duality gap.
     """
-    problem = program(grad_var, noise, **arguments)
+    problem = joint_weights(grad_var, noise, **arguments)._program
     size = problem.sizes.size
     w = vector("loss", loss, size=size, minimum=0.0)
     p = vector("sampling", sampling, size=size, minimum=0.0)

@@ -34,10 +34,8 @@ def problems(draw: st.DrawFn, *, degenerate: bool = False) -> dict[str, Any]:
         "noise": column(wide),
         "importance": np.array(draw(st.lists(wide, min_size=size, max_size=size))),
         "sizes": column(wide, np.inf),
-        "batch_size": draw(wide),
-        "horizon": draw(wide | st.just(math.inf)),
-        "lower": low * inner,
-        "upper": inner + room * (1.0 - inner),
+        "draws": draw(wide | st.just(math.inf)),
+        "share_bounds": (low * inner, inner + room * (1.0 - inner)),
     }
 
 
@@ -62,8 +60,7 @@ def penalised(draw: st.DrawFn) -> dict[str, Any]:
         "noise": draw(column),
         "importance": draw(column),
         "sizes": draw(column),
-        "batch_size": 8,
-        "horizon": draw(near | st.just(math.inf)),
+        "draws": draw(near | st.just(math.inf)),
         "loss_mean": draw(column),
         "bias_penalty": draw(st.floats(-9.0, 9.0).map(lambda exponent: 10.0**exponent)),
     }

@@ -1,4 +1,7 @@
-"""joint_weights against SLSQP on both weights at once, its certificate, and the laws it obeys."""
+"""joint_weights against SLSQP on both weights at once, its certificate, and the laws it obeys.
+
+Also tests ``solvers/_program.py``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from adaptmix.solvers import fgls_weights, joint_weights, neyman_shares
 from tests.solvers.certificates import joint_residual
 from tests.solvers.joint_problems import TOLERANCE, mass, problems, residual, wide
 
-DATA: dict[str, Any] = {"importance": np.full(3, 1 / 3), "batch_size": 4, "horizon": 5}
+DATA: dict[str, Any] = {"importance": np.full(3, 1 / 3), "draws": 20}
 
 
 @given(problems(degenerate=True))
@@ -33,13 +36,14 @@ def test_certificate(problem: dict[str, Any]) -> None:
 def test_shares_are_neyman_shares_of_their_own_loss_weights(problem: dict[str, Any]) -> None:
     solution = joint_weights(**problem)
     scale = mass(problem) * solution.loss * np.sqrt(problem["grad_var"])
-    shares = neyman_shares(scale, lower=problem["lower"], upper=problem["upper"])
+    lower, upper = problem["share_bounds"]
+    shares = neyman_shares(scale, lower=lower, upper=upper)
     np.testing.assert_allclose(solution.sampling, shares, rtol=0, atol=TOLERANCE)
 
 
 @given(problems())
 def test_an_endless_horizon_gives_fgls(problem: dict[str, Any]) -> None:
-    problem |= {"horizon": math.inf}
+    problem |= {"draws": math.inf}
     data = {name: problem[name] for name in ("importance", "sizes")}
     expected = mass(problem) * fgls_weights(problem["noise"], **data)
     found = mass(problem) * joint_weights(**problem).loss
@@ -52,10 +56,7 @@ def test_a_long_horizon_approaches_fgls() -> None:
     fgls = fgls_weights(noise, importance=pi, sizes=n)
     distances = [
         np.abs(
-            joint_weights(
-                grad_var, noise, importance=pi, sizes=n, batch_size=16, horizon=steps
-            ).loss
-            - fgls
+            joint_weights(grad_var, noise, importance=pi, sizes=n, draws=16 * steps).loss - fgls
         ).max()
         for steps in (1e2, 1e4, 1e6, math.inf)
     ]
@@ -94,7 +95,7 @@ def test_equals_a_general_solver_on_both_weights(seed: int) -> None:
         options={"ftol": 1e-15, "maxiter": 1000},
     )
     solution = joint_weights(
-        grad_var, noise, importance=pi, sizes=n, batch_size=8, horizon=4, lower=0.05, upper=0.5
+        grad_var, noise, importance=pi, sizes=n, draws=32, share_bounds=(0.05, 0.5)
     )
     u = pi * solution.loss * np.sqrt(grad_var)
     ours = np.concatenate((u / (u @ strength), solution.sampling))
@@ -104,7 +105,7 @@ def test_equals_a_general_solver_on_both_weights(seed: int) -> None:
 
 
 def test_what_a_solution_promises_over_other_weights() -> None:
-    data: dict[str, Any] = {"sizes": np.full(3, 10.0), **DATA, "lower": 0.1}
+    data: dict[str, Any] = {"sizes": np.full(3, 10.0), **DATA, "share_bounds": (0.1, 1.0)}
     solution = joint_weights([9.0, 4.0, 1.0], [1.0, 2.0, 1.0], **data)
     assert solution.promises(solution.loss, solution.sampling) == 0.0
     loss, shares = np.ones(3), np.full(3, 1 / 3)
@@ -118,7 +119,7 @@ def test_what_a_solution_promises_over_other_weights() -> None:
 def test_beats_every_perturbation() -> None:
     rng = np.random.default_rng(1)
     grad_var, noise, pi, n = rng.lognormal(0.0, 1.0, (4, 6))
-    data: dict[str, Any] = {"importance": pi, "sizes": n, "batch_size": 4, "horizon": 1000}
+    data: dict[str, Any] = {"importance": pi, "sizes": n, "draws": 4000}
     solution = joint_weights(grad_var, noise, **data)
 
     def value(w: FloatArray, p: FloatArray) -> float:
@@ -149,6 +150,8 @@ def test_units_and_order_do_not_matter(problem: dict[str, Any], first: int, seco
         name: value[::-1] if isinstance(value, np.ndarray) else value
         for name, value in problem.items()
     }
+    lower, upper = problem["share_bounds"]
+    back["share_bounds"] = (lower[::-1], upper[::-1])
     turned = joint_weights(**back)
     # Where κ' n dwarfs a share, the share is known to κ' n roundings only, the value fully.
     assert turned.value == pytest.approx(solution.value, rel=1e-9)
@@ -157,11 +160,11 @@ def test_units_and_order_do_not_matter(problem: dict[str, Any], first: int, seco
 
 @given(st.integers(1, 20), wide, wide, wide | st.just(math.inf), wide)
 def test_equal_domains_share_evenly(
-    size: int, grad_var: float, noise: float, n: float, horizon: float
+    size: int, grad_var: float, noise: float, n: float, draws: float
 ) -> None:
     one = np.ones(size)
     solution = joint_weights(
-        grad_var * one, noise * one, importance=one, sizes=n * one, batch_size=8, horizon=horizon
+        grad_var * one, noise * one, importance=one, sizes=n * one, draws=draws
     )
     np.testing.assert_allclose(solution.sampling, 1.0 / size, rtol=1e-9)
     np.testing.assert_allclose(solution.loss, 1.0, rtol=1e-9)
@@ -174,7 +177,7 @@ def test_infinite_sizes() -> None:
     np.testing.assert_array_equal(one.sampling, [1.0, 0.0, 0.0])
     two = joint_weights([4.0, 4.0, 1.0], np.ones(3), sizes=every, **DATA)
     np.testing.assert_allclose(two.sampling, [0.5, 0.5, 0.0])
-    bound = joint_weights([4.0, 4.0, 1.0], np.ones(3), sizes=every, **DATA, upper=0.4)
+    bound = joint_weights([4.0, 4.0, 1.0], np.ones(3), sizes=every, **DATA, share_bounds=(0.0, 0.4))
     np.testing.assert_allclose(bound.sampling, [0.4, 0.4, 0.2])
     # A finite domain rises until its marginal value meets the endless one's.
     mixed = joint_weights([9.0, 4.0, 1.0], np.ones(3), sizes=[3.0, np.inf, np.inf], **DATA)
@@ -194,11 +197,14 @@ def test_zero_noise_takes_all_the_loss_weight() -> None:
 
 
 def test_zero_gradient_variance_needs_no_share() -> None:
-    solution = joint_weights([1.0, 0.0, 2.0], np.ones(3), sizes=np.ones(3), **DATA, lower=0.1)
+    solution = joint_weights(
+        [1.0, 0.0, 2.0], np.ones(3), sizes=np.ones(3), **DATA, share_bounds=(0.1, 1.0)
+    )
     assert solution.sampling[1] == 0.1
     samples = 1.0 / (1.0 + 1.0 / 20 / solution.sampling)
     np.testing.assert_allclose(solution.loss, 3 * samples / samples.sum())
-    still = joint_weights(np.zeros(3), np.ones(3), sizes=np.ones(3), **DATA, lower=[0.5, 0, 0])
+    bounds = ([0.5, 0.0, 0.0], 1.0)
+    still = joint_weights(np.zeros(3), np.ones(3), sizes=np.ones(3), **DATA, share_bounds=bounds)
     np.testing.assert_allclose(still.sampling, [0.5, 0.25, 0.25])
     assert still.value == 0.0
     free = joint_weights([1.0, 0.0, 2.0], np.ones(3), sizes=np.ones(3), **DATA)
@@ -209,7 +215,7 @@ def test_a_hundred_thousand_domains() -> None:
     rng = np.random.default_rng(0)
     grad_var, noise, pi, n = rng.lognormal(0.0, 4.0, (4, 100_000))
     problem: dict[str, Any] = {"grad_var": grad_var, "noise": noise, "importance": pi, "sizes": n}
-    problem |= {"batch_size": 64, "horizon": 10, "lower": 1e-7, "upper": 1e-4}
+    problem |= {"draws": 640, "share_bounds": (1e-7, 1e-4)}
     assert residual(joint_weights(**problem), problem) <= TOLERANCE
 
 
@@ -220,13 +226,18 @@ def test_a_hundred_thousand_domains() -> None:
         ({"noise": [1.0, np.nan]}, r"noise must be finite; got nan at 1"),
         ({"sizes": [0.0, 1.0]}, r"sizes must be > 0; got 0 at 0"),
         ({"importance": [1.0]}, r"importance must have one value per domain \(2\); got 1"),
-        ({"batch_size": 0}, r"batch_size must be finite and in \(0, inf\); got 0"),
-        ({"horizon": -1}, r"horizon must be finite and in \(0, inf\); got -1"),
-        ({"lower": 0.6}, r"lower must add up to at most 1 .* got 1.2 with K=2"),
-        ({"upper": 0.4}, r"upper must add up to at least 1 .* got 0.8 with K=2"),
+        ({"draws": 0}, r"draws must be finite and in \(0, inf\); got 0"),
+        (
+            {"share_bounds": (0.6, 1.0)},
+            r"share_bounds: lower must add up to at most 1 .* got 1.2 with K=2",
+        ),
+        (
+            {"share_bounds": (0.0, 0.4)},
+            r"share_bounds: upper must add up to at least 1 .* got 0.8 with K=2",
+        ),
         ({"bias_penalty": 1.0}, r"loss_mean must be given with bias_penalty > 0; got None with 1"),
         ({"bias_penalty": 1.0, "noise": [0.0, 1.0]}, r"noise must be > 0; got 0 at 0"),
-        ({"lower": [0.5, 0.0], "upper": [0.4, 1.0]}, r"got 0.5 > 0.4 at 0"),
+        ({"share_bounds": ([0.5, 0.0], [0.4, 1.0])}, r"got 0.5 > 0.4 at 0"),
     ],
 )
 def test_messages(options: dict[str, Any], message: str) -> None:
@@ -235,8 +246,7 @@ def test_messages(options: dict[str, Any], message: str) -> None:
         "noise": [1.0, 1.0],
         "importance": [0.5, 0.5],
         "sizes": [9.0, 9.0],
-        "batch_size": 4,
-        "horizon": 10,
+        "draws": 40,
     }
     with pytest.raises(ValueError, match=message):
         joint_weights(**arguments | options)

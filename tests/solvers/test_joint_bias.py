@@ -26,7 +26,7 @@ def test_certificate_with_a_bias_penalty(problem: dict[str, Any]) -> None:
 
 @given(penalised())
 def test_without_curvature_a_bias_penalty_is_ermas(problem: dict[str, Any]) -> None:
-    problem |= {"noise": problem["grad_var"], "horizon": math.inf}
+    problem |= {"noise": problem["grad_var"], "draws": math.inf}
     penalty = 1.0 / problem["bias_penalty"]
     data = {name: problem[name] for name in ("loss_mean", "importance", "sizes")}
     expected = gap_weights(loss_var=problem["grad_var"], variance_penalty=penalty, **data)
@@ -72,10 +72,8 @@ def test_a_penalised_optimum_equals_a_general_solvers(seed: int) -> None:
         noise,
         importance=pi,
         sizes=n,
-        batch_size=8,
-        horizon=4,
-        lower=0.05,
-        upper=0.6,
+        draws=32,
+        share_bounds=(0.05, 0.6),
         loss_mean=losses,
         bias_penalty=penalty,
     )
@@ -96,8 +94,7 @@ def test_the_dearer_bias_is_the_less_of_it_there_is() -> None:
                 noise,
                 importance=pi,
                 sizes=n,
-                batch_size=8,
-                horizon=4,
+                draws=32,
                 loss_mean=losses,
                 bias_penalty=penalty,
             ).loss

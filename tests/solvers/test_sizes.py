@@ -50,8 +50,8 @@ def gap(columns: FloatArray) -> float:
 
 def joint(columns: FloatArray) -> float:
     a, b, pi, n = columns
-    data: dict[str, Any] = {"importance": pi, "sizes": n, "batch_size": 64, "horizon": 100}
-    data |= {"lower": 0.1 / a.size, "upper": min(1.0, 5.0 / a.size)}
+    data: dict[str, Any] = {"importance": pi, "sizes": n, "draws": 6400}
+    data |= {"share_bounds": (0.1 / a.size, min(1.0, 5.0 / a.size))}
     solution = joint_weights(a, b, **data)
     return joint_residual(a, b, solution.loss, solution.sampling, **data)
 

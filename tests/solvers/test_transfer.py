@@ -1,4 +1,7 @@
-"""transfer_weights: a certificate, a general solver, and the limits that must hold."""
+"""transfer_weights: a certificate, a general solver, and the limits that must hold.
+
+Also tests ``solvers/_interior.py``.
+"""
 
 from __future__ import annotations
 

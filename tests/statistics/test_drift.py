@@ -1,3 +1,5 @@
+"""Noise of a first pass over many rows, brought up to date by a few held-out rows."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,8 @@
+"""Losses and noise of held-out rows, as running estimates.
+
+Also tests ``_credibility.py``.
+"""
+
 from __future__ import annotations
 
 import numpy as np

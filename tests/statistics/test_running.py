@@ -1,4 +1,7 @@
-"""Running estimates against NumPy written out: unbiased, forgetful, and never forgotten."""
+"""Running estimates against NumPy written out: unbiased, forgetful, and never forgotten.
+
+Also tests ``statistics/_discounted.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where a loss meets the model, and whether it is a sum over rows, against autograd by hand."""
+"""Where a loss meets the model, and whether it is a sum over rows, against autograd by hand.
+
+Also tests ``trainers/_inputs.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the callback does around a fit, and what it leaves as it was."""
+"""What the callback does around a fit, and what it leaves as it was.
+
+Also tests ``adaptmix_lightning/_loader.py`` and ``adaptmix_lightning/_setup.py``.
+"""
 
 from __future__ import annotations
 

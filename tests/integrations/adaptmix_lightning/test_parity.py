@@ -1,4 +1,7 @@
-"""The gradient that a Trainer's optimizer sees is that of the objective, written out."""
+"""The gradient that a Trainer's optimizer sees is that of the objective, written out.
+
+Also tests ``adaptmix_lightning/_weighting.py``.
+"""
 
 from __future__ import annotations
 

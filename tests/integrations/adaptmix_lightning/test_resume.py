@@ -19,7 +19,7 @@ from tests.leaving import leave
 
 pytestmark = pl.FILTERS
 
-EPOCHS, STOP = 3, 4
+EPOCHS, STOP = 6, 8
 ROWS = 12  # of a batch, over all processes: 73 rows are 7 batches
 
 
@@ -31,9 +31,8 @@ def run(
     world: int = 1,
     resume: Path | None = None,
 ) -> dict[str, Any]:
-    """Fit three epochs, saving after every fourth step; or go on from a checkpoint."""
-    # A seed with which the weights move within six steps already.
-    mixer = AdaptMixCallback(policy="variance_aware", update_every=2, lag=6, seed=5)
+    """Fit all epochs, saving after every eighth step; or go on from a checkpoint."""
+    mixer = AdaptMixCallback(policy="variance_aware", update_every=2, lag=6)
     saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=STOP, save_top_k=-1)
     module = pl.Classifier()
     if resume is not None:  # what a resumed run starts from must not matter
@@ -62,11 +61,12 @@ def same(whole: dict[str, Any], resumed: dict[str, Any], accumulation: int) -> N
     assert whole["rows"][STOP * accumulation :] == resumed["rows"]
     assert whole["weights"] == resumed["weights"]
     assert torch.equal(whole["parameters"], resumed["parameters"])
+    # The distance is 0.10 to 0.16 with ten seeds.
     importance = [size / sum(runs.SIZES) for size in runs.SIZES]
-    assert abs(whole["weights"][0] - importance[0]) > 0.01
+    assert abs(whole["weights"][0] - importance[0]) > 0.05
 
 
-# Step 4 is in the middle of an epoch of 7 steps; with accumulation 4 epochs have 2 steps, so there
+# Step 8 is in the middle of an epoch of 7 steps; with accumulation 4 epochs have 2 steps, so there
 # it is at the end of one. Seven batches do not divide by 4: steps are all of full size.
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 4])

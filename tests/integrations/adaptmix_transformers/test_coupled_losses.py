@@ -1,4 +1,7 @@
-"""Losses that are no sum over rows are refused."""
+"""Losses that are no sum over rows are refused.
+
+Also tests ``adaptmix_transformers/_late_choices.py`` and ``adaptmix_transformers/_rehearsal.py``.
+"""
 
 from __future__ import annotations
 

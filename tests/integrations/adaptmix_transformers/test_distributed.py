@@ -1,4 +1,7 @@
-"""Two gloo processes train together what one process trains, and resume it."""
+"""Two gloo processes train together what one process trains, and resume it.
+
+Also tests ``adaptmix_transformers/_checkpoints.py``.
+"""
 
 from __future__ import annotations
 
@@ -68,13 +71,15 @@ def worker(rank: int, port: int, folder: str) -> None:
         for averaged, grouped in ((True, False), (False, False), (True, True))
     }
     if importlib.util.find_spec("trl"):  # it does not support the oldest transformers
-        trl_runs = importlib.import_module("tests.integrations.adaptmix_transformers.trl_runs")
+        here = "tests.integrations.adaptmix_transformers"
+        grpo, matrix = (importlib.import_module(f"{here}.{n}") for n in ("grpo_runs", "trl_matrix"))
+        results["grpo"] = grpo.stop_and_go_on(folder, 4, 2)
         results["trl"] = {
-            (name, policy, accumulation): trl_runs.stop_and_go_on(
+            (name, policy, accumulation): matrix.stop_and_go_on(
                 folder, name, policy, accumulation, 2
             )
-            for name in trl_runs.SETUPS
-            for policy in trl_runs.POLICIES
+            for name in matrix.SETUPS
+            for policy in matrix.POLICIES
             for accumulation in ACCUMULATIONS
         }
     torch.save(results, f"{folder}/{rank}.pt")
@@ -145,12 +150,28 @@ def test_trl_trains_the_objective_stops_and_goes_on_however_its_batch_is_cut(
 ) -> None:
     """The same on one process and two, in one micro-batch and four."""
     pytest.importorskip("trl")
-    from tests.integrations.adaptmix_transformers import trl_runs
+    from tests.integrations.adaptmix_transformers import trl_matrix
 
     wanted: dict[str, Any] | None = None
     for accumulation in ACCUMULATIONS:
-        alone = trl_runs.stop_and_go_on(tmp_path, name, policy, accumulation, 1)
+        alone = trl_matrix.stop_and_go_on(tmp_path, name, policy, accumulation, 1)
         wanted = wanted or alone
         for other in (alone, *(two[rank]["trl"][name, policy, accumulation] for rank in range(2))):
             for key, value in wanted.items():
                 np.testing.assert_allclose(other[key], value, rtol=2e-3, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_grpo_stops_goes_on_and_trains_alike_on_one_process_and_two(
+    two: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Also with another accumulation of the same global batch."""
+    pytest.importorskip("trl")
+    from tests.integrations.adaptmix_transformers import grpo_runs
+
+    for key, value in grpo_runs.stop_and_go_on(tmp_path, 1, 1).items():
+        for rank in range(2):
+            np.testing.assert_allclose(
+                two[rank]["grpo"][key], value, rtol=2e-3, atol=1e-5, err_msg=key
+            )

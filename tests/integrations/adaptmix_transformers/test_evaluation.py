@@ -1,4 +1,7 @@
-"""Held-out losses are told by domain, or it is said why not."""
+"""Held-out losses are told by domain, or it is said why not.
+
+Also tests ``adaptmix_transformers/_heldout.py``.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import AdaptMixCallback
-from tests.integrations.adaptmix_transformers import hf, trl_runs
+from tests.integrations.adaptmix_transformers import hf, trl_matrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,10 +33,10 @@ PLAIN: Any = partial(Trainer, data_collator=hf.pad)
     [
         (PLAIN, TrainingArguments, LIGER | UNFUSED),
         (SFTTrainer, SFTConfig, LIGER),
-        (SFTTrainer, SFTConfig, LIGER | trl_runs.PADDING_FREE),
+        (SFTTrainer, SFTConfig, LIGER | trl_matrix.PADDING_FREE),
     ],
 )
-@pytest.mark.parametrize("policy", trl_runs.POLICIES)
+@pytest.mark.parametrize("policy", trl_matrix.POLICIES)
 def test_the_other_kernels_train_the_objective_and_are_measured(
     kind: Any,
     config: Any,
@@ -47,9 +47,9 @@ def test_the_other_kernels_train_the_objective_and_are_measured(
 ) -> None:
     """They write into what they saved, so that a proof must not spoil the training pass."""
     pytest.importorskip("liger_kernel")
-    setup = trl_runs.Setup(kind, config, trl_runs.llama, hf.rows, trl_runs.tokens, changes)
-    monkeypatch.setitem(trl_runs.SETUPS, "liger", setup)
-    trl_runs.run(tmp_path, "liger", policy, 1, 1)
+    setup = trl_matrix.Setup(kind, config, trl_matrix.llama, hf.rows, trl_matrix.tokens, changes)
+    monkeypatch.setitem(trl_matrix.SETUPS, "liger", setup)
+    trl_matrix.run(tmp_path, "liger", policy, 1, 1)
 
 
 def test_the_fused_loss_is_refused(tmp_path: Path) -> None:

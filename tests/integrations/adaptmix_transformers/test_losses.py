@@ -1,4 +1,7 @@
-"""Whatever model or trainer computes the loss, its gradient is that of the stated objective."""
+"""Whatever model or trainer computes the loss, its gradient is that of the stated objective.
+
+Also tests ``adaptmix_transformers/_reading.py`` and ``adaptmix_transformers/_recognition.py``.
+"""
 
 from __future__ import annotations
 

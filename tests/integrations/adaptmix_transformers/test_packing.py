@@ -1,4 +1,7 @@
-"""Rows that are packed or flattened: the same objective, statistics and losses as padded ones."""
+"""Rows that are packed or flattened: the same objective, statistics and losses as padded ones.
+
+Also tests ``data/_packing.py`` and ``adaptmix_transformers/_packs.py``.
+"""
 
 from __future__ import annotations
 

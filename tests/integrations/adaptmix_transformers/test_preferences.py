@@ -1,4 +1,7 @@
-"""Preferences under TRL: a pair is a sample, for weights and for statistics."""
+"""Preferences under TRL: a pair is a sample, for weights and for statistics.
+
+Also tests ``adaptmix_transformers/_pairs.py``.
+"""
 
 from __future__ import annotations
 

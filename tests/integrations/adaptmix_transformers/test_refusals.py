@@ -1,4 +1,7 @@
-"""Settings, samplers and data that do not work are refused by the names that users gave them."""
+"""Settings, samplers and data that do not work are refused by the names that users gave them.
+
+Also tests ``adaptmix_transformers/_known.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Losses of tokens, of spans and of rows that nothing is said of: the stated means, exactly."""
+"""Losses of tokens, of spans and of rows that nothing is said of: the stated means, exactly.
+
+Also tests ``trainers/_labels.py``, ``adaptmix_transformers/_rows.py`` and
+``adaptmix_transformers/_shift.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The trainer's own loss stays the loss: its gradient is weighted row by row, or it is refused."""
+"""The trainer's own loss stays the loss: its gradient is weighted row by row, or it is refused.
+
+Also tests ``adaptmix_transformers/_capture.py`` and ``adaptmix_transformers/_proofs.py``.
+"""
 
 from __future__ import annotations
 

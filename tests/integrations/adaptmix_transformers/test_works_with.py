@@ -1,4 +1,7 @@
-"""What the callback works with: the rows of the table in the package's documentation."""
+"""What the callback works with: the rows of the table in the package's documentation.
+
+Also tests ``adaptmix_transformers/_setup.py``.
+"""
 
 from __future__ import annotations
 

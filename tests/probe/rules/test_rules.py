@@ -1,4 +1,8 @@
-"""Every rule against autograd, one sample at a time, in float64."""
+"""Every rule against autograd, one sample at a time, in float64.
+
+Also tests ``probe/rules/_convolution.py``, ``probe/rules/_embedding.py``,
+``probe/rules/_linear.py``, ``probe/rules/_normalisation.py`` and ``probe/rules/_registry.py``.
+"""
 
 from __future__ import annotations
 

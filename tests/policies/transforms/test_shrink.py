@@ -1,4 +1,7 @@
-"""Shrinkage: what it promises, and the same written out slowly."""
+"""Shrinkage: what it promises, and the same written out slowly.
+
+Also tests ``policies/_moments.py``.
+"""
 
 from __future__ import annotations
 

@@ -204,14 +204,8 @@ class Judge(TrainerCallback):
         numbers = [
             len(row) - (1 if lengths is None else len(lengths[n])) for n, row in enumerate(each)
         ]
-        return [
-            float(
-                np.mean(
-                    [number for number, own in zip(numbers, labels, strict=True) if own == name]
-                )
-            )
-            for name in names
-        ]
+        own = np.array(labels)
+        return [float(np.array(numbers)[own == name].mean()) for name in names]
 
 
 def _everyones(draws: list[Draw]) -> Iterator[tuple[list[int], list[int], Any]]:
