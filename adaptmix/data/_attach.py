@@ -139,6 +139,7 @@ def numbered_loader(sampler: PlanSampler, like: Any, *, key: str) -> DataLoader[
     """
     plan, options = sampler.plan, loader_options(like)
     sampler.layout.check_lag(plan.lag, **prefetching(like))
+    plan.streams.read_with(like.num_workers, like.multiprocessing_context)
     return DataLoader(
         NumberedRows(plan.mixture, seed=plan.row_seed),
         batch_sampler=sampler,

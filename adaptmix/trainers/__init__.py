@@ -5,7 +5,6 @@ Settings and domains:
 - ``Settings``: the arguments that callbacks have in common, checked where they are written
 - ``as_mixture``: a dataset and a column, labels or parts become a ``Mixture``
 - ``count_labels``, ``Labels``, ``IGNORED``: the unit and the tokens per row, from a sample of rows
-- ``spread_rows``: rows from all over a domain
 
 Which rows are drawn:
 
@@ -67,7 +66,6 @@ from adaptmix.data import (
     loader_options,
     numbered_loader,
     own_randomness,
-    spread_rows,
     tensors_of,
 )
 from adaptmix.monitoring._names import safe_names
@@ -135,7 +133,6 @@ __all__ = [
     "safe_names",
     "save_state",
     "scale_rows",
-    "spread_rows",
     "sum_over_ranks",
     "tensors_of",
     "tolerant",

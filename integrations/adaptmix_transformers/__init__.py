@@ -74,7 +74,7 @@ leave no trace in the graph, such as a mask made of losses.
 
 try:
     from adaptmix_transformers._callback import AdaptMixCallback
-    from adaptmix_transformers._entries import AdaptMixMixin
+    from adaptmix_transformers._mixin import AdaptMixMixin
 except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):
         raise
