@@ -27,8 +27,8 @@ STEPS, STOP, ROWS, BETA = 4, 2, 8, 0.5
 SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 POLICIES = ("variance_aware", "joint")
 
-RowLoss = Callable[[Any, dict[str, Any]], tuple[Tensor, int]]
-"""(model, a row of the trainer's dataset) -> sum of its losses, and their number."""
+RowLoss = Callable[[Any, dict[str, Any]], Tensor]
+"""(model, a row of the trainer's dataset) -> () sum of its losses."""
 
 
 class PackedTrainer(AdaptMixMixin, SFTTrainer):  # type: ignore[misc]
@@ -58,20 +58,27 @@ def scorer() -> Any:
     return kind(LlamaConfig(vocab_size=hf.VOCABULARY, **(SMALL | options)))
 
 
-def tokens(model: Any, row: dict[str, Any]) -> tuple[Tensor, int]:
-    """Cross-entropy of each next token; rows of a pack one by one."""
-    lengths = row.get("seq_lengths") or [len(row["input_ids"])]
-    names = ("input_ids", "labels")
-    parts = (torch.tensor(row[name], device=model.device).split(lengths) for name in names)
-    losses = [
-        F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], labels[1:], reduction="sum")
-        for ids, labels in zip(*parts, strict=True)
-        if len(ids) > 1
-    ]
-    return torch.stack(losses).sum(), sum(lengths) - len(lengths)
+def parts(row: dict[str, Any], name: str) -> list[Tensor]:
+    """A column of a row; of each row by itself where it is a pack."""
+    values = torch.tensor(row[name])
+    return list(values.split(row.get("seq_lengths") or [len(values)]))
 
 
-def preference(model: Any, row: dict[str, Any]) -> tuple[Tensor, int]:
+def supervised(row: dict[str, Any]) -> int:
+    """How many tokens of a row are predicted."""
+    return sum(int((labels[1:] != -100).sum()) for labels in parts(row, "labels"))
+
+
+def tokens(model: Any, row: dict[str, Any]) -> Tensor:
+    """Cross-entropy of each next token."""
+    total = torch.zeros((), device=model.device)
+    for ids, labels in zip(parts(row, "input_ids"), parts(row, "labels"), strict=True):
+        logits = model(input_ids=ids[None].to(model.device)).logits[0, :-1]
+        total = total + F.cross_entropy(logits, labels[1:].to(model.device), reduction="sum")
+    return total
+
+
+def preference(model: Any, row: dict[str, Any]) -> Tensor:
     """DPO's loss of a pair."""
     reference = hf.llama(1, **SMALL).eval()
 
@@ -84,16 +91,16 @@ def preference(model: Any, row: dict[str, Any]) -> tuple[Tensor, int]:
     with torch.no_grad():
         start = likelihood(reference, "chosen_ids") - likelihood(reference, "rejected_ids")
     margin = likelihood(model, "chosen_ids") - likelihood(model, "rejected_ids")
-    return -F.logsigmoid(BETA * (margin - start)), 1
+    return -F.logsigmoid(BETA * (margin - start))
 
 
-def scores(model: Any, row: dict[str, Any]) -> tuple[Tensor, int]:
+def scores(model: Any, row: dict[str, Any]) -> Tensor:
     """The loss of a reward model, with the margin that the row asks for."""
     chosen, rejected = (
         model(input_ids=torch.tensor([row[name]])).logits[0, 0]
         for name in ("chosen_ids", "rejected_ids")
     )
-    return -F.logsigmoid(chosen - rejected - row["margin"]), 1
+    return -F.logsigmoid(chosen - rejected - row["margin"])
 
 
 def with_margins() -> Any:
@@ -190,7 +197,7 @@ class Judge(TrainerCallback):
         total = torch.zeros((), device=model.device)
         for rows, domains, shares in drawn:
             for row, i in zip(rows, domains, strict=True):
-                loss, _ = self.setup.row_loss(model, self.dataset[row])
+                loss = self.setup.row_loss(model, self.dataset[row])
                 factor = weights.importance[i] * weights.loss[i] / (shares[i] * ROWS)
                 total = total + float(factor / tokens[i]) * loss
                 self.uneven |= bool(abs(factor * ROWS - 1.0) > 0.05)
@@ -199,13 +206,10 @@ class Judge(TrainerCallback):
     def _tokens(self, names: Sequence[str]) -> list[float]:
         if not self.setup.per_token:
             return [1.0] * len(names)
-        labels, each = self.dataset["source"], self.dataset["labels"]
-        lengths = self.dataset["seq_lengths"] if "seq_lengths" in self.dataset.features else None
-        numbers = [
-            len(row) - (1 if lengths is None else len(lengths[n])) for n, row in enumerate(each)
-        ]
-        own = np.array(labels)
-        return [float(np.array(numbers)[own == name].mean()) for name in names]
+        rows = self.dataset.with_format(None)
+        numbers = np.array([supervised(row) for row in rows])
+        own = np.array(rows["source"])
+        return [float(numbers[own == name].mean()) for name in names]
 
 
 def _everyones(draws: list[Draw]) -> Iterator[tuple[list[int], list[int], Any]]:
