@@ -162,6 +162,7 @@ class Mixture(Dataset[Any]):
         stored = self._sizes.copy()
         stored[list(self.streams)] = 0
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(stored)])
+        self.stored = int(self._starts[-1])  # rows that have an index; held-out ones, too
         self._order = order
         self._firsts = self._starts
         self._gaps: NDArray[np.int64] | None = None
@@ -240,9 +241,10 @@ class Mixture(Dataset[Any]):
             IndexError: a row outside the mixture.
         """
         index = np.asarray(rows, dtype=np.int64)
-        rows = int(self._starts[-1])
-        if index.size and not (index.min() >= 0 and index.max() < rows):
-            raise IndexError(f"rows must be in [0, {rows}); got {index.min()}…{index.max()}.")
+        if index.size and not (index.min() >= 0 and index.max() < self.stored):
+            raise IndexError(
+                f"rows must be in [0, {self.stored}); got {index.min()}…{index.max()}."
+            )
         if self._order is not None:
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)

@@ -36,6 +36,9 @@ class Overwriting(torch.autograd.Function):
         return a, b
 
 
+FUSED: Any = Overwriting
+
+
 class Gated(nn.Module):
     """Two layers whose outputs are multiplied."""
 
@@ -44,14 +47,14 @@ class Gated(nn.Module):
         self.gate, self.up = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = Overwriting.apply(self.gate(x), self.up(x))
+        result: Tensor = FUSED.apply(self.gate(x), self.up(x))
         return result
 
 
 def test_functions_get_back_what_a_pass_overwrote() -> None:
     a, b = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     shared = (a + 0.0).sum(1, keepdim=True).expand(3, 4)  # several entries of one number
-    total = (Overwriting.apply(a + 0.0, b + 0.0) * shared).sum()
+    total = (FUSED.apply(a + 0.0, b + 0.0) * shared).sum()
     want = torch.autograd.grad((a * b * a.sum(1, keepdim=True)).sum(), [a, b])
     with restoring_saved([total]):
         torch.autograd.grad(total, [a, b], retain_graph=True)

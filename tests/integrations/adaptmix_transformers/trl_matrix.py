@@ -86,7 +86,8 @@ def preference(model: Any, row: dict[str, Any]) -> Tensor:
         prompt = row["prompt_ids"]
         ids = torch.tensor(prompt + row[answer])
         each = of(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
-        return each.gather(1, ids[1:, None])[len(prompt) - 1 :].sum()
+        total: Tensor = each.gather(1, ids[1:, None])[len(prompt) - 1 :].sum()
+        return total
 
     with torch.no_grad():
         start = likelihood(reference, "chosen_ids") - likelihood(reference, "rejected_ids")
@@ -186,8 +187,8 @@ class Judge(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep how much of the gradient was measured; after this the probe is gone."""
         watch = self.adaptmix._watch
-        assert watch is not None
-        self.masses.append(watch.coverage.mass)
+        assert watch is not None and watch.coverage is not None
+        self.masses.append(watch.coverage.mass or 0.0)
 
     def _objective(self, model: Any, step: int) -> Tensor:
         controller = self.adaptmix.controller
