@@ -72,7 +72,7 @@ class Run:
         self.mixture = mixture = self._holdout.training
         self._settings = settings
         self._warn = WarnOnce()
-        self._scaler = DomainLossScaler(settings.unit)
+        self._scaler = DomainLossScaler(settings.unit, self._warn)
         self._guards = Guards(mixture.info, self._warn)
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._tokens_per_row = known_lengths(mixture.domains, settings.unit, tokens_per_row)

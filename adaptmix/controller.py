@@ -256,14 +256,13 @@ class Controller(ForeignRun):
         self._check_tokens(draw, rows.tokens)
         if begins:
             self._adaptation.check_supplied()
-        measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
             draw,
             self.weights,
-            lengths=measurements.lengths,
+            lengths=self._measurements.lengths,
             micro_rows=draw.layout.process_rows,
         )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)

@@ -30,21 +30,21 @@ class _MapStyle(Protocol):
 class Mixture(Dataset[Any]):
     """Rows of one or several datasets, each row in exactly one domain.
 
-    A domain is a property of the row's *index*, so it survives any collator and any dropping of
-    columns. The mixture is itself a map-style dataset over the rows that have an index; those of
-    streams are read in their order when they are drawn.
+    A domain is a property of the row's *index*, so a collator or a dropped column cannot lose it.
+    The mixture is itself a map-style dataset over the rows that have an index. Rows of streams are
+    read in their order when they are drawn.
 
     Args:
         datasets: one dataset per domain name: a map-style one (with ``__len__`` and
             ``__getitem__``) or a stream (a torch ``IterableDataset`` or a streaming dataset of
             Hugging Face); or a ``torch.utils.data.ConcatDataset``, whose parts are the domains
             "0", "1", ….
-        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
-            normalised to sum to one, or a ``Schedule`` of them, by whose mean policies go. A domain
-            with 0 is auxiliary: policy "transfer" trains on it as far as it helps those that count.
-            When None proportional to the domains' sizes, or equal where a stream's is not known.
-        sizes: how many rows streams have, by name, as far as it is known; for a stream that is not
-            named it is taken to be without end. A stream's end is found by reading all the same.
+        importance: how much each domain counts in the objective (π), by name: numbers ≥ 0, which
+            are scaled to sum to one, or a ``Schedule``, of which policies use the mean. A domain
+            with 0 is auxiliary: policy "transfer" trains on it as far as it helps the others. When
+            None, proportional to the domains' sizes, or equal if a stream's size is not known.
+        sizes: number of rows of each stream, by name. A stream that is not named counts as endless.
+            In any case, the end of a stream is found by reading.
 
     Raises:
         TypeError: a dataset that is neither map-style nor a stream, or names that are not strings.

@@ -299,7 +299,7 @@ class Verifier:
         found = verify(
             batch,
             roots,
-            self._parameters.numbered(self._model),
+            self._parameters.numbered(self._model.modules()),
             domains=domains,
             samples=samples,
             segments=segments,

@@ -30,6 +30,7 @@ What is proved, in the first step and in measured ones:
 - ``uneven_targets``: a mean over targets counts every row alike
 - ``refusing_moved_rows``, ``tensors_of``: rows enter the model in the order of the batch
 - ``BackwardProof``: the loss is differentiated once, as it is
+- ``Refusals``: what one process refuses stops all of them
 - ``leaving_no_trace``, ``random_state``: passes beside training, and what they drew
 
 What is measured:
@@ -84,6 +85,7 @@ from adaptmix.trainers._head import WeightedHead, scale_rows
 from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
+from adaptmix.trainers._refusals import Refusals
 from adaptmix.trainers._replacements import Replacements
 from adaptmix.trainers._settings import Settings
 from adaptmix.trainers._steps import make_sampler
@@ -104,6 +106,7 @@ __all__ = [
     "Matrix",
     "NumberedRows",
     "PlanSampler",
+    "Refusals",
     "Repeats",
     "Replacements",
     "Settings",

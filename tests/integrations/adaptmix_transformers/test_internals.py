@@ -20,7 +20,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture
-from adaptmix.probe._compiled import is_compiled
+from adaptmix.probe._compiled import any_compiled
 from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import find_rule
 from adaptmix.trainers import count_labels
@@ -60,7 +60,7 @@ def test_what_the_trainer_does_to_a_loss(tmp_path: Path) -> None:
     trainer.loss_is_scaled_for_ga = False
     assert internals.loss_divisor(trainer, torch.tensor(5)) == 3
     assert internals.rows_per_process(trainer) == 8
-    assert not is_compiled(trainer.model)
+    assert not any_compiled(trainer.model.modules())
     assert isinstance(internals.core_model(trainer), LlamaForCausalLM)
     assert internals.tensorboard_writer(trainer) is None
 
