@@ -204,7 +204,7 @@ class Mixture(Dataset[Any]):
         other._firsts = self._starts - np.concatenate([[0], np.cumsum(lost)])
         lost[list(other.apart)] = list(other.apart.values())
         other._sizes = np.where(self._sizes == ENDLESS, ENDLESS, self._sizes - lost)
-        kept = np.ones(int(self._starts[-1]), dtype=np.bool_)
+        kept = np.ones(self.stored, dtype=np.bool_)
         kept[apart] = False
         places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
         other._gaps = places - np.arange(places.size)
@@ -240,11 +240,9 @@ class Mixture(Dataset[Any]):
         Raises:
             IndexError: a row outside the mixture.
         """
-        index = np.asarray(rows, dtype=np.int64)
-        if index.size and not (index.min() >= 0 and index.max() < self.stored):
-            raise IndexError(
-                f"rows must be in [0, {self.stored}); got {index.min()}…{index.max()}."
-            )
+        index, end = np.asarray(rows, dtype=np.int64), self.stored
+        if index.size and not 0 <= index.min() <= index.max() < end:
+            raise IndexError(f"rows must be in [0, {end}); got {index.min()}…{index.max()}.")
         if self._order is not None:
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
