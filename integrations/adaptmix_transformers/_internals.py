@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_utils
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -195,9 +195,16 @@ def groups_by_length(loader: Any) -> bool:
     return type(row_sampler(loader)) is LengthGroupedSampler
 
 
+def has_length(loader: Any) -> bool:
+    """Return whether the rows of a loader's dataset are counted; those of streams may not be."""
+    return bool(trainer_utils.has_length(loader.dataset))
+
+
 def shuffles(loader: Any) -> bool:
     """Return whether a trainer's loader takes each row once, in random order."""
     rows = row_sampler(loader)
+    if not has_length(loader):  # all that a trainer can do is take rows as they come
+        return type(rows) is SequentialSampler
     plain = type(rows) in (RandomSampler, SeedableRandomSampler) and not rows.replacement
     return plain and len(rows) == len(loader.dataset)
 
