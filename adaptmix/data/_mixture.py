@@ -165,7 +165,7 @@ class Mixture(Dataset[Any]):
         self.stored = int(self._starts[-1])  # rows that have an index; held-out ones, too
         self._order = order
         self._firsts = self._starts
-        self._gaps: NDArray[np.int64] | None = None
+        self._gaps: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -255,7 +255,7 @@ class Mixture(Dataset[Any]):
             positions: (n,) each in [0, its domain's size).
         """
         places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
-        if self._gaps is not None:
+        if self._gaps.size:
             # The n-th row that is left comes after as many others as lie before it.
             places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
@@ -268,7 +268,7 @@ class Mixture(Dataset[Any]):
                 "so neither is that of an epoch. Say how long to train in steps, or how many rows "
                 "there are with Mixture(..., sizes={name: rows})."
             )
-        return int(self._sizes.sum())
+        return int(self._sizes.sum()) + self._gaps.size + sum(self.apart.values())
 
     def __repr__(self) -> str:
         K = len(self.domains)
