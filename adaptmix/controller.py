@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -16,17 +16,15 @@ from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
-from adaptmix.monitoring._report import report
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.policies._bounds import Bound
-from adaptmix.processes._sums import group_of, world
+from adaptmix.processes._sums import group_of
 from adaptmix.processes._tensor_parallel import refuse_tensor_parallel
 from adaptmix.statistics import Watch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class Controller(ForeignRun):
@@ -152,6 +150,7 @@ class Controller(ForeignRun):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         accumulation: int = 1,
+        row_lengths: ArrayLike | None = None,
         **dataloader_options: Any,
     ) -> Loader:
         """Return the loader of this run. It yields the batches that ``collate_fn`` makes.
@@ -164,6 +163,9 @@ class Controller(ForeignRun):
             num_workers: worker processes. The rows that are drawn do not depend on them.
             collate_fn: as for ``torch.utils.data.DataLoader``.
             accumulation: micro-batches per optimizer step.
+            row_lengths: (rows of the mixture,) by which each step's rows are cut into micro-batches
+                from the longest to the shortest, so that less is padded. The gradient of the step
+                stays the same.
             dataloader_options: further ``DataLoader`` options.
 
         Raises:
@@ -171,6 +173,9 @@ class Controller(ForeignRun):
             ValueError: an option out of its range, or both ``epochs`` and ``steps``.
             LagError: workers would run further ahead than ``lag``.
             StateError: another global batch than the restored run's.
+
+        Warns:
+            LengthGroupingWarning: ``row_lengths``, where a step has only one micro-batch.
         """
         layout = self._layout(batch_size, accumulation)
         epoch_steps = None
@@ -183,6 +188,8 @@ class Controller(ForeignRun):
                 "the length of the whole run."
             )
         sampler = self._make_sampler(layout, steps, epoch_steps, finish_epochs=True)
+        if row_lengths is not None:
+            sampler.group_by_length(row_lengths)
         self.count_tokens(collate_fn or default_collate)
         return Loader(
             sampler,
@@ -319,31 +326,3 @@ class Controller(ForeignRun):
         self._steering.pin(index, sampling=sampling, loss=loss)
         if self._agreement.world[1] == 1 or self._plan.untouched:
             self._adaptation.take_pins(self._plan)
-
-    def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
-        """Log every update to TensorBoard, from the first process only.
-
-        If a file cannot be written, a LoggingWarning says so and training goes on.
-
-        Args:
-            target: a directory, or a SummaryWriter.
-        """
-        if world()[0] == 0:
-            self._log.open(target, step=self.completed)
-            if self._step_rows:
-                self._log.write_texts(self.completed)
-
-    def report(self, *, html: str | PathLike[str] | None = None) -> str:
-        """Return a table of the proposed weights and the statistics, and what they predict.
-
-        Args:
-            html: file for a page that says whether AdaptMix helped, from what ``log_to`` wrote so
-                far; no page when None. ``adaptmix report`` makes a page of several runs.
-
-        Raises:
-            ValueError: ``html`` without ``log_to``.
-            ImportError: ``html`` without the extra "report".
-        """
-        if html is not None:
-            self._log.page(self.completed).save(html)
-        return report(self.mixture.domains, self.proposed, self.statistics, **self._shown)
