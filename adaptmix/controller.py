@@ -188,6 +188,7 @@ class Controller(ForeignRun):
             collate_fn=collate_fn,
             count=self._count,
             hand_out=self._order.hand_out,
+            look=self._rows.look,
             **dataloader_options,
         )
 
@@ -240,11 +241,10 @@ class Controller(ForeignRun):
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
                 handed out and not trained, as by a loop that looks ahead.
-            ObjectiveError: the model ran other rows than ``samples``, or the draw, tells.
+            ObjectiveError: other rows ran than the draw's, or a row's loss depends on others.
             MissingStatisticError: in the first call, the policy needs what the run does not supply.
             TypeError: losses or noise that are no tensors.
-            ValueError: losses that are reduced or not the draw's, a draw of another controller,
-                segments of other rows.
+            ValueError: losses that are reduced, or with a draw or segments that are not theirs.
             ProcessMismatchError: the first time in a run, processes that do not agree.
         """
         self._agreement.device = losses.device if isinstance(losses, Tensor) else None
@@ -252,18 +252,18 @@ class Controller(ForeignRun):
             self._measurements.expect(noise=noise is not None)
         draw = self._next_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
-        domains = draw.domains.to(rows.values.device, non_blocking=True)
         self._check_tokens(draw, rows.tokens)
         if begins:
             self._adaptation.check_supplied()
-        measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._rows.check(losses, segments, samples)
+        adapting = self._settings.adapting
+        self._measurements.start_lengths(draw.domains, rows.tokens, adapting=adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
             draw,
             self.weights,
-            lengths=measurements.lengths,
+            lengths=self._measurements.lengths,
             micro_rows=draw.layout.process_rows,
         )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)

@@ -99,10 +99,11 @@ class Reader:
 
     def __init__(self, trainer: Trainer, *, unit: str, user_loss: UserLoss | None) -> None:
         self._trainer, self._user_loss = trainer, user_loss
-        self._per_token = unit == "token"
+        self.per_token = unit == "token"
         self._counted: bool | None = None
         self._decided = False
         self._generic = True
+        self._one_a_row = True
         self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
         self.rule: Rule | None = None
 
@@ -172,7 +173,7 @@ class Reader:
         elif rows is not None and number is None:
             rows = self._as_weighted(rows, found, size)
         counted = bool(self._is_by_step(seen) if self._counted is None else self._counted)
-        return Reading(size, self._per_token, mask, number, counted, scale=scale, rows=rows)
+        return Reading(size, self.per_token, mask, number, counted, scale=scale, rows=rows)
 
     def _look(
         self,
@@ -199,6 +200,9 @@ class Reader:
         """Choose the loss's divisor once, and check it ever after."""
         common = None if found is None or rows is None else found.common
         counted = None
+        if rows is not None:
+            whole = rows.mask is None or bool(rows.mask.all())
+            self._one_a_row &= whole and rows.values.ndim == 1
         if rows is not None and common is not None and self._generic:
             counted = self._divisor(rows, common, seen, num_items)
         if not self._decided:
@@ -211,6 +215,10 @@ class Reader:
                 else f"Rows' losses are recognised by their gradient ({way})."
             )
         elif self._counted is not None and counted != self._counted:
+            if self._one_a_row and self._counted is False and not self.per_token:
+                self._counted = self.rule = None  # the objective divides by rows, as any divisor
+                _log.warning("Rows' losses are not known any more: the loss has other terms now.")
+                return
             raise ObjectiveError(
                 "The loss must keep the divisor that it had in the first step, the number of "
                 f"{'tokens of the step' if self._counted else 'losses of the micro-batch'}; its "
@@ -254,7 +262,7 @@ class Reader:
     def _as_weighted(self, rows: RowLosses, found: Recognised, size: int) -> RowLosses:
         """Return losses with the factors that the trainer's loss has for them."""
         values = rows.values * found.factors.nan_to_num(0.0).reshape_as(rows.values) * size
-        if not self._per_token and values.ndim > 1:
+        if not self.per_token and values.ndim > 1:
             values = RowLosses(values, rows.mask).totals
             return RowLosses(values, noise=rows.noise)
         return RowLosses(values, rows.mask, rows.noise)

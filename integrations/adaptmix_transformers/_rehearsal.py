@@ -52,6 +52,45 @@ def exchanged(
     return {name: change(value) for name, value in inputs.items()}, kept
 
 
+def features(inputs: Mapping[str, Any], kept: Tensor, *, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield inputs with one feature of the other rows exchanged, and all labels as they are.
+
+    Features are numbers, and tokens where labels stand beside them. How many rows, or tokens, a
+    loss averages over is told by the rest.
+
+    Args:
+        inputs: of a micro-batch.
+        kept: (B,) bool, rows to leave alone.
+        seed: of the tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, source = len(kept), int(kept.nonzero()[0])
+    for name, value in inputs.items():
+        if name == "labels" or not isinstance(value, Tensor) or not value.ndim:
+            continue
+        if name == "input_ids" and "labels" in inputs:
+            changed = _drawn_anew(value, kept, inputs.get("attention_mask"), generator)
+        elif value.is_floating_point() and len(value) == rows:
+            wide = kept.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
+            changed = torch.where(wide, value, value[source])
+        else:
+            continue
+        yield {**inputs, name: changed}
+
+
+def _drawn_anew(ids: Tensor, kept: Tensor, attended: Any, generator: torch.Generator) -> Tensor:
+    """Return token ids in which the other rows have tokens of the kept ones."""
+    if len(ids) != len(kept):
+        return ids
+    real = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(attended, Tensor) and attended.shape == ids.shape:
+        real = attended.bool()
+    rows = kept.to(ids.device).reshape(-1, *[1] * (ids.ndim - 1)).expand_as(ids)
+    found = ids[real & rows].cpu()
+    drawn = found[torch.randint(len(found), ids.shape, generator=generator)].to(ids)
+    return torch.where(rows | ~real, ids, drawn)
+
+
 def _retold(inputs: Mapping[str, Any], kept: Tensor, generator: torch.Generator) -> dict[str, Any]:
     """Return packed inputs with other tokens, and labels where there are labels, unless kept."""
 
@@ -73,10 +112,30 @@ def relabelled(inputs: Mapping[str, Any], *, classes: int, seed: int) -> dict[st
     return {**inputs, "labels": torch.where(labels == IGNORED, labels, drawn)}
 
 
-def same_up_to_a_factor(
+def silenced(inputs: Mapping[str, Any], kept: Tensor) -> dict[str, Any] | None:
+    """Return inputs in which the other rows keep one label; None where labels are not of tokens.
+
+    Args:
+        inputs: of a micro-batch.
+        kept: (B,) bool, rows to leave alone.
+    """
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return None
+    if len(labels) != len(kept):
+        return None
+    counted = labels != IGNORED
+    later = counted & (counted.cumsum(1) > 1)
+    dropped = later & ~kept.to(labels.device).unsqueeze(1)
+    if not bool(dropped.any()) or bool(counted.all()):
+        return None  # nothing marks labels as ignored, so they may be of no tokens
+    return {**inputs, "labels": labels.masked_fill(dropped, IGNORED)}
+
+
+def common_factor(
     before: list[Tensor], after: list[Tensor], kept: Tensor, segments: Segments | None = None
-) -> bool:
-    """Return whether the kept rows' gradients are the same but for one factor of all.
+) -> float | None:
+    """Return the one factor that kept rows' gradients changed by; None where there is none.
 
     A mean's divisor may change with the other rows; nothing else may.
 
@@ -92,8 +151,9 @@ def same_up_to_a_factor(
         pairs.append([part.masked_fill(~rows, 0.0).reshape(-1) for part in (first, second)])
     g, h = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
     if not bool(g.any()) or not bool(h.any()):
-        return bool(g.any()) == bool(h.any())
-    return proportional(h.unsqueeze(0), g.unsqueeze(0), each=1) is not None
+        return 1.0 if bool(g.any()) == bool(h.any()) else None
+    factors = proportional(h.unsqueeze(0), g.unsqueeze(0), each=1)
+    return None if factors is None else float(factors)
 
 
 def halved(before: list[Tensor], after: list[Tensor]) -> bool:

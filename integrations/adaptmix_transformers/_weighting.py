@@ -75,7 +75,7 @@ class Weighting:
         self._first: BackwardProof | None = BackwardProof()
         self._arrived: list[tuple[LossInputs, list[int]]] = []
         self.rehearsed = self._known or not self._adapting
-        self._proved = self._shown = self._unknown = False
+        self._proved = self._shown = self._unknown = self._computed = False
         self._late_choices = LateChoices()
 
     @property
@@ -114,7 +114,8 @@ class Weighting:
             trainer=self._trainer,
             model=model,
             draw=draw,
-            reader=None if self._proved else self._reader,
+            reader=self._reader,
+            fresh=not self._proved,
             num_items=num_items,
         )
 
@@ -134,6 +135,7 @@ class Weighting:
             MissingStatisticError: the policy needs what this loss does not tell.
             ObjectiveError: the rows of the loss cannot be weighted as stated.
         """
+        self._computed = True
         given = dict(inputs)  # the trainer takes labels out of its own
         with self._capture.open(model) as seen:
             result = native(inputs, num_items)
@@ -302,9 +304,17 @@ class Weighting:
         """After the backward passes of a step: check that they were of the stated loss.
 
         Raises:
-            ObjectiveError: the loss was not differentiated once, or was scaled in the first step.
+            ObjectiveError: there was none, or it was not differentiated once, or was scaled in the
+                first step.
         """
         arrived, self._arrived = self._arrived, []
+        if not self._computed:
+            raise ObjectiveError(
+                "training_step must compute the loss with self.compute_loss(model, inputs), at "
+                "which AdaptMixCallback weighs rows; this optimizer step follows no call of it. "
+                "Call it there instead of the model."
+            )
+        self._computed = False
         first, self._first = self._first, None
         if first is not None and self._adapting:
             first.check(internals.backward_scale(self._trainer))

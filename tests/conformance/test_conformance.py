@@ -11,6 +11,7 @@ from tests.conformance import (
     harness,
     lightnings,
     loops,
+    trainer_divisors,
     trainer_losses,
     trainer_memory,
     trainer_models,
@@ -23,6 +24,7 @@ from tests.integrations.adaptmix_lightning import pl
 
 CASES = harness.by_name(
     [
+        *trainer_divisors.CASES,
         *trainer_losses.CASES,
         *trainer_memory.CASES,
         *trainer_models.CASES,
