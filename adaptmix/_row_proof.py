@@ -63,7 +63,7 @@ class RowProof:
             entry.remove()
             entry.check("The training loop")
         if watched is not None:
-            watched.check(losses, segments, samples, probe.aside())
+            watched.check(losses, segments, samples, probe.aside)
         self._number += 1
         if self._number & (self._number - 1) == 0 and self._number.bit_length() % 2 == 1:
             self._losses = RowLosses(probe.model)

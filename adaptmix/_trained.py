@@ -69,7 +69,7 @@ class TrainedRun(Run):
             self._measurements.sample_lengths(sample.tokens, sample.rows, sample.whole)
             plan.schedule.begin_with(self._adaptation.row_shares)
 
-    def multipliers(self, draw: Draw | None = None) -> Tensor:
+    def multipliers(self, draw: Draw | None = None, *, ahead: bool = False) -> Tensor:
         """Return what each row's share of a mean loss is to be multiplied by, (B,).
 
         A loss that is a mean over rows (tokens, with unit "token") has the gradient of Σ π w L, in
@@ -78,12 +78,13 @@ class TrainedRun(Run):
 
         Args:
             draw: as for ``Controller.loss``.
+            ahead: whether the draw may be of a later micro-batch than the next to train.
 
         Raises:
             BatchOrderError: as ``Controller.loss`` does.
             ValueError: a draw of another controller.
         """
-        draw = self._next_draw(draw)
+        draw = self._order.draw_of(draw) if ahead else self._next_draw(draw)
         if not self._settings.adapting:
             return torch.ones(len(draw))
         return self._scaler.multipliers(draw, self.weights, lengths=self._measurements.lengths)

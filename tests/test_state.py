@@ -269,6 +269,7 @@ TOKENS = {"a": 1.0, "b": 2.0, "c": 3.0}
             {"unit": "token", "tokens_per_row": {**TOKENS, "b": 9.0}},
             r"tokens_per_row\['b'\] must be what the saved run had: 2\.0; got 9\.0\.",
         ),
+        ({"seed_rows": False}, {}, "seed_rows must be what the saved run had: False; got True"),
         ({"mode": "adapt"}, {"mode": "observe"}, "mode must be .* 'adapt'; got 'observe'"),
     ],
 )

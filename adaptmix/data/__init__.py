@@ -8,7 +8,7 @@ from adaptmix.data._attach import (
     prefetching,
 )
 from adaptmix.data._budget import Budget
-from adaptmix.data._collation import NumberedRows
+from adaptmix.data._collation import DrawnRows, NumberedRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
 from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread_rows
@@ -18,6 +18,7 @@ from adaptmix.data._order_proof import tensors_of
 from adaptmix.data._packing import find_segments
 from adaptmix.data._plan import Plan
 from adaptmix.data._randomness import own_randomness
+from adaptmix.data._repeats import Repeats
 from adaptmix.data._sampler import PlanSampler
 from adaptmix.data._segments import Segments
 
@@ -25,12 +26,14 @@ __all__ = [
     "Budget",
     "Count",
     "Draw",
+    "DrawnRows",
     "Layout",
     "Loader",
     "Mixture",
     "NumberedRows",
     "Plan",
     "PlanSampler",
+    "Repeats",
     "SampledLengths",
     "Segments",
     "as_mixture",

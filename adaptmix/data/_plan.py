@@ -16,6 +16,7 @@ from adaptmix._simplex import normalise
 from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
+from adaptmix.data._repeats import Repeats
 from adaptmix.data._schedule import LaggedShares, StepCounts
 from adaptmix.data._step_rows import StepRows
 from adaptmix.state import _schema as schema
@@ -52,6 +53,7 @@ class Plan:
     Attributes:
         budget: how often rows may be drawn.
         end: the step before which the run ends, for its rows are used up; None while not known.
+        repeats: which steps train the rows of earlier ones again; none at first.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Plan:
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
         self.starts = 0  # how often drawing has begun
+        self.repeats = Repeats()
         # Domains whose rows were drawn before the mixture changed: none of them is fresh.
         self._trained_before = np.zeros(len(mixture.domains), dtype=np.bool_)
         self._drawn: dict[int, NDArray[np.int64]] = {
@@ -120,6 +123,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
+            "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
 
@@ -178,9 +182,17 @@ class Plan:
         self._horizon = stop if horizon is None else horizon
         step = start
         while step < stop:
+            again = self.repeats.again(step)
+            if again is not None:
+                self._drawn[step + 1] = self._drawn[step]
+                yield again
+                step += 1
+                continue
             known = self.completed + self.lag + 1 - step
-            together = max(1, min(_STEPS, _ROWS // size, known, stop - step))
+            known = self.repeats.left(step, min(known, stop - step))
+            together = max(1, min(_STEPS, _ROWS // size, known))
             drawn = self._draw(range(step, step + together), size)
+            self.repeats.keep(drawn)
             yield from drawn
             step += len(drawn)
             if len(drawn) < together:

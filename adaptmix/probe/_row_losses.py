@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +15,6 @@ from adaptmix.data._order_proof import tensors_of
 from adaptmix.errors import ObjectiveError
 
 _KEPT = 4  # forward passes whose outputs are looked at
-_SEED = 0
 
 
 class RowLosses:
@@ -43,7 +43,7 @@ class RowLosses:
         losses: Tensor,
         segments: Segments | None,
         samples: Tensor | None,
-        aside: AbstractContextManager[None],
+        aside: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Refuse losses of rows that depend on the outputs for other rows; stop watching.
 
@@ -51,7 +51,7 @@ class RowLosses:
             losses: (B,) or (B, T, …), with a graph.
             segments: where rows are packed, which is proved elsewhere.
             samples: (R,) the row of the draw that each row inside the model is of, or None.
-            aside: in which nothing is measured of what is differentiated.
+            aside: makes a context in which nothing is measured of what is differentiated.
 
         Raises:
             ObjectiveError: they do.
@@ -66,29 +66,35 @@ class RowLosses:
         outputs = [t for t in outputs if len(t) == len(of)]
         if not losses.requires_grad or size < 2 or not outputs or _normalised(losses, outputs):
             return
-        half = torch.zeros(size, dtype=torch.bool)
-        generator = torch.Generator().manual_seed(_SEED)
-        half[torch.randperm(size, generator=generator)[: size // 2]] = True
         mine = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
-        with aside:
-            try:
-                gradients = torch.autograd.grad(
-                    mine[half.to(mine.device)].sum(), outputs, retain_graph=True, allow_unused=True
-                )
-            except RuntimeError:  # as reentrant checkpointing raises
-                return
-        others = ~half[of]
-        for gradient in gradients:
-            if gradient is not None and bool(
-                (gradient[others.to(gradient.device)].abs() > 0).any()
-            ):
-                raise ObjectiveError(
-                    "losses must have one entry per row, computed from the model's outputs for "
-                    "that row alone; these depend on the outputs for other rows, as contrastive "
-                    "losses, ranking within a batch and normalisers made of outputs do. No weight "
-                    "of a row stands for its domain then. Pass losses that are computed row by "
-                    'row, or train with Controller(mode="observe"), which changes nothing.'
-                )
+        place = torch.arange(size)
+        # Two ways to halve the rows, so that orders with a structure do not stay hidden.
+        for half in (place % 2 == 0, place < size // 2):
+            with aside():
+                try:
+                    gradients = torch.autograd.grad(
+                        mine[half.to(mine.device)].sum(),
+                        outputs,
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
+                except RuntimeError:  # as reentrant checkpointing raises
+                    return
+            for gradient in gradients:
+                if gradient is not None and _reaches(gradient, ~half[of]):
+                    raise ObjectiveError(
+                        "losses must have one entry per row, computed from the model's outputs for "
+                        "that row alone; these depend on the outputs for other rows, as "
+                        "contrastive losses, ranking within a batch and normalisers made of "
+                        "outputs do. No weight of a row stands for its domain then. Pass losses "
+                        "that are computed row by row, or train with "
+                        'Controller(mode="observe"), which changes nothing.'
+                    )
+
+
+def _reaches(gradient: Tensor, rows: Tensor) -> bool:
+    """Return whether some of the rows have a gradient; those that overflowed tell nothing."""
+    return bool((gradient[rows.to(gradient.device)].abs() > 0).any())
 
 
 def _normalised(losses: Tensor, outputs: list[Tensor]) -> bool:

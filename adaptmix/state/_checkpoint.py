@@ -58,13 +58,14 @@ def decode(state: Any) -> Any:
     """Undo ``encode``."""
     if isinstance(state, Mapping):
         if set(state) == {_ARRAY}:
-            return state[_ARRAY].cpu().numpy().copy()
+            # Detached, for a bit that says that it requires a gradient changes nothing in it.
+            return state[_ARRAY].detach().cpu().numpy().copy()
         if set(state) == {_TUPLE}:
             return tuple(decode(value) for value in state[_TUPLE])
         return {key: decode(value) for key, value in state.items()}
     if isinstance(state, list):
         return [decode(value) for value in state]
-    return state
+    return state.detach() if isinstance(state, Tensor) else state
 
 
 def seal(state: Mapping[str, Any]) -> dict[str, Any]:

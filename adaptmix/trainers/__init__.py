@@ -13,6 +13,9 @@ Which rows are drawn:
 - ``make_sampler``, ``PlanSampler``: a batch sampler with as many steps as the trainer takes
 - ``numbered_loader``, ``loader_options``: a ``DataLoader`` in another's place, whose batches carry
   their number; ``PlanSampler.take`` returns the draw of a number
+- ``DrawnRows``, ``NumberedRows``: the rows of a micro-batch, and a dataset of them, for a loader
+  that takes several micro-batches at once
+- ``Repeats``: steps that train the rows of earlier ones again, for ``PlanSampler.plan.repeats``
 - ``Loader``: batches that come with their draw
 - ``find_segments``: where a collator packed rows into fewer
 
@@ -53,9 +56,12 @@ trainer computes, ``loss`` for one that is unreduced, ``step`` after each optimi
 from adaptmix._backward import BackwardProof
 from adaptmix._warn_once import WarnOnce
 from adaptmix.data import (
+    DrawnRows,
     Layout,
     Loader,
+    NumberedRows,
     PlanSampler,
+    Repeats,
     as_mixture,
     find_segments,
     loader_options,
@@ -91,13 +97,16 @@ __all__ = [
     "PREFIX",
     "BackwardProof",
     "Coverage",
+    "DrawnRows",
     "FusedHead",
     "Labels",
     "Layout",
     "Loader",
     "LossInputs",
     "Matrix",
+    "NumberedRows",
     "PlanSampler",
+    "Repeats",
     "Replacements",
     "Settings",
     "Side",

@@ -47,6 +47,8 @@ evaluation                            eval_loss_<domain>, and their mean by impo
 TRL SFTTrainer, DPOTrainer,           at the log-probabilities, or rewards; a sample is a pair. DPO
 RewardTrainer, CPOTrainer,            with all losses but aot and aot_unpaired, which sort pairs;
 ORPOTrainer, KTOTrainer               KTO with apo_zero_unpaired, which has no baseline of the batch
+TRL GRPOTrainer                       a sample is a prompt with its group of completions; losses
+                                      grpo, dr_grpo, dapo, luspo, sapo, cispo and vespo
 rows flattened or packed by the       weights and statistics stay those of the rows that were drawn;
 collator (TRL's padding_free,         rows that see each other are warned of
 DataCollatorWithFlattening)
@@ -59,7 +61,7 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
 Refused by name, with what to do instead: streaming datasets, DeepSpeed and FSDP, DataParallel,
 tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their
 fused loss never builds the logits), samplers of one's own, packs with rows of several domains,
-GRPO, RLOO, distillation and Sentence Transformers, and any loss that is no sum of one term
+RLOO, distillation and Sentence Transformers, and any loss that is no sum of one term
 per row: contrastive and ranking losses, hard-example mining, a second head that is not among the
 outputs, a learnt temperature.
 

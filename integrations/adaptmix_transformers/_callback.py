@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -25,14 +25,14 @@ from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers._entries import wrap_entries
 from adaptmix_transformers._evaluation import Evaluation
+from adaptmix_transformers._groups import Groups, start_groups
 from adaptmix_transformers._logs import Logs
 from adaptmix_transformers._reading import UserLoss
-from adaptmix_transformers._refusals import refuse_unsupported
-from adaptmix_transformers._setup import Settings, controller_of, sampler_of
+from adaptmix_transformers._refusals import refuse_unnumbered, refuse_unsupported
+from adaptmix_transformers._setup import NUMBER, Settings, controller_of, sampler_of
 from adaptmix_transformers._weighting import Weighting
 
 _log = logging.getLogger("adaptmix")
-_NUMBER = "adaptmix_number"
 
 
 class AdaptMixCallback(TrainerCallback):
@@ -125,6 +125,7 @@ class AdaptMixCallback(TrainerCallback):
         self._sampler: PlanSampler | None = None
         self._weighting: Weighting | None = None
         self._evaluation: Evaluation | None = None
+        self._groups: Groups | None = None
         self._watch: Watch | None = None
         self._logs = Logs()
 
@@ -186,17 +187,18 @@ class AdaptMixCallback(TrainerCallback):
             return
         self._inside = True
         try:
-            for name, replaced in (
-                ("get_train_dataloader", self._train_dataloader),
-                ("compute_loss", self._compute_loss),
-                ("log", self._log_scalars),
-                ("get_eval_dataloader", evaluation.dataloader),
-                ("prediction_step", evaluation.prediction_step),
-                ("evaluation_loop", evaluation.loop),
-                ("_save_optimizer_and_scheduler", self._save),
-                ("_load_optimizer_and_scheduler", self._load),
-            ):
+            for name, replaced in {
+                "get_train_dataloader": self._train_dataloader,
+                "compute_loss": self._compute_loss,
+                "log": self._log_scalars,
+                "_save_optimizer_and_scheduler": self._save,
+                "_load_optimizer_and_scheduler": self._load,
+            }.items():
                 methods.replace(name, replaced)
+            if not known.trains_groups(trainer):  # it generates what it evaluates
+                methods.replace("get_eval_dataloader", evaluation.dataloader)
+                methods.replace("prediction_step", evaluation.prediction_step)
+                methods.replace("evaluation_loop", evaluation.loop)
             yield
         finally:
             self._inside = False
@@ -211,25 +213,33 @@ class AdaptMixCallback(TrainerCallback):
         self._release()
         if trainer is None or evaluation is None:
             return like
-        if self._settings.mode == "adapt":
+        settings, methods = self._settings, self._methods
+        if settings.mode == "adapt":
             known.refuse_trainer(trainer)
-        refuse_unsupported(trainer, like, self._methods["get_train_dataloader"])
-        settings = self._settings
-        controller = self._controller = controller_of(
-            settings, trainer, like, native=self._methods["compute_loss"]
-        )
-        self._sampler = sampler_of(controller, trainer, like)
-        evaluation.controller = controller
+        if known.trains_groups(trainer):
+            self._groups = start_groups(trainer, settings, like, aside=self._aside)
+            controller, self._sampler = self._groups.controller, self._groups.sampler
+        else:
+            refuse_unsupported(trainer, like, methods["get_train_dataloader"])
+            controller = controller_of(settings, trainer, like, native=methods["compute_loss"])
+            self._sampler = sampler_of(controller, trainer, like)
+        self._controller = evaluation.controller = controller
         self._weighting = Weighting(
-            trainer, controller, settings, self._methods["compute_loss"], lambda: self._watch
+            trainer, controller, settings, methods["compute_loss"], lambda: self._watch
         )
         evaluation.rule = lambda: None if self._weighting is None else self._weighting.rule
-        return numbered_loader(self._sampler, like, key=_NUMBER)
+        if self._groups is not None:
+            return self._groups.loader
+        return numbered_loader(self._sampler, like, key=NUMBER)
+
+    def _aside(self) -> AbstractContextManager[None]:
+        """Return a context of which nothing is measured."""
+        return nullcontext() if self._watch is None else self._watch.aside()
 
     def _compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        number = inputs.pop(_NUMBER, None)
+        number = inputs.pop(NUMBER, None)
         num_items = kwargs.get("num_items_in_batch")
 
         def native(given: Any, tokens: Any) -> Any:
@@ -240,13 +250,14 @@ class AdaptMixCallback(TrainerCallback):
             )
 
         if number is None and self._evaluation is not None:
-            self._check_evaluating(model)
+            if self._weighting is not None and model.training:
+                refuse_unnumbered()
             return self._evaluation.loss(native, model, inputs, num_items)
         if self._weighting is None or self._sampler is None:
             raise ObjectiveError(
                 "Batches of an AdaptMix loader must be trained in the run it is of."
             )
-        draw = self._sampler.take(number)
+        draw = (self._groups or self._sampler).take(number)
         if not self._weighting.rehearsed:
             self._weighting.rehearse(native, model, inputs, draw, num_items)
         if self._watch is None and self._needs_gradients:
@@ -257,27 +268,17 @@ class AdaptMixCallback(TrainerCallback):
     def _needs_gradients(self) -> bool:
         return any(name.startswith("grad_") for name in self.controller.requires)
 
-    def _check_evaluating(self, model: Any) -> None:
-        if self._weighting is not None and model.training:
-            raise ObjectiveError(
-                "A training batch must carry its number; this one lost it on the way from the "
-                "loader to compute_loss, or compute_loss was called on it a second time, as "
-                "adversarial training (FGM, PGD) does. Keep the keys of a batch in "
-                "get_batch_samples, training_step and _prepare_inputs, and call compute_loss once."
-            )
-
     def _log_scalars(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if self._weighting is not None and self._trainer is not None and "loss" in logs:
             logs |= self._logs.write(self.controller, self._trainer.state.global_step)
+            logs |= {} if self._groups is None else self._groups.rewards.take()
         return self._methods["log"](logs, *args, **kwargs)
 
     def _save(self, output_dir: str) -> None:
         self._methods["_save_optimizer_and_scheduler"](output_dir)
-        if self._trainer is None or self._weighting is None:
-            return
-        state = self.controller.state_dict()  # sums over processes, so all of them call it
-        if self._trainer.args.should_save:
-            checkpoints.write(state, output_dir)
+        if self._trainer is not None and self._weighting is not None:
+            here = self._trainer.args.should_save
+            checkpoints.write(self.controller, output_dir, here=here)
 
     def _load(self, folder: str | None) -> None:
         self._methods["_load_optimizer_and_scheduler"](folder)
@@ -301,6 +302,8 @@ class AdaptMixCallback(TrainerCallback):
             )
         if sampler.epoch_steps is not None and not args.ignore_data_skip:
             sampler.expect_skip(state.global_step % sampler.epoch_steps)
+        if self._groups is not None:
+            self._groups.check_start()
         coverage = None if self._watch is None else self._watch.coverage
         self._logs.begin(trainer, self.controller, coverage)
 
@@ -342,3 +345,6 @@ class AdaptMixCallback(TrainerCallback):
         if self._weighting is not None:
             self._weighting.remove()
             self._weighting = None
+        if self._groups is not None:
+            self._groups.remove()
+            self._groups = None

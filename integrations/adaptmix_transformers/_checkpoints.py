@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from adaptmix import Controller
 from adaptmix.errors import FreshStartWarning
@@ -14,9 +12,11 @@ from adaptmix.trainers import load_state, save_state
 _FILE = "adaptmix.pt"
 
 
-def write(state: Mapping[str, Any], folder: str) -> None:
-    """Write a controller's state."""
-    save_state(dict(state), Path(folder) / _FILE)
+def write(controller: Controller, folder: str, *, here: bool) -> None:
+    """Write a controller's state; all processes call this, and those that are told to write."""
+    state = controller.state_dict()  # sums over processes
+    if here:
+        save_state(dict(state), Path(folder) / _FILE)
 
 
 def load(controller: Controller, folder: str) -> None:

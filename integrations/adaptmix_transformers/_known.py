@@ -11,10 +11,10 @@ from transformers import Trainer
 
 from adaptmix.errors import ObjectiveError
 from adaptmix_transformers import _internals as internals
+from adaptmix_transformers._group_shape import GroupShape
 
 # Trainers whose rows are not the data set's, by what stands in the way.
 _REFUSED = {
-    "GRPOTrainer": "it samples answers to each prompt, several times over, and compares them",
     "RLOOTrainer": "it samples answers to each prompt, several times over, and compares them",
     "KTOTrainer": (
         'its loss_type="kto" compares each answer with the mean of its batch (apo_zero_unpaired '
@@ -26,7 +26,7 @@ _REFUSED = {
     "CrossEncoderTrainer": "its models are called by its losses, once per column",
 }
 _PAIRS = ("DPOTrainer", "RewardTrainer", "ORPOTrainer", "CPOTrainer")
-_SUMS = (*_PAIRS, "SFTTrainer", "KTOTrainer")
+_SUMS = (*_PAIRS, "SFTTrainer", "KTOTrainer", "GRPOTrainer")
 _ALONE = "apo_zero_unpaired"  # the loss of KTOTrainer that has no baseline
 _SORTED = frozenset({"aot", "aot_unpaired"})
 _FUNCTIONS = frozenset(
@@ -59,8 +59,8 @@ def refuse_trainer(trainer: Trainer) -> None:
             raise ObjectiveError(
                 f"AdaptMixCallback does not work with {kind.__name__}: {reason}, so that no row of "
                 "the data set has a loss of its own. Mix the domains in the data set instead; "
-                "transformers' Trainer and TRL's SFTTrainer, DPOTrainer, RewardTrainer, CPOTrainer "
-                "and ORPOTrainer are supported."
+                "transformers' Trainer and TRL's SFTTrainer, DPOTrainer, RewardTrainer, CPOTrainer,"
+                " ORPOTrainer and GRPOTrainer are supported."
             )
     sorting = _SORTED & set(getattr(trainer, "loss_types", ()))
     if sorting and internals.is_a(trainer, "DPOTrainer"):
@@ -70,8 +70,18 @@ def refuse_trainer(trainer: Trainer) -> None:
         )
 
 
+def trains_groups(trainer: Trainer) -> bool:
+    """Return whether a sample is a prompt with completions that the trainer generates."""
+    return internals.is_a(trainer, "GRPOTrainer")
+
+
 def rows_per_sample(trainer: Trainer) -> int:
-    """Return how many rows the model runs for each that is drawn: chosen and rejected answers."""
+    """Return how many rows the model runs for each that is drawn.
+
+    They are chosen and rejected answers, or a group of completions.
+    """
+    if trains_groups(trainer):
+        return GroupShape.of(trainer).generations
     return 2 if any(internals.is_a(trainer, name) for name in _PAIRS) else 1
 
 
@@ -118,6 +128,8 @@ def averages_tokens(trainer: Trainer) -> bool:
 
 def losses_known(trainer: Trainer) -> str:
     """Return a sentence on where rows' losses and noise are known."""
+    if trains_groups(trainer):
+        return "A group of completions has an advantage and no label, so that it has no noise."
     if rows_per_sample(trainer) > 1:
         return (
             "Those of pairs are known where the loss is the mean of -log(sigmoid(margin)) alone, "

@@ -26,12 +26,35 @@ _ADVICE = {
 
 
 def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> None:
-    """Refuse settings under which rows or gradients would not be what is stated.
+    """Refuse settings, and samplers, under which rows would not be what is stated.
 
     Args:
         trainer: of the run.
         loader: that the trainer would train from.
         own: its own ``get_train_dataloader``.
+
+    Raises:
+        ObjectiveError: such a setting, by its name.
+        TypeError: rows that cannot be drawn by index.
+    """
+    refuse_settings(trainer, loader)
+    if not internals.groups_by_length(loader) and not internals.shuffles(loader):
+        _refuse_sampler(trainer, loader, own)
+    size = getattr(internals.batch_sampler(loader), "batch_size", None)
+    if size != internals.rows_per_process(trainer):
+        raise ObjectiveError(
+            "The training loader's batches must have per_device_train_batch_size="
+            f"{internals.rows_per_process(trainer)} rows; got {size} from "
+            f"{internals.overriding((own,))}. Set per_device_train_batch_size to that size."
+        )
+
+
+def refuse_settings(trainer: Trainer, loader: Any) -> None:
+    """Refuse settings under which gradients would not be what is stated.
+
+    Args:
+        trainer: of the run.
+        loader: that the trainer would train from.
 
     Raises:
         ObjectiveError: such a setting, by its name.
@@ -52,15 +75,20 @@ def refuse_unsupported(trainer: Trainer, loader: Any, own: Callable[..., Any]) -
         if is_set:
             advice = _ADVICE.get(name, _PLAIN)
             raise ObjectiveError(f"AdaptMixCallback does not work with {name}. {advice}.")
-    if not internals.groups_by_length(loader) and not internals.shuffles(loader):
-        _refuse_sampler(trainer, loader, own)
-    size = getattr(internals.batch_sampler(loader), "batch_size", None)
-    if size != internals.rows_per_process(trainer):
-        raise ObjectiveError(
-            "The training loader's batches must have per_device_train_batch_size="
-            f"{internals.rows_per_process(trainer)} rows; got {size} from "
-            f"{internals.overriding((own,))}. Set per_device_train_batch_size to that size."
-        )
+
+
+def refuse_unnumbered() -> None:
+    """Refuse a training batch of which nothing tells how it was drawn.
+
+    Raises:
+        ObjectiveError: always.
+    """
+    raise ObjectiveError(
+        "A training batch must carry its number; this one lost it on the way from the loader to "
+        "compute_loss, or compute_loss was called on it a second time, as adversarial training "
+        "(FGM, PGD) does. Keep the keys of a batch in get_batch_samples, training_step and "
+        "_prepare_inputs, and call compute_loss once."
+    )
 
 
 def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> None:

@@ -17,6 +17,9 @@ from adaptmix_transformers._packs import refuse_mixed_packs
 from adaptmix_transformers._reading import UserLoss
 from adaptmix_transformers._shift import shifts_labels
 
+NUMBER = "adaptmix_number"
+"""Under which a batch has the number of its micro-batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CommonSettings):

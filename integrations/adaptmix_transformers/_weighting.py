@@ -206,6 +206,8 @@ class Weighting:
         draw: Draw,
     ) -> Reading:
         size = len(draw)
+        if known.trains_groups(self._trainer):  # TRL divides by the accumulation itself
+            return Reading(size, per_token=False, counted=True)
         reading = self._reader.read(
             seen, loss_inputs, gradients, given, num_items, size=size, segments=draw.segments
         )

@@ -12,6 +12,7 @@ from tests.conformance import (
     lightnings,
     loops,
     trainer_divisors,
+    trainer_groups,
     trainer_losses,
     trainer_memory,
     trainer_models,
@@ -25,6 +26,7 @@ from tests.integrations.adaptmix_lightning import pl
 CASES = harness.by_name(
     [
         *trainer_divisors.CASES,
+        *trainer_groups.CASES,
         *trainer_losses.CASES,
         *trainer_memory.CASES,
         *trainer_models.CASES,
@@ -40,6 +42,7 @@ CASES = harness.by_name(
 pytestmark = [
     pytest.mark.filterwarnings("ignore::adaptmix.errors.AdaptMixWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:You are using 'rollout_func'"),
     *pl.FILTERS,
     pytest.mark.filterwarnings("ignore:The .* does not have many workers"),
 ]

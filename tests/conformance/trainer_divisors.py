@@ -221,8 +221,10 @@ def _refused() -> list[Case]:
         trainer(
             "the model in training_step", base, rows, kind=Direct, expect="compute_loss", **once
         ),
-        trainer("means of rows", tagger, tagged, kind=RowMeans, row_loss=cross_entropy, **token),
-        trainer("sums of rows", tagger, tagged, kind=RowSums, row_loss=cross_entropy, **token),
+        trainer(
+            "means of rows", tagger, tagged, kind=RowMeans, row_loss=by_row(row_means), **token
+        ),
+        trainer("sums of rows", tagger, tagged, kind=RowSums, row_loss=by_row(row_sums), **token),
     ]
 
 

@@ -18,14 +18,14 @@ from adaptmix.data._plan import Plan
 from adaptmix.data._sampler import PlanSampler
 from adaptmix.state import _checkpoint as checkpoint
 from tests import helpers_data as helpers
-from tests.data.slow_plan import SlowPlan
+from tests.trials.reference import Reference, Rules
 
 LAYOUTS = [(8, 1, 1), (4, 2, 1), (2, 2, 2), (4, 1, 2), (1, 4, 2), (2, 1, 4)]
 NEVER = float("inf")
 
 
 class RunsOut(RuleBasedStateMachine):
-    """Trains, publishes, draws ahead, saves and goes on elsewhere, beside ``SlowPlan``."""
+    """Trains, publishes, draws ahead, saves and goes on elsewhere, beside ``Reference``."""
 
     size = 8
 
@@ -60,7 +60,15 @@ class RunsOut(RuleBasedStateMachine):
             "max_epochs": limits or None,
         }
         self.mixture, self.steps, self.limits = mixture, steps, rows
-        self.reference = SlowPlan(sizes, way, rows, seed, self.size, steps, {0: mixture.importance})
+        rules = Rules(
+            {f"d{i}": size for i, size in enumerate(sizes)},
+            way,
+            limits,
+            seed=seed,
+            size=self.size,
+            horizon=steps,
+        )
+        self.reference = Reference(rules, mixture.importance.tolist())
         self.state: Any = None
         self.restart(LAYOUTS[0])
 
@@ -106,7 +114,8 @@ class RunsOut(RuleBasedStateMachine):
         if publish:
             for plan in plans:
                 plan.publish(weights / weights.sum())
-            self.reference.published[step + 1 + plans[0].lag] = weights / weights.sum()
+            in_force = step + 1 + plans[0].lag
+            self.reference.published[in_force] = (weights / weights.sum()).tolist()
         self.state = checkpoint.encode(plans[0].state_dict())
 
     def compare(self, step: int, expected: Any) -> None:
@@ -122,21 +131,23 @@ class RunsOut(RuleBasedStateMachine):
                 np.testing.assert_allclose(draw.domain_shares, expected.divisors, rtol=1e-9)
                 spent = [False] * len(self.limits) if draw.spent is None else draw.spent.tolist()
                 assert spent == expected.spent
-        assert found == list(zip(expected.rows, expected.domains, expected.fresh, strict=True))
+        names = self.reference.rules.names
+        for (row, domain, fresh), (name, number), first in zip(
+            found, expected.rows, expected.fresh, strict=True
+        ):
+            assert (names[domain], fresh) == (name, first)
+            assert row == self.mixture.rows_of(domain, number)
 
     @invariant()
     def no_limit_is_passed_and_no_row_is_repeated_or_lost(self) -> None:
         if not hasattr(self, "reference"):
             return
-        drawn = self.reference.drawn()
-        assert all(count <= most for count, most in zip(drawn, self.limits, strict=True))
-        domains = self.mixture.domain_of(np.arange(len(self.mixture)))
-        for domain in range(len(drawn)):
-            times = [
-                self.reference.times[row] for row in np.flatnonzero(domains == domain).tolist()
-            ]
+        rules = self.reference.rules
+        for name, count in self.reference.drawn.items():
+            assert count <= rules.limit(name)
+            times = [self.reference.times[name, row] for row in range(rules.sizes[name])]
             assert max(times) - min(times) <= 1
-            assert sum(times) == drawn[domain]
+            assert sum(times) == count
 
 
 RunsOut.TestCase.settings = settings(max_examples=40, stateful_step_count=20)

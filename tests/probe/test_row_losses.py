@@ -21,7 +21,7 @@ def check(losses: Any, *, model: nn.Module | None = None, samples: Tensor | None
     net = nn.Linear(3, 4) if model is None else model
     proof = RowLosses(net)
     x = torch.randn(B if samples is None else len(samples), 3)
-    proof.check(losses(net(x)), None, samples, nullcontext())
+    proof.check(losses(net(x)), None, samples, nullcontext)
     assert not net._forward_hooks
 
 

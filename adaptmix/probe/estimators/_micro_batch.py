@@ -17,7 +17,7 @@ from adaptmix.probe._tracked import ONE_EACH, Rows
 from adaptmix.probe.estimators._gradients import GradientSums, align
 
 # Up to so many domains, sums of products of vectors cost less than the products themselves.
-_FEW_DOMAINS = 32
+FEW_DOMAINS = 32
 
 Kind = tuple[tuple[int, ...], int, bool, bool]
 """What a call is taken for: its parameters, rows of each sample, whether they are in an order of
@@ -275,7 +275,7 @@ class MicroBatch(ABC):
 
     def _few_products(self, index: int, samples: Tensor | None) -> bool:
         """Return whether gradients may be summed by ``products``: one use, of one row a sample."""
-        few = self.uses[index] <= 1 and self._num_domains <= _FEW_DOMAINS
+        few = self.uses[index] <= 1 and self._num_domains <= FEW_DOMAINS
         return few and samples is None
 
     def _where(self, values: Tensor, samples: Tensor | None = None) -> Tensor:

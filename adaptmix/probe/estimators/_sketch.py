@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import products
-from adaptmix.probe.estimators._micro_batch import MicroBatch
+from adaptmix.probe.estimators._micro_batch import FEW_DOMAINS, MicroBatch
 from adaptmix.probe.estimators._signs import CountSketch, Signs, in_parts, joined
 from adaptmix.probe.rules._registry import Factored
 
@@ -249,7 +249,7 @@ class SketchBatch(MicroBatch):
         if whole:
             rows = self._where(torch.cat([self._rows[index] for index in whole], dim=1))
             self._square += torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-            sums = self._members(rows.dtype).T @ rows
+            sums = self._by_domain(rows)
             widths = [self._rows[index].shape[1] for index in whole]
             parts.update(zip(whole, sums.split(widths, dim=1), strict=True))
         for index in seen:
@@ -274,6 +274,14 @@ class SketchBatch(MicroBatch):
                 dim=1,
             )
         ]
+
+    def _by_domain(self, rows: Tensor) -> Tensor:
+        """Return the (K, width) sums of the scaled gradients, given (B, width) sketches."""
+        assert self._scale is not None
+        if self._num_domains <= FEW_DOMAINS:
+            return self._members(rows.dtype).T @ rows
+        scaled = rows * self._scale.unsqueeze(1).to(rows.dtype)
+        return rows.new_zeros(self._num_domains, rows.shape[1]).index_add_(0, self._domains, scaled)
 
     def _members(self, dtype: torch.dtype) -> Tensor:
         """Return (B, K): what the gradient of each sample counts in each domain's sum."""

@@ -133,6 +133,7 @@ def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[s
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 def test_trl_stops_goes_on_and_trains_alike_on_one_process_and_two(
     two: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from adaptmix_transformers import AdaptMixCallback, AdaptMixMixin
-from tests.integrations.adaptmix_transformers import hf
+from tests.integrations.adaptmix_transformers import grpo, hf
 from tests.integrations.adaptmix_transformers.test_trl import config, preferences, words
 
 STEPS, STOP, ROWS = 4, 2, 8
@@ -42,6 +51,11 @@ def scorer() -> Any:
     return kind(LlamaConfig(vocab_size=hf.VOCABULARY, **(SMALL | options)))
 
 
+def by_length(completions: list[str], **_: Any) -> list[float]:
+    """Reward each word of an answer."""
+    return [0.1 * len(answer.split()) for answer in completions]
+
+
 Trained = tuple[Any, Any, Callable[[], Any], dict[str, Any]]
 """A trainer, its configuration, what makes its model, and its settings."""
 
@@ -62,6 +76,7 @@ SETUPS: dict[str, Trained] = {
     ),
     "DPO": (DPOTrainer, DPOConfig, lambda: hf.llama(**SMALL), {"beta": 0.5}),
     "reward": (RewardTrainer, RewardConfig, scorer, {}),
+    "GRPO": (GRPOTrainer, GRPOConfig, lambda: hf.llama(**SMALL), {"num_generations": 2}),
 }
 # Loss weights too, where the loss tells noise.
 POLICIES: dict[str, Any] = {"padding-free": "joint", "DPO": "joint"}
@@ -72,17 +87,23 @@ def run(
 ) -> dict[str, Any]:
     """Train one of ``SETUPS``, or the rest of it; return all that must not differ."""
     kind, arguments, model, changes = SETUPS[name]
+    rows = ROWS // accumulation // processes
     adaptmix = AdaptMixCallback(
         "source", policy=POLICIES.get(name, hf.Moving()), update_every=1, lag=1
     )
     record = hf.Record()
     out = Path(folder) / f"{name}-{accumulation}-{processes}"
+    options: dict[str, Any] = {}
+    if kind is DPOTrainer:
+        options["ref_model"] = hf.llama(1, **SMALL).eval()
+    if kind is GRPOTrainer:  # answers that do not depend on who generates them
+        options |= {"reward_funcs": by_length, "rollout_func": grpo.told}
     trainer = kind(
         model=model(),
         args=config(
             arguments,
             out,
-            per_device_train_batch_size=ROWS // accumulation // processes,
+            per_device_train_batch_size=rows * changes.get("num_generations", 1),
             gradient_accumulation_steps=accumulation,
             max_steps=STEPS,
             save_strategy="steps",
@@ -92,7 +113,7 @@ def run(
         train_dataset=hf.rows() if kind in (SFTTrainer, PackedTrainer) else preferences(),
         processing_class=words(),
         callbacks=[adaptmix, record],
-        **({"ref_model": hf.llama(1, **SMALL).eval()} if kind is DPOTrainer else {}),
+        **options,
     )
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{STOP}") if resume else None)
     return {

@@ -257,3 +257,15 @@ def test_whole_gradients_are_sketched_by_the_projections_of_both_sides() -> None
     want = right.fold(left.fold(whole, 1), 2).flatten(1)
     assert torch.equal(projections.sketch(0, whole), want)
     assert projections.widths == [256]
+
+
+def test_sums_are_the_same_however_many_domains_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few domains they are a product of matrices, of many they are added row by row."""
+    build, data = CASES["mlp"]
+    model, (inputs, targets) = build().double(), data()
+    probe = attached(model, "sketch")
+    found = []
+    for few in (K, 0):
+        monkeypatch.setattr(sketch, "FEW_DOMAINS", few)
+        found.append(sums_of(probe, lambda: losses(model(inputs), targets)))
+    assert_same(found[1], found[0])

@@ -1,0 +1,255 @@
+"""One trial: real processes train, are stopped and killed, beside the reference.
+
+``python -m tests.trials.trial --number 1000`` runs a thousand, and says what they were made of;
+``--first 200 --number 200`` is a part of them, for machines that have several cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.tensor  # once, and not by each process that trains
+
+from tests.trials.reference import Reference
+from tests.trials.specs import Part, Spec, random_spec
+from tests.trials.training import jumped, work
+
+LONGEST = 120.0  # seconds that a part may take
+
+
+@dataclass
+class Trial:
+    """A run, and what it must be.
+
+    Attributes:
+        saved: the reference as it was when the last checkpoint was written, and of which mixture.
+        random: what was drawn at random in each micro-batch, by its size and number.
+        counted: what the trial was made of.
+    """
+
+    spec: Spec
+    folder: Path
+    saved: tuple[int, int, Reference] | None = None
+    random: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def run(self) -> Counter[str]:
+        """Train all parts; raises AssertionError where one is not as the reference has it."""
+        for number, part in enumerate(self.spec.parts):
+            self.counted.update(parts=1, processes=part.world, workers=part.workers * part.world)
+            died = self._train(number, part)
+            if not self._compare(number, part, died=died):
+                break
+        return self.counted
+
+    def _train(self, number: int, part: Part) -> bool:
+        """Let processes train a part; returns whether they were killed."""
+        children = []
+        for rank in range(part.world):
+            child = os.fork()
+            if not child:
+                os.setsid()
+                silence = os.open(self.folder / f"errors-{number}-{rank}", os.O_WRONLY | os.O_CREAT)
+                os.dup2(silence, 2)
+                work(self.spec, number, rank, self.folder)
+            children.append(child)
+        start, killed = time.monotonic(), False
+        waiting = set(children)
+        while waiting:
+            for child in list(waiting):
+                if os.waitpid(child, os.WNOHANG)[0]:
+                    waiting.discard(child)
+            late = time.monotonic() - start > LONGEST
+            if part.killed is not None and not killed and waiting:
+                steps, delay = part.killed
+                if len(lines(self.folder / f"log-{number}-0")) >= steps:
+                    time.sleep(delay)
+                    killed = True
+            if killed or late:
+                for child in waiting:
+                    os.kill(child, signal.SIGKILL)
+            assert not late, f"part {number} takes too long"
+            time.sleep(0.001)
+        for child in children:  # and the workers that a killed process leaves behind
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        self.counted["killed"] += killed
+        return killed
+
+    def _compare(self, number: int, part: Part, *, died: bool) -> bool:
+        """Hold a part against the reference; returns whether the run goes on."""
+        spec, rules = self.spec, self.spec.rules(part)
+        prior = spec.prior(part)
+        if self.saved is None:
+            completed, reference = 0, Reference(rules, spec.first_shares(part))
+        else:
+            completed, mixture, reference = self.saved
+            reference = copy.deepcopy(reference)
+            if mixture != part.mixture:
+                self.counted["other mixtures"] += 1
+                reference.goes_on(rules, dict(zip(rules.names, prior, strict=True)))
+            reference.rules = rules
+        logs = [lines(self.folder / f"log-{number}-{rank}") for rank in range(part.world)]
+        if logs[0] and "error" in logs[0][-1]:
+            self._expect_error(logs[0][-1], part, reference, completed)
+            return False
+        steps = {completed: copy.deepcopy(reference)}
+        while any(entries := [log[0] for log in logs if log and log[0].get("step") == completed]):
+            for first, shares in entries[0]["published"]:
+                self._check_published(part, completed, first, shares)
+                reference.published[first] = shares
+            self._check_step(part, reference, completed, logs)
+            logs = [log[1:] if log and log[0].get("step") == completed else log for log in logs]
+            completed += 1
+            steps[completed] = copy.deepcopy(reference)
+            self.counted["steps"] += 1
+        assert not any("error" in log[0] for log in logs if log), [log[0] for log in logs if log]
+        ended = all(log and "end" in log[0] for log in logs)
+        assert ended or died, f"part {number} stopped at {completed}: {logs}"
+        if ended:
+            assert {log[0]["end"] for log in logs} == {completed}
+            for first, shares in logs[0][0]["published"]:
+                reference.published[first] = shares
+            over = completed >= part.horizon or copy.deepcopy(reference).step(completed) is None
+            asked = part.steps is not None and completed == min(steps) + part.steps
+            assert over or asked, f"part {number} ended at {completed} of {part.horizon}"
+        checkpoint = self.folder / "checkpoint"
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=False)
+            if state["mixture"] == part.mixture and state["completed"] in steps:
+                self.saved = (state["completed"], part.mixture, steps[state["completed"]])
+        return True
+
+    def _expect_error(
+        self, entry: dict[str, Any], part: Part, reference: Reference, completed: int
+    ) -> None:
+        """Check that a run was refused for the reason it should be."""
+        if reference.too_short(completed):
+            assert entry["text"].startswith("max_epochs must allow the "), entry
+            self.counted["refused: too few rows"] += 1
+            return
+        raise AssertionError(f"{entry['error']}: {entry['text']}")
+
+    def _check_published(self, part: Part, completed: int, first: int, shares: list[float]) -> None:
+        """Check when published shares hold, and that they are the policy's where that is known."""
+        spec = self.spec
+        assert first in (0, *(completed + spec.lag + late for late in (0, 1, 2))), first
+        alone = len({each.mixture for each in spec.parts}) == 1 and not spec.pins
+        if first and spec.policy == "jumping" and part.sampling is None and alone:
+            want, _ = jumped((completed + 1) // spec.update_every, len(shares))
+            np.testing.assert_allclose(shares, want, rtol=1e-12)
+
+    def _check_step(
+        self, part: Part, reference: Reference, completed: int, logs: list[list[Any]]
+    ) -> None:
+        spec, names = self.spec, reference.rules.names
+        before = dict(reference.drawn)
+        expected = reference.step(completed)
+        assert expected is not None, f"step {completed} was trained after the end"
+        batch = spec.size // part.accumulation // part.world
+        for rank, log in enumerate(logs):
+            if not log or log[0].get("step") != completed:
+                continue  # killed before it wrote that
+            entry = log[0]
+            np.testing.assert_allclose(entry["divisors"], expected.divisors, rtol=1e-9)
+            assert (entry["spent"] or [False] * len(names)) == expected.spent
+            objective = np.where(expected.spent, 0.0, entry["objective"])
+            factors = (
+                objective
+                / objective.sum()
+                / np.where(np.array(expected.divisors) > 0, expected.divisors, 1.0)
+            )
+            for place, micro in enumerate(entry["micros"]):
+                at = place * part.world + rank
+                mine = slice(at * batch, (at + 1) * batch)
+                rows = [(f"d{int(d)}", int(row)) for d, row, _ in micro["batch"]]
+                assert rows == expected.rows[mine], (completed, rank, place)
+                assert micro["fresh"] == expected.fresh[mine]
+                held = micro["held"] or [False] * batch
+                assert held == expected.held[mine]
+                want = [
+                    0.0 if aside else factors[names.index(name)]
+                    for (name, _), aside in zip(rows, held, strict=True)
+                ]
+                np.testing.assert_allclose(micro["factors"], want, rtol=1e-6)
+                key = (batch, completed * part.accumulation * part.world + at)
+                drawn = [each[2] for each in micro["batch"]]
+                assert self.random.setdefault(key, drawn) == drawn, "other random numbers"
+        self._check_objective(part, names, completed, logs)
+        self._check_counts(reference, before)
+
+    def _check_objective(
+        self, part: Part, names: list[str], completed: int, logs: list[Any]
+    ) -> None:
+        """Check what the run trains on, where no policy changes it."""
+        if self.spec.policy not in ("static", "temperature", "variance_aware"):
+            return
+        entry = next(log[0] for log in logs if log and log[0].get("step") == completed)
+        stages = part.stages
+        want = self.spec.prior(part) if stages is None else stages.at(completed, names)
+        np.testing.assert_allclose(entry["objective"], want, rtol=1e-9, atol=1e-12)
+
+    def _check_counts(self, reference: Reference, before: dict[str, int]) -> None:
+        """No limit is passed; in an epoch no row comes twice, and none is left out."""
+        rules = reference.rules
+        for name in rules.names:
+            drawn = reference.drawn[name]
+            assert drawn <= max(rules.limit(name), before[name]), name
+            times = [reference.times[name, row] for row in range(rules.sizes[name])]
+            used = sorted(times, reverse=True)[: rules.trained(name)]
+            assert max(used) - min(used) <= 1, (name, times)
+            assert sum(times) == drawn, (name, times, drawn)
+
+
+def lines(path: Path) -> list[Any]:
+    """The whole lines of a log."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
+def run(first: int, number: int) -> tuple[Counter[str], list[str]]:
+    """Run trials; return what they were made of, and what failed."""
+    torch.set_num_threads(1)
+    counted: Counter[str] = Counter()
+    failed = []
+    for seed in range(first, first + number):
+        spec = random_spec(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                counted.update(Trial(spec, Path(folder)).run())
+                counted["trials"] += 1
+            except Exception:
+                errors = [path.read_text()[-600:] for path in sorted(Path(folder).glob("errors-*"))]
+                failed.append(f"trial {seed}\n{spec}\n{traceback.format_exc()}\n{errors}")
+                print(failed[-1], flush=True)
+    return counted, failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--number", type=int, default=20)
+    args = parser.parse_args()
+    start = time.monotonic()
+    counted, failed = run(args.first, args.number)
+    print(f"{time.monotonic() - start:.0f} s", dict(counted), f"{len(failed)} failed")
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
