@@ -80,6 +80,7 @@ def prove(
             "parameters are kept as they are."
         )
     if loss_inputs.scaled_by_parameters():
+        _refuse_fused(loss)
         refuse_coupled("parameters beside the model's outputs scale or transform the rows' terms")
     if known and not loss_inputs.leaves:
         return [part.detach() for part in loss_gradients(loss, loss_inputs)]
@@ -114,6 +115,19 @@ def refuse_coupled(how: str) -> None:
     )
 
 
+def refuse_uncomputed() -> None:
+    """Refuse an optimizer step that follows no call of ``compute_loss``.
+
+    Raises:
+        ObjectiveError: always.
+    """
+    raise ObjectiveError(
+        "training_step must compute the loss with self.compute_loss(model, inputs), at which "
+        "AdaptMixCallback weighs rows; this optimizer step follows no call of it. Call it there "
+        "instead of the model."
+    )
+
+
 def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     """Refuse a loss that depends on no tensor with the rows that were drawn.
 
@@ -126,14 +140,7 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
             "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
             "leave torch_compile out."
         )
-    fused = _fused(loss)
-    if fused is not None:
-        raise ObjectiveError(
-            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
-            "it from hidden states and never makes them. Switch the fused loss off, as with "
-            "fused_linear_cross_entropy=False and cross_entropy=False in "
-            "apply_liger_kernel_to_llama(...), and keep the other kernels."
-        )
+    _refuse_fused(loss)
     outputs = seen.outputs
     names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
     sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
@@ -148,6 +155,23 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
         "The loss must be computed from outputs of the model that have the rows that were drawn "
         f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
     )
+
+
+def _refuse_fused(loss: Tensor) -> None:
+    """Refuse a loss that is computed from hidden states.
+
+    Raises:
+        ObjectiveError: such a loss, by its kernel's name.
+    """
+    fused = _fused(loss)
+    if fused is not None:
+        raise ObjectiveError(
+            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
+            "it from hidden states and never makes them. Switch the fused loss off, as with "
+            'liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
+            "with the same arguments of apply_liger_kernel_to_llama(...), and keep the other "
+            "kernels."
+        )
 
 
 def _fused(loss: Tensor) -> str | None:
@@ -227,14 +251,21 @@ def rehearse(
         other = again(given)
         if other is not None:
             shown |= _compare(first, other, kept, segments, lambda: again(inputs))
-        if fresh and segments is None and not seed:
-            _check_features(first, again, inputs, kept)
     if not fresh:
         return shown
     changed = None if num_items is None else again(inputs, 2 * num_items)
     reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
     if reader.per_token and not reader.by_step and rows > 1 and segments is None:
         _check_divisor(first, again, inputs, kept)
+    scales: list[float | None] = []
+
+    def note(done: Pass, gradients: list[Tensor]) -> None:
+        scales.append(reader.scale(done.seen, done.loss_inputs, gradients, inputs))
+
+    again(inputs, use=note)
+    with rehearsal.nudged(model):
+        again(inputs, use=note)
+    _check_scale(scales, first.gradients[0].dtype)
     labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
         classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
@@ -272,33 +303,6 @@ def _compare(
     return False
 
 
-def _check_features(
-    first: _Shown,
-    again: Callable[[Mapping[str, Any]], _Shown | None],
-    inputs: Mapping[str, Any],
-    kept: Tensor,
-) -> None:
-    """Check that what the loss divides by depends on no output of the model.
-
-    A divisor that is detached has no derivative, so only other outputs show it. Which rows and
-    tokens count stays as it was, so the gradients of kept rows must stay, too.
-
-    Raises:
-        ObjectiveError: it does.
-    """
-    for given in rehearsal.features(inputs, kept, seed=_SEED):
-        other = again(given)
-        if other is None or rehearsal.same_values(
-            first.tensors, other.tensors, torch.ones_like(kept)
-        ):
-            continue  # the model does not read it
-        if not rehearsal.same_values(first.tensors, other.tensors, kept):
-            continue
-        factor = rehearsal.common_factor(first.gradients, other.gradients, kept)
-        if factor is None or abs(factor - 1.0) > tolerance(first.gradients[0].dtype):
-            refuse_coupled("what it divides by depends on the outputs of all rows")
-
-
 def _check_divisor(
     first: _Shown,
     again: Callable[[Mapping[str, Any]], _Shown | None],
@@ -322,3 +326,20 @@ def _check_divisor(
             'AdaptMixCallback(unit="sample"), where each row counts as it does in the loss, or '
             "divide the sum over tokens by their number."
         )
+
+
+def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:
+    """Check that the one factor of all rows' losses is the same where the outputs are others.
+
+    A factor that is detached has no derivative, so only other outputs show it.
+
+    Args:
+        scales: of the model as it is, and of another one, on the same rows.
+        dtype: of the gradients that they were read from.
+
+    Raises:
+        ObjectiveError: it is another.
+    """
+    known = [scale for scale in scales if scale is not None]
+    if len(known) == 2 and abs(known[1] / known[0] - 1.0) > 4.0 * tolerance(dtype):
+        refuse_coupled("what rows are multiplied or divided by depends on the outputs of all rows")

@@ -17,8 +17,9 @@ from adaptmix.trainers import LossInputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._heads import chunked_head
-from adaptmix_transformers._recognition import Recognised, proportional, recognise, tolerance
+from adaptmix_transformers._recognition import Recognised, recognise
 from adaptmix_transformers._rows import RowLosses, Rule, supervised
+from adaptmix_transformers._user_losses import proved
 
 _log = logging.getLogger("adaptmix")
 
@@ -122,8 +123,25 @@ class Reader:
             gradients: as in ``read``.
             given: as in ``read``.
         """
+        self._generic = self.scale(seen, loss_inputs, gradients, given) is not None
+
+    def scale(
+        self,
+        seen: Seen,
+        loss_inputs: LossInputs,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+    ) -> float | None:
+        """Return the one factor that a loss has for all rows' losses; None where not known.
+
+        Args:
+            seen: as in ``read``.
+            loss_inputs: as in ``read``.
+            gradients: as in ``read``.
+            given: as in ``read``.
+        """
         found = self._look(seen, loss_inputs, gradients, self._given(seen, given))[1]
-        self._generic = found is not None and found.common is not None
+        return None if found is None else found.common
 
     def read(
         self,
@@ -184,7 +202,7 @@ class Reader:
     ) -> tuple[RowLosses | None, Recognised | None]:
         if self._user_loss is not None:
             rows = self._users(seen, given)
-            return rows, _proved(rows, loss_inputs, gradients)
+            return rows, proved(rows, loss_inputs, gradients)
         if len(loss_inputs.tensors) != 1:
             return None, None
         (tensor,), (gradient,) = loss_inputs.tensors, gradients
@@ -301,39 +319,3 @@ def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str
         "dft": getattr(trainer.args, "loss_type", None) == "dft",
         "label_smoothing": internals.smoothing(trainer),
     }
-
-
-def _proved(rows: RowLosses, loss_inputs: LossInputs, gradients: Sequence[Tensor]) -> Recognised:
-    """Return what the trainer's loss makes of a user's losses.
-
-    Raises:
-        ObjectiveError: its gradient is not made of theirs.
-    """
-    values = rows.values
-    if values.requires_grad:
-        own = torch.autograd.grad(
-            rows.totals.sum(), loss_inputs.edges, retain_graph=True, allow_unused=True
-        )
-        size = len(values)
-        tokens = values.ndim == 2 and all(part.ndim > 2 for part in gradients)
-        shape = gradients[0].shape[:2] if tokens else (size,)
-        g, d = (
-            torch.cat(
-                [
-                    (torch.zeros_like(other) if part is None else part).reshape(*shape, -1)
-                    for part, other in zip(parts, gradients, strict=True)
-                ],
-                dim=-1,
-            )
-            for parts in (gradients, own)
-        )
-        factors = proportional(g, d, each=len(shape))
-        if factors is not None:
-            if factors.shape != values.shape and values.ndim == 2:
-                factors = factors.reshape(size, -1)[:, : values.shape[1]]
-            return Recognised(None, factors, 4.0 * tolerance(gradients[0].dtype))
-    raise ObjectiveError(
-        "loss=f must return the losses that the trainer's loss is made of, computed from the "
-        "model's outputs; the gradient of the trainer's loss at them is not a multiple of each "
-        "row's. Return those losses, or make compute_loss return their mean."
-    )

@@ -7,6 +7,7 @@ exchanged. Weights by class show when labels are, however few classes the first 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -17,6 +18,16 @@ from torch import Tensor, nn
 from adaptmix import Segments
 from adaptmix.trainers import IGNORED, halves, leaving_no_trace, over_rows
 from adaptmix_transformers._recognition import proportional, tolerance
+
+_SMALL = 2**16  # numbers of a parameter that is nudged
+
+
+def like(inputs: Any, given: Mapping[str, Any]) -> Any:
+    """Return copies of what is given, which a loss may change, in the kind of mapping of inputs."""
+    changed = copy.copy(inputs)
+    for name, value in given.items():
+        changed[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
+    return changed
 
 
 def exchanged(
@@ -50,45 +61,6 @@ def exchanged(
         return value
 
     return {name: change(value) for name, value in inputs.items()}, kept
-
-
-def features(inputs: Mapping[str, Any], kept: Tensor, *, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield inputs with one feature of the other rows exchanged, and all labels as they are.
-
-    Features are numbers, and tokens where labels stand beside them. How many rows, or tokens, a
-    loss averages over is told by the rest.
-
-    Args:
-        inputs: of a micro-batch.
-        kept: (B,) bool, rows to leave alone.
-        seed: of the tokens.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows, source = len(kept), int(kept.nonzero()[0])
-    for name, value in inputs.items():
-        if name == "labels" or not isinstance(value, Tensor) or not value.ndim:
-            continue
-        if name == "input_ids" and "labels" in inputs:
-            changed = _drawn_anew(value, kept, inputs.get("attention_mask"), generator)
-        elif value.is_floating_point() and len(value) == rows:
-            wide = kept.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
-            changed = torch.where(wide, value, value[source])
-        else:
-            continue
-        yield {**inputs, name: changed}
-
-
-def _drawn_anew(ids: Tensor, kept: Tensor, attended: Any, generator: torch.Generator) -> Tensor:
-    """Return token ids in which the other rows have tokens of the kept ones."""
-    if len(ids) != len(kept):
-        return ids
-    real = torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(attended, Tensor) and attended.shape == ids.shape:
-        real = attended.bool()
-    rows = kept.to(ids.device).reshape(-1, *[1] * (ids.ndim - 1)).expand_as(ids)
-    found = ids[real & rows].cpu()
-    drawn = found[torch.randint(len(found), ids.shape, generator=generator)].to(ids)
-    return torch.where(rows | ~real, ids, drawn)
 
 
 def _retold(inputs: Mapping[str, Any], kept: Tensor, generator: torch.Generator) -> dict[str, Any]:
@@ -182,6 +154,27 @@ def same_values(
         if not float(error) <= tolerance(first.dtype) * float(first.abs().max()):
             return False
     return True
+
+
+@contextmanager
+def nudged(model: nn.Module) -> Iterator[None]:
+    """Change the small trainable parameters of a model for a while, and so its outputs.
+
+    Args:
+        model: that is trained.
+    """
+    small = [p for p in model.parameters() if p.requires_grad and p.numel() <= _SMALL]
+    kept = [p.detach().clone() for p in small]
+    try:
+        with torch.no_grad():
+            for parameter in small:
+                ramp = torch.linspace(-0.1, 0.1, parameter.numel()).to(parameter)
+                parameter.mul_(1.2).add_(ramp.view_as(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(small, kept, strict=True):
+                parameter.copy_(before)
 
 
 @contextmanager
