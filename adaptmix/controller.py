@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -149,6 +150,7 @@ class Controller(ForeignRun):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         accumulation: int = 1,
+        row_lengths: ArrayLike | None = None,
         **dataloader_options: Any,
     ) -> Loader:
         """Return the loader of this run. It yields the batches that ``collate_fn`` makes.
@@ -161,6 +163,9 @@ class Controller(ForeignRun):
             num_workers: worker processes. The rows that are drawn do not depend on them.
             collate_fn: as for ``torch.utils.data.DataLoader``.
             accumulation: micro-batches per optimizer step.
+            row_lengths: (rows of the mixture,) by which each step's rows are cut into micro-batches
+                from the longest to the shortest, so that less is padded. The gradient of the step
+                stays the same.
             dataloader_options: further ``DataLoader`` options.
 
         Raises:
@@ -168,6 +173,9 @@ class Controller(ForeignRun):
             ValueError: an option out of its range, or both ``epochs`` and ``steps``.
             LagError: workers would run further ahead than ``lag``.
             StateError: another global batch than the restored run's.
+
+        Warns:
+            LengthGroupingWarning: ``row_lengths``, where a step has only one micro-batch.
         """
         layout = self._layout(batch_size, accumulation)
         epoch_steps = None
@@ -180,6 +188,8 @@ class Controller(ForeignRun):
                 "the length of the whole run."
             )
         sampler = self._make_sampler(layout, steps, epoch_steps, finish_epochs=True)
+        if row_lengths is not None:
+            sampler.group_by_length(row_lengths)
         self.count_tokens(collate_fn or default_collate)
         return Loader(
             sampler,
