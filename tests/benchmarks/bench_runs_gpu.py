@@ -42,7 +42,7 @@ ARMS: dict[str, int | None] = {
 
 def model(args: argparse.Namespace) -> Any:
     torch.manual_seed(0)
-    size = {"n_layer": 2, "n_embd": 64, "n_head": 4} if args.small else {}
+    size: dict[str, Any] = {"n_layer": 2, "n_embd": 64, "n_head": 4} if args.small else {}
     config = GPT2Config(vocab_size=args.vocabulary, n_positions=args.length, **size)
     return GPT2LMHeadModel(config)
 
