@@ -192,12 +192,18 @@ class Change:
         return carried
 
     def shares(self, saved: FloatArray, prior: FloatArray) -> FloatArray:
-        """Return (…, K) shares: new domains have their prior ones, and the others what is left."""
-        kept = self.of(saved)
+        """Return (…, K) shares: domains that are new, or had none and count now, their prior ones.
+
+        The others have what is left, in proportion.
+        """
+        kept = np.zeros((*saved.shape[:-1], prior.size))
+        kept[..., self.known] = self.of(saved)
+        begins = ~self.known | ((kept == 0.0) & (prior > 0.0))
+        shares: FloatArray = np.where(begins, prior, 0.0)
+        kept[begins] = 0.0
         total = kept.sum(axis=-1, keepdims=True)
-        kept = np.where(total > 0.0, kept / np.where(total > 0.0, total, 1.0), 1.0 / kept.shape[-1])
-        shares = np.broadcast_to(prior, (*kept.shape[:-1], prior.size)).copy()
-        shares[..., self.known] = kept * prior[self.known].sum()
+        left = np.where(begins, 0.0, prior).sum(axis=-1, keepdims=True)
+        shares += kept * np.divide(left, total, out=np.zeros_like(total), where=total > 0.0)
         return shares
 
     def listed(self, which: NDArray[np.bool_]) -> str:

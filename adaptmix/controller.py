@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -16,17 +15,15 @@ from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
-from adaptmix.monitoring._report import report
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.policies._bounds import Bound
-from adaptmix.processes._sums import group_of, world
+from adaptmix.processes._sums import group_of
 from adaptmix.processes._tensor_parallel import refuse_tensor_parallel
 from adaptmix.statistics import Watch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class Controller(ForeignRun):
@@ -319,31 +316,3 @@ class Controller(ForeignRun):
         self._steering.pin(index, sampling=sampling, loss=loss)
         if self._agreement.world[1] == 1 or self._plan.untouched:
             self._adaptation.take_pins(self._plan)
-
-    def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
-        """Log every update to TensorBoard, from the first process only.
-
-        If a file cannot be written, a LoggingWarning says so and training goes on.
-
-        Args:
-            target: a directory, or a SummaryWriter.
-        """
-        if world()[0] == 0:
-            self._log.open(target, step=self.completed)
-            if self._step_rows:
-                self._log.write_texts(self.completed)
-
-    def report(self, *, html: str | PathLike[str] | None = None) -> str:
-        """Return a table of the proposed weights and the statistics, and what they predict.
-
-        Args:
-            html: file for a page that says whether AdaptMix helped, from what ``log_to`` wrote so
-                far; no page when None. ``adaptmix report`` makes a page of several runs.
-
-        Raises:
-            ValueError: ``html`` without ``log_to``.
-            ImportError: ``html`` without the extra "report".
-        """
-        if html is not None:
-            self._log.page(self.completed).save(html)
-        return report(self.mixture.domains, self.proposed, self.statistics, **self._shown)

@@ -30,21 +30,21 @@ class _MapStyle(Protocol):
 class Mixture(Dataset[Any]):
     """Rows of one or several datasets, each row in exactly one domain.
 
-    A domain is a property of the row's *index*, so it survives any collator and any dropping of
-    columns. The mixture is itself a map-style dataset over the rows that have an index; those of
-    streams are read in their order when they are drawn.
+    A domain is a property of the row's *index*, so a collator or a dropped column cannot lose it.
+    The mixture is itself a map-style dataset over the rows that have an index. Rows of streams are
+    read in their order when they are drawn.
 
     Args:
         datasets: one dataset per domain name: a map-style one (with ``__len__`` and
             ``__getitem__``) or a stream (a torch ``IterableDataset`` or a streaming dataset of
             Hugging Face); or a ``torch.utils.data.ConcatDataset``, whose parts are the domains
             "0", "1", ….
-        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
-            normalised to sum to one, or a ``Schedule`` of them, by whose mean policies go. A domain
-            with 0 is auxiliary: policy "transfer" trains on it as far as it helps those that count.
-            When None proportional to the domains' sizes, or equal where a stream's is not known.
-        sizes: how many rows streams have, by name, as far as it is known; for a stream that is not
-            named it is taken to be without end. A stream's end is found by reading all the same.
+        importance: how much each domain counts in the objective (π), by name: numbers ≥ 0, which
+            are scaled to sum to one, or a ``Schedule``, of which policies use the mean. A domain
+            with 0 is auxiliary: policy "transfer" trains on it as far as it helps the others. When
+            None, proportional to the domains' sizes, or equal if a stream's size is not known.
+        sizes: number of rows of each stream, by name. A stream that is not named counts as endless.
+            In any case, the end of a stream is found by reading.
 
     Raises:
         TypeError: a dataset that is neither map-style nor a stream, or names that are not strings.
@@ -162,9 +162,10 @@ class Mixture(Dataset[Any]):
         stored = self._sizes.copy()
         stored[list(self.streams)] = 0
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(stored)])
+        self.stored = int(self._starts[-1])  # rows that have an index; held-out ones, too
         self._order = order
         self._firsts = self._starts
-        self._gaps: NDArray[np.int64] | None = None
+        self._gaps: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -203,7 +204,7 @@ class Mixture(Dataset[Any]):
         other._firsts = self._starts - np.concatenate([[0], np.cumsum(lost)])
         lost[list(other.apart)] = list(other.apart.values())
         other._sizes = np.where(self._sizes == ENDLESS, ENDLESS, self._sizes - lost)
-        kept = np.ones(int(self._starts[-1]), dtype=np.bool_)
+        kept = np.ones(self.stored, dtype=np.bool_)
         kept[apart] = False
         places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
         other._gaps = places - np.arange(places.size)
@@ -239,10 +240,9 @@ class Mixture(Dataset[Any]):
         Raises:
             IndexError: a row outside the mixture.
         """
-        index = np.asarray(rows, dtype=np.int64)
-        rows = int(self._starts[-1])
-        if index.size and not (index.min() >= 0 and index.max() < rows):
-            raise IndexError(f"rows must be in [0, {rows}); got {index.min()}…{index.max()}.")
+        index, end = np.asarray(rows, dtype=np.int64), self.stored
+        if index.size and not 0 <= index.min() <= index.max() < end:
+            raise IndexError(f"rows must be in [0, {end}); got {index.min()}…{index.max()}.")
         if self._order is not None:
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
@@ -255,7 +255,7 @@ class Mixture(Dataset[Any]):
             positions: (n,) each in [0, its domain's size).
         """
         places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
-        if self._gaps is not None:
+        if self._gaps.size:
             # The n-th row that is left comes after as many others as lie before it.
             places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
@@ -268,7 +268,7 @@ class Mixture(Dataset[Any]):
                 "so neither is that of an epoch. Say how long to train in steps, or how many rows "
                 "there are with Mixture(..., sizes={name: rows})."
             )
-        return int(self._sizes.sum())
+        return int(self._sizes.sum()) + self._gaps.size + sum(self.apart.values())
 
     def __repr__(self) -> str:
         K = len(self.domains)

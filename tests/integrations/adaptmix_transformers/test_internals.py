@@ -149,3 +149,12 @@ def test_causal_models_shift_labels_whatever_they_are_called() -> None:
     assert internals.shifts_labels(kind(transformers.GPT2Config(**sizes)))
     assert internals.shifts_labels(hf.llama())
     assert not internals.shifts_labels(torch.nn.Linear(1, 1))
+
+
+def test_only_datasets_of_a_known_length_have_one(tmp_path: Path) -> None:
+    stream = hf.rows().to_iterable_dataset()
+    for sizes, known in ((None, False), ({"web": 80}, True)):
+        data = Mixture({"web": stream}, sizes=sizes)
+        loader = hf.make(tmp_path, None, data=data).get_train_dataloader()
+        assert internals.has_length(loader) == known
+        assert internals.shuffles(loader)
