@@ -162,13 +162,11 @@ class CountSketch:
     def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         size = signed.shape[dim]
         whole = size - size % self._width
-        if whole == size:
-            all_of_it: Tensor = signed.unflatten(dim, (-1, self._width)).sum(dim, dtype=dtype)
-            return all_of_it
         blocks = signed.narrow(dim, 0, whole).unflatten(dim, (-1, self._width))
         folded: Tensor = blocks.sum(dim, dtype=dtype)
-        rest = size - whole
-        folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))
+        if whole < size:
+            rest = size - whole
+            folded.narrow(dim, 0, rest).add_(signed.narrow(dim, whole, rest))
         return folded
 
     def part(self, values: Tensor, start: int, total: int) -> Tensor:
