@@ -162,6 +162,7 @@ class Mixture(Dataset[Any]):
         stored = self._sizes.copy()
         stored[list(self.streams)] = 0
         self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(stored)])
+        self.stored = int(self._starts[-1])  # rows that have an index; held-out ones, too
         self._order = order
         self._firsts = self._starts
         self._gaps: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -203,7 +204,7 @@ class Mixture(Dataset[Any]):
         other._firsts = self._starts - np.concatenate([[0], np.cumsum(lost)])
         lost[list(other.apart)] = list(other.apart.values())
         other._sizes = np.where(self._sizes == ENDLESS, ENDLESS, self._sizes - lost)
-        kept = np.ones(int(self._starts[-1]), dtype=np.bool_)
+        kept = np.ones(self.stored, dtype=np.bool_)
         kept[apart] = False
         places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
         other._gaps = places - np.arange(places.size)
@@ -239,10 +240,9 @@ class Mixture(Dataset[Any]):
         Raises:
             IndexError: a row outside the mixture.
         """
-        index = np.asarray(rows, dtype=np.int64)
-        rows = int(self._starts[-1])
-        if index.size and not (index.min() >= 0 and index.max() < rows):
-            raise IndexError(f"rows must be in [0, {rows}); got {index.min()}…{index.max()}.")
+        index, end = np.asarray(rows, dtype=np.int64), self.stored
+        if index.size and not 0 <= index.min() <= index.max() < end:
+            raise IndexError(f"rows must be in [0, {end}); got {index.min()}…{index.max()}.")
         if self._order is not None:
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)

@@ -106,7 +106,7 @@ class PlanSampler(Sampler[list[int]]):
         gradient and its statistics, for these are sums over the step.
 
         Args:
-            row_lengths: (rows of the mixture,) length of each row.
+            row_lengths: (rows of the mixture,) length of each row, also of held-out ones.
 
         Raises:
             ValueError: another number of lengths than rows.
@@ -119,11 +119,11 @@ class PlanSampler(Sampler[list[int]]):
                 "Rows of streams must not be grouped by length: their lengths are not known before "
                 "they are read. Train without grouping."
             )
-        lengths = np.asarray(row_lengths, dtype=np.int64)
-        if lengths.shape != (len(self.plan.mixture),):
+        lengths, rows = np.asarray(row_lengths, dtype=np.int64), self.plan.mixture.stored
+        if lengths.shape != (rows,):
             raise ValueError(
-                f"row_lengths must have one entry per row of the mixture ({len(self.plan.mixture)})"
-                f"; got shape {lengths.shape}."
+                f"row_lengths must have one entry per row of the mixture ({rows}); got shape "
+                f"{lengths.shape}."
             )
         if self.layout.step_rows == self.layout.batch_size:
             warnings.warn(

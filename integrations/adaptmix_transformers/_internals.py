@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import RandomSampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_utils
+from transformers import Trainer, TrainerCallback, trainer_utils
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -169,11 +170,9 @@ def is_a(trainer: Trainer, name: str) -> bool:
     return any(kind.__name__ == name and kind.__module__.startswith("trl.") for kind in kinds)
 
 
-def fuses_the_loss(args: TrainingArguments) -> bool:
-    """Return whether Liger's kernels take the place of the loss; TRL's trainers keep theirs."""
-    kernels: dict[str, Any] = args.liger_kernel_config or {}
-    fused = kernels.get("fused_linear_cross_entropy", True) or kernels.get("cross_entropy", False)
-    return bool(args.use_liger_kernel and fused)
+def overwrites_logits() -> bool:
+    """Return whether Liger's cross-entropy is called for torch's, wherever it is used."""
+    return functional.cross_entropy.__module__.startswith("liger_kernel.")
 
 
 def batch_sampler(loader: Any) -> Any:
