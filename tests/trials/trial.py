@@ -108,7 +108,7 @@ class Trial:
                 self.counted["parts with another mixture"] += 1
                 reference.goes_on(rules, dict(zip(rules.names, prior, strict=True)))
             reference.rules = rules
-        logs = [lines(self.folder / f"log-{number}-{rank}") for rank in range(part.world)]
+        logs = [joined(self.folder / f"log-{number}-{rank}") for rank in range(part.world)]
         steps = {completed: copy.deepcopy(reference)}
         while any(entries := [log[0] for log in logs if log and log[0].get("step") == completed]):
             for first, shares in entries[0]["published"]:
@@ -127,7 +127,7 @@ class Trial:
         if ended:
             assert {log[0]["end"] for log in logs} == {completed}
             for first, shares in logs[0][0]["published"]:
-                reference.published[first] = shares
+                steps[completed].published[first] = shares
             over = completed >= part.horizon or copy.deepcopy(reference).step(completed) is None
             asked = part.steps is not None and completed == min(steps) + part.steps
             assert over or asked, f"part {number} ended at {completed} of {part.horizon}"
@@ -232,6 +232,21 @@ def lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
+def joined(path: Path) -> list[Any]:
+    """The lines of a log, with what was published when a step was saved among that of the step."""
+    found: list[Any] = []
+    early: list[Any] = []  # in a part that ends before its first step
+    for line in lines(path):
+        if "saved" not in line:
+            found.append(line | {"published": early + line.get("published", [])})
+            early = []
+        elif found:
+            found[-1]["published"] += line["published"]
+        else:
+            early = line["published"]
+    return found
 
 
 def run(first: int, number: int) -> tuple[Counter[str], list[str]]:
