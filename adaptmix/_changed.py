@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ _log = logging.getLogger("adaptmix")
 # What may differ where the mixture is another one; a policy begins anew with its own settings.
 _OF_DOMAINS = {
     *("domains", "sizes", "holdout", "importance", "labels", "tokens_per_row", "max_epochs"),
-    *("importance_schedule", "sampling_schedule", "policy"),
+    *("importance_schedule", "sampling_schedule", "policy", "streams"),
 }
 ELSEWHERE = "elsewhere"
 """Stands for the source of rows that somebody else's loader draws."""
@@ -65,12 +66,20 @@ def carried_over(state: Any, fresh: Mapping[str, Any], identity: Mapping[str, An
     steering["sampling"] = change.shares(saved["steering"]["sampling"], prior)
     steering["objective"] = _objective(change, saved, prior)
     steering["pins"]["loss"] = _loss_bounds(change, saved, fresh, prior)
-    moved = np.zeros_like(change.known)
+    streams = [told.get("streams", []) for told in (saved, identity)]
+    before, now = (np.isin(identity["domains"], names) for names in streams)
+    moved = change.known & (before != now)
     for rows in ("sizes", "holdout"):
-        moved[change.known] |= change.of(saved[rows]) != np.array(identity[rows])[change.known]
+        differ = change.of(saved[rows]) != np.array(identity[rows])[change.known]
+        # A stream goes on where it was, whatever is said of its length.
+        moved[change.known] |= differ & ~((before & now)[change.known] & (rows == "sizes"))
     trained = moved & ((plan["drawn"] > 0) | plan["trained_before"])
     plan["trained_before"] |= trained
     plan["drawn"][moved] = 0
+    if plan.get("streams"):
+        anew = {identity["domains"][place] for place in np.flatnonzero(moved).tolist()}
+        kept = json.loads(plan["streams"]).items()
+        plan["streams"] = json.dumps({name: at for name, at in kept if name not in anew})
     _log.warning(
         "Going on with another mixture. Domains that are %s. Rows from the beginning, for there "
         "are more or fewer than before: %s. The policy begins anew.",
@@ -183,12 +192,18 @@ class Change:
         return carried
 
     def shares(self, saved: FloatArray, prior: FloatArray) -> FloatArray:
-        """Return (…, K) shares: new domains have their prior ones, and the others what is left."""
-        kept = self.of(saved)
+        """Return (…, K) shares: domains that are new, or had none and count now, their prior ones.
+
+        The others have what is left, in proportion.
+        """
+        kept = np.zeros((*saved.shape[:-1], prior.size))
+        kept[..., self.known] = self.of(saved)
+        begins = ~self.known | ((kept == 0.0) & (prior > 0.0))
+        shares: FloatArray = np.where(begins, prior, 0.0)
+        kept[begins] = 0.0
         total = kept.sum(axis=-1, keepdims=True)
-        kept = np.where(total > 0.0, kept / np.where(total > 0.0, total, 1.0), 1.0 / kept.shape[-1])
-        shares = np.broadcast_to(prior, (*kept.shape[:-1], prior.size)).copy()
-        shares[..., self.known] = kept * prior[self.known].sum()
+        left = np.where(begins, 0.0, prior).sum(axis=-1, keepdims=True)
+        shares += kept * np.divide(left, total, out=np.zeros_like(total), where=total > 0.0)
         return shares
 
     def listed(self, which: NDArray[np.bool_]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from adaptmix._checks import FloatArray, choice, vector
@@ -61,10 +61,10 @@ class ForeignRun(TrainedRun):
 
     def foreign(
         self,
-        domains: Sequence[str] | Sequence[int] | Tensor,
+        domains: ArrayLike | Tensor,
         *,
-        version: int | Sequence[int] | Tensor | None = None,
-        shares: Mapping[str, float] | Sequence[float] | Tensor | str | None = None,
+        version: ArrayLike | Tensor | None = None,
+        shares: Mapping[str, float] | ArrayLike | Tensor | None = None,
         fresh: Tensor | None = None,
     ) -> Draw:
         """Return the draw of a micro-batch of somebody else's loader, to pass as ``draw=``.
@@ -151,9 +151,7 @@ class ForeignRun(TrainedRun):
             )
         return plan
 
-    def _numbers(
-        self, domains: Sequence[str] | Sequence[int] | Tensor, batch_size: int
-    ) -> NDArray[np.int64]:
+    def _numbers(self, domains: ArrayLike | Tensor, batch_size: int) -> NDArray[np.int64]:
         """Return (B,) the number of each row's domain."""
         names = self.mixture.domains
         if isinstance(domains, Tensor):
@@ -185,8 +183,8 @@ class ForeignRun(TrainedRun):
         self,
         domains: NDArray[np.int64],
         plan: PublishedShares,
-        version: int | Sequence[int] | Tensor | None,
-        shares: Mapping[str, float] | Sequence[float] | Tensor | str | None,
+        version: ArrayLike | Tensor | None,
+        shares: Mapping[str, float] | ArrayLike | Tensor | None,
     ) -> FloatArray:
         """Return (B,) the share that each row was drawn with."""
         if version is None and shares is None:
@@ -212,7 +210,7 @@ class ForeignRun(TrainedRun):
             own = vector("shares", [shares[name] for name in self.mixture.domains])[domains]
         else:
             given = shares.detach().cpu().numpy() if isinstance(shares, Tensor) else shares
-            own = vector("shares", given, size=domains.size)  # type: ignore[arg-type]
+            own = vector("shares", np.asarray(given), size=domains.size)
         wrong = (own <= 0.0) | (own > 1.0)
         if wrong.any():
             row = int(wrong.argmax())
@@ -239,7 +237,7 @@ class ForeignRun(TrainedRun):
         return own
 
 
-def _per_row(name: str, value: int | Sequence[int] | Tensor, rows: int) -> NDArray[np.int64]:
+def _per_row(name: str, value: ArrayLike | Tensor, rows: int) -> NDArray[np.int64]:
     """Return (B,) integers, of one number or one per row."""
     given = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if given.dtype.kind not in "iu":

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptmix._broadcast import check_broadcast
 from adaptmix._checks import FloatArray
 from adaptmix._types import Weights
+from adaptmix._warn_once import WarnOnce
 from adaptmix.data._draw import Draw
 from adaptmix.data._segments import Segments
 from adaptmix.errors import ObjectiveError
@@ -47,13 +49,16 @@ class DomainLossScaler:
 
     Args:
         unit: "sample" or "token".
+        warn: of the run.
 
     Source:
         Salmani et al., arXiv:2511.06913; the correction for draws in flight and units are ours.
     """
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, warn: WarnOnce | None = None) -> None:
         self.unit = unit
+        self._warn = WarnOnce() if warn is None else warn
+        self._looked = False
         self._last_tokens: Tensor | None = None
         self._last_shape = torch.Size()
 
@@ -74,14 +79,18 @@ class DomainLossScaler:
 
         Raises:
             TypeError: ``losses`` is no tensor.
-            ValueError: a scalar, rows that are not the draw's, a mask of another shape, or one
-                loss per row with unit "token", segments of another number of rows.
+            ValueError: a scalar, rows that are not the draw's, losses that broadcasting made, a
+                mask of another shape, or one loss per row with unit "token", segments of another
+                number of rows.
         """
         if not isinstance(losses, Tensor):
             raise TypeError(f"losses must be a tensor; got {type(losses).__name__}.")
         if segments is not None:
             losses, mask = _unpacked(losses, draw, mask, segments)
         self._check(losses, draw, mask)
+        if not self._looked:
+            self._looked = True
+            check_broadcast(losses, self._warn)
         flat = losses.reshape(len(draw), -1)
         flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
         if mask is None:

@@ -16,7 +16,7 @@ from adaptmix._schedule import Course
 from adaptmix._settings import Drawing, Settings
 from adaptmix._types import Domains, DomainStats, Weights
 from adaptmix._warn_once import WarnOnce
-from adaptmix.data import Count, Draw, Layout, Mixture, PlanSampler, Segments
+from adaptmix.data import Count, Draw, Layout, Mixture, Plan, PlanSampler, Segments
 from adaptmix.data._elsewhere import Expected, PublishedShares, refuse_rows
 from adaptmix.data._holdout import FROM_HELD_OUT, Holdout, holdout_sizes
 from adaptmix.data._order import BatchOrder
@@ -72,7 +72,7 @@ class Run:
         self.mixture = mixture = self._holdout.training
         self._settings = settings
         self._warn = WarnOnce()
-        self._scaler = DomainLossScaler(settings.unit)
+        self._scaler = DomainLossScaler(settings.unit, self._warn)
         self._guards = Guards(mixture.info, self._warn)
         self._count = tokens_per_row if callable(tokens_per_row) else None
         self._tokens_per_row = known_lengths(mixture.domains, settings.unit, tokens_per_row)
@@ -109,6 +109,8 @@ class Run:
             )
         self._order = BatchOrder(self._plan)
         self._agreement = Agreement(mixture.domains, group)
+        if isinstance(self._plan, Plan):
+            self._plan.streams.gather = self._agreement.gather
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()

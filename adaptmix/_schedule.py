@@ -19,16 +19,15 @@ _WAYS = ("step", "linear")
 class Schedule:
     """Weights of domains that change at given optimizer steps.
 
-    As ``Mixture(importance=)`` it is the objective that changes, and the shares of rows change with
-    it in proportion; as ``Controller(sampling=)`` it is the shares alone. What holds at a step
-    depends on the step's number and on nothing else, so it is exact with any number of workers and
-    after a resume.
+    With ``Mixture(importance=)`` the objective changes, and the shares of rows in proportion to it.
+    With ``Controller(sampling=)`` the shares change alone. The weights of a step depend on its
+    number only, so they are exact with any number of workers and after a resume.
 
     Args:
-        stages: by the step from which they hold, 0 among them, the weights of all domains by name;
-            each is scaled to sum to one.
-        interpolate: "step": they hold until the next; "linear": they go over to the next in a
-            straight line. The last ones hold to the end.
+        stages: weights of all domains by name, for each step at which a stage begins; one begins
+            at step 0. Each stage is scaled to sum to one.
+        interpolate: "step": a stage holds until the next one. "linear": weights move to the next
+            stage in a straight line. The last stage holds to the end.
 
     Raises:
         TypeError: stages that do not map steps to mappings.

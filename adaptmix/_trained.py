@@ -9,21 +9,18 @@ import torch
 from torch import Tensor
 
 from adaptmix._changed import carried_over, refuse_change
-from adaptmix._checks import choice, number
-from adaptmix._run import Run
-from adaptmix._simplex import normalise
+from adaptmix._checks import choice
+from adaptmix._reported import ReportedRun
 from adaptmix.data import Draw, PlanSampler, sample_lengths
 from adaptmix.data._elsewhere import PublishedShares
 from adaptmix.errors import StateError
-from adaptmix.monitoring._efficiency import predicted_gain, sampling_gain
-from adaptmix.monitoring._quantities import Update, scalars
 from adaptmix.noise import NoiseTerms
 from adaptmix.state import _schema as schema
 from adaptmix.state._checkpoint import unseal
 from adaptmix.state._parts import Part, load_parts, open_parts, save_parts
 
 
-class TrainedRun(Run):
+class TrainedRun(ReportedRun):
     """What trainers call on a run, and read of it; users call ``Controller``."""
 
     def sampler(
@@ -168,28 +165,6 @@ class TrainedRun(Run):
         index = self.mixture.domains.index(choice("domain", domain, self.mixture.domains))
         self._measurements.record_noise(index, NoiseTerms.of(noise))
 
-    def record_evaluation(
-        self, losses: Mapping[str, float], *, errors: Mapping[str, float] | None = None
-    ) -> None:
-        """Log held-out losses, and be warned when a domain gets worse.
-
-        Args:
-            losses: mean held-out loss by domain name.
-            errors: their standard errors, for instance the rows' standard deviation over the
-                square root of their number. A comparison of two runs takes its intervals from them.
-
-        Raises:
-            TypeError: a loss or an error that is no number.
-            ValueError: an unknown domain, a loss that is not finite, or a negative error.
-        """
-        for name in losses:
-            choice("domain", name, self.mixture.domains)
-        for name, error in (errors or {}).items():
-            choice("domain", name, self.mixture.domains)
-            number(f"errors[{name!r}]", error, minimum=0.0)
-        self._guards.check_losses(losses)
-        self._log.write_evaluation(self.completed, losses, errors)
-
     def abandon_step(self) -> None:
         """Forget what was recorded of an unfinished step; the step is trained anew.
 
@@ -277,10 +252,6 @@ class TrainedRun(Run):
             "guards": self._guards,
         }
 
-    def _repr_html_(self) -> str | None:
-        """Show the page of a run that is logged, in notebooks."""
-        return self._log.page(self.completed)._repr_html_() if self._log.opened else None
-
     def __reduce__(self) -> Any:
         raise TypeError(
             "A Controller must not be copied or pickled: it is part of a run, with its model, its "
@@ -302,49 +273,3 @@ class TrainedRun(Run):
     def requires(self) -> frozenset[str]:
         """The statistics that the policy reads."""
         return self._steering.requires
-
-    @property
-    def predicted_gain(self) -> float:
-        """Gradient variance of sampling by importance over that of the best shares."""
-        return predicted_gain(self.proposed, self.statistics, **self._drawing)
-
-    @property
-    def sampling_gain(self) -> float:
-        """Gradient variance of sampling by importance over that of the proposed shares."""
-        return sampling_gain(self.proposed, self.statistics, **self._drawing)
-
-    @property
-    def _drawing(self) -> dict[str, Any]:
-        """What the variance of a step depends on beside weights and statistics."""
-        return {"rows": self._step_rows or None, "sampler": self._plan.counts}
-
-    @property
-    def _shown(self) -> dict[str, Any]:
-        """What the report tells beside weights and statistics."""
-        observing = not self._settings.adapting
-        told = {"unit": self.unit, "observing": observing, "figures": self._steering.figures}
-        return {**told, **self._drawing}
-
-    def scalars(self) -> dict[str, float]:
-        """Return what TensorBoard shows of the last update, by tag without its "adaptmix/"."""
-        measurements = self._measurements
-        shares = self._plan.shares_at(self.completed)
-        in_force = (
-            self._adaptation.row_shares if shares is None else shares
-        ) * measurements.lengths
-        return scalars(
-            Update(
-                self.mixture.domains,
-                self.proposed,
-                self.statistics,
-                in_force=normalise(in_force),
-                sizes=self.mixture.info.sizes,
-                lengths=measurements.lengths,
-                drawing=self._drawing,
-                per_token=self._settings.per_token,
-                observing=not self._settings.adapting,
-                coverage=measurements.coverage,
-                overhead=self._stopwatch.overhead,
-                figures=self._steering.figures,
-            )
-        )

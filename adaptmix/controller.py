@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -16,17 +15,15 @@ from adaptmix._settings import Drawing, Settings
 from adaptmix._text import listed
 from adaptmix._types import Domains
 from adaptmix.data import Count, Draw, Loader, Mixture, Segments
-from adaptmix.monitoring._report import report
 from adaptmix.noise import NoiseTerms
 from adaptmix.policies import Policy
 from adaptmix.policies._bounds import Bound
-from adaptmix.processes._sums import group_of, world
+from adaptmix.processes._sums import group_of
 from adaptmix.processes._tensor_parallel import refuse_tensor_parallel
 from adaptmix.statistics import Watch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class Controller(ForeignRun):
@@ -34,45 +31,47 @@ class Controller(ForeignRun):
 
     Args:
         mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
-        model: the model whose gradients are measured, as by ``watch``; ``watch`` it later if None.
+        model: the model whose gradients are measured, as by ``watch``. When None, call ``watch``.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
-            it is. A policy that has a name, and the name, shrink noisy statistics first
-            (``policies.Shrink``). A chain, and a policy of your own, is used as it is.
+            it is. A name, and the class behind it, draw noisy statistics towards their common value
+            first (``policies.Shrink``). A chain and a policy of your own are used as they are.
         update_every: optimizer steps between updates of the weights.
         measure_every: optimizer steps between measurements of per-sample gradients;
             ``update_every`` when None.
-        estimator: how gradient statistics are measured. "sketch": from random projections of each
-            sample's gradient, without bias; "exact": from whole per-sample gradients; "norm": from
-            those of normalisation layers alone, where only ratios of variances are right, roughly.
+        estimator: what gradient statistics are computed from. "sketch": random projections of each
+            sample's gradient, unbiased; "exact": whole per-sample gradients; "norm": gradients of
+            normalisation layers alone, with which only ratios of variances are roughly right.
         counts: "stratified": each domain's rows in a batch are its share, rounded up or down;
             "multinomial": each row's domain is drawn on its own.
-        lag: optimizer steps until new shares are drawn with. Loader workers may run ahead by it.
-        seed: of the random draws of rows and of the projections, >= 0.
+        lag: optimizer steps from new shares to the first rows drawn with them, and the most that
+            loader workers may prefetch.
+        seed: seed of the draws of rows and of the random projections, >= 0.
         unit: "sample": the objective is Σ π w (mean loss per row); "token": Σ π w (mean loss per
             supervised token).
         mode: "adapt" trains on Σ π w (mean loss per unit), drawn with the weights of the policy.
-            "observe" measures and logs what would be done. It draws rows by importance and trains
-            on Σ π (mean loss per unit): the objective that an adapting run starts from.
+            "observe" draws rows by importance, trains on Σ π (mean loss per unit), which is where
+            an adapting run starts, and logs the weights that it would use.
         half_life: optimizer steps after which a measurement counts half.
-        tokens_per_row: for ``unit="token"``: mean supervised tokens per row of each domain, by
-            name, or a function of a batch that returns each row's, (B,), by which a sample of each
-            domain is counted before training. When None, all rows must have the same number. With
-            unit "sample": the share of each domain's rows that have a supervised label at all;
-            estimated while training when None.
+        tokens_per_row: for unit "token", the mean number of supervised tokens per row of each
+            domain, by name; or a function from a batch to each row's number, (B,), with which a
+            sample of each domain is counted before training. When None, all rows must have equally
+            many. For unit "sample", the share of each domain's rows that have any supervised label;
+            estimated during training when None.
         min_coverage: share of the gradient's squared norm that the probe must see for the weights
             to move on its statistics, in [0, 1]; with 0 they always move.
-        when_exhausted: what happens once a domain was drawn ``max_epochs`` times over: "repeat",
-            that is not before the run's end; "drop", the objective is that of the others, their
-            importance scaled up; "stop_first", the run ends; "stop_all", once all were used up.
+        when_exhausted: what a domain does that reaches ``max_epochs``. "repeat": its share is held
+            back, so that it does not before the run ends. "drop": it leaves the objective, and the
+            others' importance is scaled up. "stop_first": the run ends. "stop_all": the run ends
+            once all domains have reached it.
         sampling: shares by name, or a ``Schedule`` of them, in place of the policy's.
-        seed_rows: whether what rows and collate_fn draw at random follows from ``seed``, too.
+        seed_rows: whether ``seed`` also seeds the random numbers that rows and collate_fn use.
         max_epochs: how often each row may be drawn, in all or by domain. None: 1 with "drop" and
             "stop_first", without limit otherwise.
         holdout: share or number of each domain's rows that are never trained on, a quarter at most.
-            A few ride in each measured step, with multiplier 0, and tell losses and noise. "auto":
+            A few join each measured step with multiplier 0, to measure losses and noise. "auto":
             2 % (16 to 2 000 rows) where the policy reads these, and none in mode "observe".
-        process_group: the data-parallel ranks, which train on different rows; all ranks when None.
-            Tensor-parallel ranks must see the same rows: give them ``mesh["dp"].get_group()``.
+        process_group: the data-parallel ranks; all ranks when None. Tensor-parallel ranks see the
+            same rows, so pass ``mesh["dp"].get_group()`` there.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -152,14 +151,14 @@ class Controller(ForeignRun):
         accumulation: int = 1,
         **dataloader_options: Any,
     ) -> Loader:
-        """Return the loader of this run; it iterates batches as ``collate_fn`` makes them.
+        """Return the loader of this run. It yields the batches that ``collate_fn`` makes.
 
         Args:
             batch_size: rows of a micro-batch on this process.
-            epochs: length of the run in passes of ⌈rows / global batch⌉ steps each. An iteration
-                is one pass, or what is left of it after a stop. 1 when None, without ``steps``.
-            steps: length of the run in optimizer steps; an iteration is all that are left.
-            num_workers: worker processes; what is drawn does not depend on them.
+            epochs: length of the run in passes of ⌈rows / global batch⌉ steps each; 1 when neither
+                is given. One iteration is one pass, or the rest of it after a stop.
+            steps: length of the run in optimizer steps. One iteration is all that are left.
+            num_workers: worker processes. The rows that are drawn do not depend on them.
             collate_fn: as for ``torch.utils.data.DataLoader``.
             accumulation: micro-batches per optimizer step.
             dataloader_options: further ``DataLoader`` options.
@@ -194,9 +193,9 @@ class Controller(ForeignRun):
     def watch(self, model: nn.Module) -> Watch:
         """Install the gradient probe on a model; returns a handle with ``remove()``.
 
-        The model may be compiled, wrapped and sharded, before or after. Compiled code ignores
-        hooks, so from before an observed step until after it all compiled code of the process
-        runs uncompiled, if the model or a part of it is compiled.
+        The model may be compiled, wrapped or sharded before or afterwards. Compiled code ignores
+        hooks. So if any part of the model is compiled, all compiled code of the process runs
+        uncompiled during a measured step.
 
         Raises:
             ValueError: a probe is installed already, or the model has no parameters to watch; or
@@ -227,25 +226,23 @@ class Controller(ForeignRun):
         Args:
             losses: (B,) or (B, T, …) unreduced losses of this micro-batch.
             noise: terms of ``adaptmix.noise``, or (B,) squared residuals.
-            mask: which entries of ``losses`` are supervised, the same shape; all when None.
-            segments: of rows that are packed; ``losses`` and ``mask`` are then (P, T), and
+            mask: which entries of ``losses`` are supervised, in the same shape; all when None.
+            segments: where rows are packed. ``losses`` and ``mask`` are then (P, T), and
                 ``noise`` has one term per drawn row, as from ``segments.unpack(logits)``.
-            samples: (R,) integers in [0, B), where the model ran R rows for the B that were drawn,
-                as for pairs or several crops: the row of the draw that each is of.
-                ``torch.arange(B).repeat(2)`` are all chosen answers and then all rejected ones,
-                ``torch.arange(B).repeat_interleave(2)`` two crops after each other. ``losses``
-                keeps one entry per drawn row.
+            samples: (R,) integers in [0, B), where the model ran R rows for the B drawn ones, as
+                for pairs or crops: which drawn row each belongs to. ``arange(B).repeat(2)`` means
+                all first halves, then all second ones; ``arange(B).repeat_interleave(2)`` means
+                two rows after each other. ``losses`` keeps one entry per drawn row.
             draw: what ``with_draws()`` or ``foreign()`` gave; of the batch handed out when None.
 
         Raises:
-            BatchOrderError: a batch out of turn; or without ``draw``, no batch or several that were
-                handed out and not trained, as by a loop that looks ahead.
-            ObjectiveError: the model ran other rows than ``samples``, or the draw, tells.
-            MissingStatisticError: in the first call, the policy needs what the run does not supply.
+            BatchOrderError: a batch out of turn; or without ``draw``, not exactly one batch that
+                was handed out and is not trained yet, as in a loop that looks ahead.
+            ObjectiveError: the model ran other rows than ``samples`` or the draw says.
+            MissingStatisticError: in the first call, a statistic that the policy needs is missing.
             TypeError: losses or noise that are no tensors.
-            ValueError: losses that are reduced or not the draw's, a draw of another controller,
-                segments of other rows.
-            ProcessMismatchError: the first time in a run, processes that do not agree.
+            ValueError: reduced losses, or losses, draws or segments of other rows.
+            ProcessMismatchError: in the first call, processes that differ.
         """
         self._agreement.device = losses.device if isinstance(losses, Tensor) else None
         if begins := self._begins:
@@ -256,14 +253,13 @@ class Controller(ForeignRun):
         self._check_tokens(draw, rows.tokens)
         if begins:
             self._adaptation.check_supplied()
-        measurements = self._measurements
-        measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
             draw,
             self.weights,
-            lengths=measurements.lengths,
+            lengths=self._measurements.lengths,
             micro_rows=draw.layout.process_rows,
         )
         self._record(total, draw, factors, rows.values, rows.tokens, noise, segments, samples)
@@ -276,9 +272,9 @@ class Controller(ForeignRun):
 
         Raises:
             BatchOrderError: called without ``loss``, or before all micro-batches of the step.
-            MissingStatisticError: the policy needs what the run does not supply.
+            MissingStatisticError: a statistic that the policy needs is missing.
             ObjectiveError: in the first step, losses that were divided by the accumulation.
-            ProcessMismatchError: when an update is due, processes that do not agree.
+            ProcessMismatchError: when an update is due, processes that differ.
         """
         accumulation = self._order.accumulation
         self._order.check_complete()
@@ -301,12 +297,12 @@ class Controller(ForeignRun):
         self._stopwatch.tick(measured=observed or updated)
 
     def pin(self, domain: str, *, sampling: Bound | None = None, loss: Bound | None = None) -> None:
-        """Hold or bound one domain's weights, whatever the policy says; the others keep proportion.
+        """Hold or bound one domain's weights, whatever the policy says.
 
-        Before training they hold from the first batch on. In a run, new loss weights count at
-        once, and new shares ``lag`` + 1 steps later. Each call replaces the domain's bounds, and
-        ``pin(domain)`` takes them off. With several processes all of them must call it; it then
-        counts from the next update on.
+        The other domains keep their proportions. Before training, bounds hold from the first batch
+        on. During a run, loss weights change at once and shares ``lag`` + 1 steps later. Each call
+        replaces the domain's bounds, and ``pin(domain)`` takes them off. With several processes all
+        of them must call it, and the bounds hold from the next update on.
 
         Args:
             domain: its name.
@@ -320,31 +316,3 @@ class Controller(ForeignRun):
         self._steering.pin(index, sampling=sampling, loss=loss)
         if self._agreement.world[1] == 1 or self._plan.untouched:
             self._adaptation.take_pins(self._plan)
-
-    def log_to(self, target: str | PathLike[str] | SummaryWriter) -> None:
-        """Log every update to TensorBoard, from the first process only.
-
-        Where something cannot be written, a LoggingWarning says so and training goes on.
-
-        Args:
-            target: a directory, or a SummaryWriter.
-        """
-        if world()[0] == 0:
-            self._log.open(target, step=self.completed)
-            if self._step_rows:
-                self._log.write_texts(self.completed)
-
-    def report(self, *, html: str | PathLike[str] | None = None) -> str:
-        """Return a table of the proposed weights and the statistics, and what they predict.
-
-        Args:
-            html: file for the page that says whether it helped, made of what ``log_to`` wrote so
-                far; no page when None. ``adaptmix report`` makes one of several runs.
-
-        Raises:
-            ValueError: ``html`` without ``log_to``.
-            ImportError: ``html`` without the extra "report".
-        """
-        if html is not None:
-            self._log.page(self.completed).save(html)
-        return report(self.mixture.domains, self.proposed, self.statistics, **self._shown)

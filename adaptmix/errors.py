@@ -12,6 +12,7 @@ __all__ = [
     "LagError",
     "LengthGroupingWarning",
     "LoggingWarning",
+    "LossShapeWarning",
     "LossWeightWarning",
     "MissingStatisticError",
     "MissingStatisticWarning",
@@ -130,6 +131,10 @@ class RegressionWarning(AdaptMixWarning):
 
 class RepetitionWarning(AdaptMixWarning):
     """A domain's rows are drawn many times over, and far more often than other domains' rows."""
+
+
+class LossShapeWarning(AdaptMixWarning):
+    """Losses have a shape that broadcasting makes of predictions and targets by mistake."""
 
 
 class LossWeightWarning(AdaptMixWarning):

@@ -5,10 +5,10 @@ loss it is the residual variance. For softmax it is the quasi-likelihood dispers
 φ = E‖y − p‖² / E[1 − ‖p‖²]: a calibrated domain has φ = 1 however high its entropy, one whose
 labels are noisier than the model thinks has φ > 1.
 
-What the model gave the right class alone does not tell the two apart. That p_y is 1/2 at every
-token is φ = 1 where p has two classes of 1/2 each, and φ near 1/3 where the other half of p is
-spread over many classes: ‖p‖² takes all of p. So where logits are never kept, as by a head that
-is fused with the loss, those of a few positions are computed once more.
+The probability p_y of the right class alone cannot separate the two. If p_y is 1/2 at every token,
+φ is 1 where p has two classes of 1/2 each, and near 1/3 where the other half of p is spread over
+many classes, because ‖p‖² depends on all of p. So where logits are not kept, as in a head that is
+fused with the loss, the logits of a few positions are computed once more.
 
 Source:
     Wedderburn, Quasi-likelihood functions (1974); McCullagh and Nelder, Generalized Linear Models.
@@ -85,14 +85,14 @@ def softmax(
     """Return the dispersion terms of a softmax output.
 
     Args:
-        logits: (B, …, C), classes last; or a function that computes them where they are looked at,
+        logits: (B, …, C), classes last; or a function that computes only those that are needed,
             from (n,) places among the flattened targets to (n, C).
         targets: (B, …) int64 class indices; ``ignore_index`` where nothing is supervised.
         ignore_index: as in ``torch.nn.functional.cross_entropy``.
-        positions: how many of a longer row's supervised positions to go by; all when None. They
-            are evenly spaced from a start that differs from row to row, and stand for the others:
-            each row's terms are unbiased, at a fraction of the time and of the memory that a
-            second softmax over a large vocabulary takes.
+        positions: how many supervised positions of a longer row are used; all when None. They are
+            evenly spaced from a start that differs between rows. Each row's terms are then
+            unbiased, and a second softmax over a large vocabulary takes a fraction of its time
+            and memory.
 
     Returns:
         Terms of shape (B,): Σ‖y − p‖² and Σ(1 − ‖p‖²) over each sample's supervised positions.
@@ -132,7 +132,7 @@ def softmax(
 
 
 def _spread(kept: Tensor, seed: Tensor, number: int) -> Tensor:
-    """Return (B, number) evenly spaced positions of those kept, with a start that ``seed`` tells.
+    """Return (B, number) evenly spaced positions of those kept, with a start from ``seed``.
 
     Systematic sampling: over all starts, each kept position is taken equally often. The start is
     hashed from what is at hand, for a draw would move the run's random state.

@@ -153,6 +153,19 @@ def test_inner_products_are_left_out_where_one_of_both_does_not_keep_them(
     train(again, model, 8)
 
 
+def test_a_domain_that_only_helped_and_counts_now_has_its_importance_as_share() -> None:
+    """It may have had no share at all."""
+    helper = Mixture({n: Rows(NUMBERS[n], 40) for n in "ab"}, importance={"a": 1.0, "b": 0.0})
+    first = Controller(helper, nn.Linear(4, 1), policy="transfer", lag=1)
+    state = first.state_dict()
+    again, _ = controller("ab", sizes={"a": 40, "b": 40}, policy="transfer", lag=1, holdout=16)
+    with pytest.raises(StateError):
+        again.load_state_dict(state)
+    again.load_state_dict(state, changed=True)
+    assert again.weights.sampling.tolist() == again.weights.objective.tolist() == [0.5, 0.5]
+    assert again._plan.shares_at(0).tolist() == [0.5, 0.5]
+
+
 def test_pins_go_on_and_only_pins() -> None:
     """The most that a loss weight may be depends on importance, and is no pin."""
     first, model = controller("ab")

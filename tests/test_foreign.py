@@ -259,12 +259,3 @@ def test_a_run_goes_on_with_its_own_domains_and_steps_alone() -> None:
         Controller(mixture, policy=Static({"a": 0.2, "b": 0.3, "c": 0.5}, LOSS)).load_state_dict(
             state
         )
-
-
-def test_the_report_shows_such_runs(tmp_path: Any) -> None:
-    controller, listener = made(6, steps=12, policy="erma", update_every=2)
-    controller.log_to(tmp_path)
-    train(controller, listener, np.random.default_rng(0))
-    assert "'b'" not in controller.report(html=tmp_path / "page.html")
-    assert "Trained on the sum over domains" in controller.report()
-    assert (tmp_path / "page.html").stat().st_size > 1000

@@ -11,7 +11,7 @@ from adaptmix.data._budget import Budget
 from adaptmix.data._collation import DrawnRows, NumberedRows
 from adaptmix.data._draw import Draw
 from adaptmix.data._layout import Layout
-from adaptmix.data._lengths import Count, SampledLengths, sample_lengths, spread_rows
+from adaptmix.data._lengths import Count, SampledLengths, sample_lengths
 from adaptmix.data._loader import Loader
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._order_proof import tensors_of
@@ -44,6 +44,5 @@ __all__ = [
     "own_randomness",
     "prefetching",
     "sample_lengths",
-    "spread_rows",
     "tensors_of",
 ]

@@ -54,8 +54,9 @@ def as_mixture(
         )
     if isinstance(dataset, IterableDataset):
         raise TypeError(
-            "dataset must be map-style, so that rows can be drawn by index; got the iterable "
-            f"{type(dataset).__name__}. Load it without streaming."
+            "dataset must be map-style, so that rows can be drawn by index, or a Mixture with one "
+            f"stream for each domain; got the iterable {type(dataset).__name__}. Use "
+            "Mixture({name: stream, ...})."
         )
     if domains is None:
         return _of_parts(dataset, importance)
@@ -117,8 +118,9 @@ def loader_options(loader: Any) -> dict[str, Any]:
         )
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
-            "The training dataset must be map-style, so that rows can be drawn by index; got the "
-            f"iterable {type(loader.dataset).__name__}. Load it without streaming."
+            "The training dataset must be map-style, so that rows can be drawn by index, or a "
+            f"Mixture with one stream for each domain; got the iterable "
+            f"{type(loader.dataset).__name__}. Use Mixture({{name: stream, ...}})."
         )
     if not getattr(loader, "in_order", True):
         raise ValueError("in_order must be True, so that batches meet their draws; got False.")
@@ -139,6 +141,7 @@ def numbered_loader(sampler: PlanSampler, like: Any, *, key: str) -> DataLoader[
     """
     plan, options = sampler.plan, loader_options(like)
     sampler.layout.check_lag(plan.lag, **prefetching(like))
+    plan.streams.read_with(like.num_workers, like.multiprocessing_context)
     return DataLoader(
         NumberedRows(plan.mixture, seed=plan.row_seed),
         batch_sampler=sampler,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptmix._checks import FloatArray, choice, number
+from adaptmix.data._stream import ENDLESS
 from adaptmix.solvers import neyman_shares
 
 WAYS = ("repeat", "stop_first", "stop_all", "drop")
@@ -49,13 +51,18 @@ class Budget:
         *,
         when_exhausted: str = "repeat",
         max_epochs: Mapping[str, float] | float | None = None,
+        streams: Sequence[int] = (),
     ) -> None:
         self.way = choice("when_exhausted", when_exhausted, WAYS)
+        if self.way != "repeat":  # where a stream ends, reading it will tell
+            sizes = sizes.copy()
+            sizes[list(streams)] = ENDLESS
         self._names, self._sizes = names, sizes
         default = 1.0 if self.way in ("stop_first", "drop") else np.inf
         epochs = _by_name(names, max_epochs, default)
         # The epochs of each domain, infinite where there is no limit.
         self.max_epochs: FloatArray = epochs
+        self._refuse_endless()
         self._limits: FloatArray = np.floor(epochs * sizes + _ROUNDING)
         if (self._limits < 1.0).any():
             short = int((self._limits < 1.0).argmax())
@@ -64,6 +71,30 @@ class Budget:
                 f"{names[short]!r}, which has {sizes[short]} rows. Leave the domain out instead."
             )
         self.limited = bool(np.isfinite(self._limits).any())
+
+    def _refuse_endless(self) -> None:
+        """Refuse limits that cannot be kept before the end of a stream is known."""
+        early = (self.max_epochs < 1.0) | ((self.way == "repeat") & np.isfinite(self.max_epochs))
+        if (unknown := early & (self._sizes == ENDLESS)).any():
+            name = self._names[int(unknown.argmax())]
+            raise ValueError(
+                f"sizes must have the number of rows of stream {name!r}, so that its share can be "
+                f"bounded; got max_epochs={self.max_epochs[int(unknown.argmax())]:g} without it. "
+                f'Use Mixture(..., sizes={{{name!r}: rows}}), or when_exhausted="drop" and whole '
+                "epochs."
+            )
+
+    def with_sizes(self, sizes: Mapping[int, int]) -> Budget:
+        """Return the same limits where some domains were found to have another number of rows.
+
+        Args:
+            sizes: rows of a domain, by its number.
+        """
+        other = copy(self)
+        other._sizes = self._sizes.copy()
+        other._sizes[list(sizes)] = list(sizes.values())
+        other._limits = np.floor(self.max_epochs * other._sizes + _ROUNDING)
+        return other
 
     def __bool__(self) -> bool:
         """Whether anything may ever end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset, default_collate
@@ -12,6 +12,7 @@ from adaptmix.data._order_proof import Proof, prove_order, rows_at
 from adaptmix.data._packing import find_segments
 from adaptmix.data._randomness import seeded
 from adaptmix.data._segments import Segments
+from adaptmix.data._stream_readers import unpacked
 
 
 class DrawnRows(list[int]):
@@ -21,14 +22,18 @@ class DrawnRows(list[int]):
         rows: of the mixture.
         ordinal: number of the micro-batch.
         part: number of the process's micro-batch among those of all processes.
+        read: the rows that are of streams, by their place; ``Packed`` where another process read
+            them.
     """
 
-    def __init__(self, rows: list[int], ordinal: int, part: int) -> None:
+    def __init__(
+        self, rows: list[int], ordinal: int, part: int, read: Mapping[int, Any] | None = None
+    ) -> None:
         super().__init__(rows)
-        self.ordinal, self.part = ordinal, part
+        self.ordinal, self.part, self.read = ordinal, part, read or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(self), self.ordinal, self.part)
+        return type(self), (list(self), self.ordinal, self.part, self.read)
 
 
 class NumberedRows(Dataset[Any]):
@@ -53,7 +58,17 @@ class NumberedRows(Dataset[Any]):
         number = Number(rows.ordinal)
         number.part = rows.part
         with seeded(self.seed, rows.part, 0):
-            return self.mixture.__getitems__(rows), number
+            return self._items(rows), number
+
+    def _items(self, rows: DrawnRows) -> list[Any]:
+        if not rows.read:
+            return self.mixture.__getitems__(rows)
+        stored = [row for place, row in enumerate(rows) if place not in rows.read]
+        others = iter(self.mixture.__getitems__(stored) if stored else [])
+        return [
+            unpacked(rows.read[place]) if place in rows.read else next(others)
+            for place in range(len(rows))
+        ]
 
 
 class Number(int):

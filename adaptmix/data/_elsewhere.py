@@ -43,7 +43,8 @@ class Elsewhere(Mixture):
         known = np.isfinite(domains.sizes)
         self._sizes = np.where(known, domains.sizes, 0.0).astype(np.int64)
         self._starts = self._firsts = np.zeros(len(domains) + 1, dtype=np.int64)
-        self._order = self._gaps = None
+        self._order = None
+        self._gaps = np.empty(0, dtype=np.int64)
 
     def row_source(self, *, seed: int) -> RowSource:
         """Refuse, for there are no rows to choose from."""

@@ -10,12 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from adaptmix._checks import integer
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._permutation import Permutations
+from adaptmix.data._stream import ENDLESS
 
 FROM_HELD_OUT = frozenset({"noise", "holdout_loss"})
 """Statistics that held-out rows tell; "auto" holds rows out where a policy reads one of them."""
 
 # "auto" holds out this share of a domain, but so many rows at least and at most.
 _SHARE, _LEAST, _MOST = 0.02, 16, 2000
+_OF_STREAM = 256  # and of a stream without end so many; they are kept in memory
 _PART = 4  # never more than one row in so many of a domain, or of a batch
 _RIDERS = 16  # one row in so many of a measured step's batch is held out, unless domains need more
 _EACH = 2  # rows of each domain that ride within a half-life, if a quarter of the batch holds them
@@ -26,7 +28,7 @@ class HeldRows:
     """The held-out rows of one step's global batch.
 
     Attributes:
-        rows: (h,) int64 rows of the mixture.
+        rows: (h,) int64 rows of the mixture; of a stream, their number.
         domains: (h,) int64 domain of each.
     """
 
@@ -53,7 +55,8 @@ def holdout_sizes(
 
     Raises:
         TypeError: neither "auto", nor a number, nor None.
-        ValueError: a share beyond (0, 0.25], or fewer than one row; or any in a run that observes.
+        ValueError: a share beyond (0, 0.25], or fewer than one row; or a share of a stream whose
+            size is not known; or any in a run that observes.
     """
     if holdout is None or (holdout == "auto" and not needed):
         return np.zeros_like(sizes)
@@ -64,7 +67,8 @@ def holdout_sizes(
         )
     most = sizes // _PART
     if isinstance(holdout, str) and holdout == "auto":
-        return _at_most(most, np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST))
+        auto = np.clip(np.rint(_SHARE * sizes), _LEAST, _MOST)
+        return _at_most(most, np.where(sizes == ENDLESS, _OF_STREAM, auto))
     if isinstance(holdout, bool) or not isinstance(holdout, (int, float)):
         raise TypeError(
             'holdout must be "auto", a share of each domain\'s rows, a number of them, or None; '
@@ -76,6 +80,11 @@ def holdout_sizes(
         raise ValueError(
             f"holdout must be a share in (0, {1.0 / _PART}] or a whole number of rows; got "
             f"{holdout!r}."
+        )
+    if (sizes == ENDLESS).any():
+        raise ValueError(
+            "holdout must be a number of rows where the size of a stream is not known; got a share,"
+            f" {holdout!r}. Use a number, or Mixture(..., sizes={{name: rows}})."
         )
     return _at_most(most, np.maximum(np.rint(holdout * sizes), 1.0))
 
@@ -90,7 +99,8 @@ class Holdout:
 
     In every measured step a sixteenth of the global batch is held-out rows; more, up to a quarter,
     where otherwise not two rows of each domain would ride within a half-life. The domains take
-    turns, and so do the rows of each. All of it follows from the step's number.
+    turns, and so do the rows of each. All of it follows from the step's number. Of a stream its
+    first rows are held out.
 
     Args:
         mixture: all rows.
@@ -119,8 +129,11 @@ class Holdout:
         # An order of all rows that no epoch has.
         orders = Permutations(mixture.sizes, seed=seed, names=mixture.domains)
         order = orders(domains, np.full_like(domains, -1), places)
-        self._rows = mixture.rows_of(domains, order)
-        self.training = mixture.without(self._rows) if domains.size else mixture
+        self._rows = places
+        stored = ~np.isin(domains, list(mixture.streams))
+        self._rows[stored] = mixture.rows_of(domains[stored], order[stored])
+        first = {number: int(sizes[number]) for number in mixture.streams}
+        self.training = mixture.without(self._rows[stored], first) if domains.size else mixture
         self._needed = int(np.ceil(_RIDERS * _EACH * self._turns.size * every / half_life))
 
     @classmethod

@@ -71,25 +71,18 @@ def sample_lengths(
     """
     K = len(mixture.domains)
     each = max(2, min(per_domain, _IN_ALL // K))
-    tokens, rows = np.zeros(K), np.minimum(mixture.sizes, each)
+    tokens, rows = np.zeros(K), np.zeros(K)
     with own_randomness(seed, collate):
         for domain in range(K):
-            sample = spread_rows(mixture, domain, int(rows[domain]))
+            sample = mixture.sample(domain, each)
+            rows[domain] = len(sample)
             for start in range(0, len(sample), _TOGETHER):
                 part = sample[start : start + _TOGETHER]
-                counted = count(collate(mixture.__getitems__(part)))
+                counted = count(collate(part))
                 if counted is None or not (strict or len(counted) == len(part)):
                     return None
                 tokens[domain] += _total(counted, len(part))
-    return SampledLengths(tokens, rows.astype(np.float64), rows == mixture.sizes)
-
-
-def spread_rows(mixture: Mixture, domain: int, number: int) -> list[int]:
-    """Return the indices of ``number`` rows that are spread over a domain, or of all it has."""
-    size = int(mixture.sizes[domain])
-    places = np.linspace(0, size - 1, min(number, size)).astype(np.int64)
-    rows: list[int] = mixture.rows_of(domain, places).tolist()
-    return rows
+    return SampledLengths(tokens, rows, rows == mixture.sizes)
 
 
 def _total(counted: Any, rows: int) -> float:

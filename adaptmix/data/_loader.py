@@ -63,6 +63,7 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=options.get("prefetch_factor") or 2,
         )
+        plan.streams.read_with(num_workers, options.get("multiprocessing_context"))
         # A generator of its own: iterating must not move the user's global random state.
         options.setdefault("generator", torch.Generator().manual_seed(plan.seed))
         self._loader: DataLoader[Any] = DataLoader(

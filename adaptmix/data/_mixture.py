@@ -1,10 +1,11 @@
-"""A mixture: several domains over the rows of map-style datasets."""
+"""A mixture: several domains over the rows of datasets and streams."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,8 @@ from adaptmix._checks import FloatArray, vector
 from adaptmix._schedule import Schedule
 from adaptmix._text import listed
 from adaptmix._types import Domains
-from adaptmix.data._rows import PermutedRows, RowSource
+from adaptmix.data._rows import PermutedRows, RowSource, WithStreams
+from adaptmix.data._stream import ENDLESS, check_stream, first_rows, stream_sizes
 from adaptmix.state._identity import digest
 
 
@@ -26,22 +28,27 @@ class _MapStyle(Protocol):
 
 
 class Mixture(Dataset[Any]):
-    """Rows of one or several map-style datasets, each row in exactly one domain.
+    """Rows of one or several datasets, each row in exactly one domain.
 
-    A domain is a property of the row's *index*, so it survives any collator and any dropping of
-    columns. The mixture is itself a map-style dataset over all rows.
+    A domain is a property of the row's *index*, so a collator or a dropped column cannot lose it.
+    The mixture is itself a map-style dataset over the rows that have an index. Rows of streams are
+    read in their order when they are drawn.
 
     Args:
-        datasets: one map-style dataset (with ``__len__`` and ``__getitem__``) per domain name; or
-            a ``torch.utils.data.ConcatDataset``, whose parts are the domains "0", "1", ….
-        importance: how much each domain matters in the end (π); one number ≥ 0 per domain,
-            normalised to sum to one, or a ``Schedule`` of them, by whose mean policies go. A domain
-            with 0 is auxiliary: policy "transfer" trains on it as far as it helps those that count.
-            Proportional to the domains' sizes when None.
+        datasets: one dataset per domain name: a map-style one (with ``__len__`` and
+            ``__getitem__``) or a stream (a torch ``IterableDataset`` or a streaming dataset of
+            Hugging Face); or a ``torch.utils.data.ConcatDataset``, whose parts are the domains
+            "0", "1", ….
+        importance: how much each domain counts in the objective (π), by name: numbers ≥ 0, which
+            are scaled to sum to one, or a ``Schedule``, of which policies use the mean. A domain
+            with 0 is auxiliary: policy "transfer" trains on it as far as it helps the others. When
+            None, proportional to the domains' sizes, or equal if a stream's size is not known.
+        sizes: number of rows of each stream, by name. A stream that is not named counts as endless.
+            In any case, the end of a stream is found by reading.
 
     Raises:
-        TypeError: a dataset without a length (an iterable one), or names that are not strings.
-        ValueError: no domain, an empty domain, or importance that does not fit the domains.
+        TypeError: a dataset that is neither map-style nor a stream, or names that are not strings.
+        ValueError: no domain, an empty domain, or importance or sizes that do not fit the domains.
 
     Example:
         >>> equal = {"prose": 1.0, "code": 1.0}
@@ -50,11 +57,17 @@ class Mixture(Dataset[Any]):
         (('prose', 'code'), [0.5, 0.5], 'x')
     """
 
+    streams: Mapping[int, Any] = MappingProxyType({})
+    """The datasets that are streams, by the numbers of their domains."""
+    apart: Mapping[int, int] = MappingProxyType({})
+    """How many of a stream's first rows are not drawn, by the number of its domain."""
+
     def __init__(
         self,
         datasets: Mapping[str, Any] | ConcatDataset[Any],
         *,
         importance: Mapping[str, float] | Schedule | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         if isinstance(datasets, ConcatDataset):
             datasets = {str(number): part for number, part in enumerate(datasets.datasets)}
@@ -64,15 +77,21 @@ class Mixture(Dataset[Any]):
                 f"got {type(datasets).__name__}. For one dataset with labels use "
                 "Mixture.from_labels(dataset, labels)."
             )
-        for name, part in datasets.items():
-            if not _is_map_style(part):
-                raise TypeError(
-                    f"datasets must be map-style, with a length; {name!r} is {type(part).__name__}."
-                )
-        sizes = [len(part) for part in datasets.values()]
-        names = tuple(datasets)
-        self._finish(names, sizes, importance, order=None)
-        self._dataset: _MapStyle = ConcatDataset(list(datasets.values()))
+        names, stored, streams = tuple(datasets), [], {}
+        for number, (name, part) in enumerate(datasets.items()):
+            if _is_map_style(part):
+                stored.append(part)
+            else:
+                check_stream(name, part)
+                streams[number] = part
+        self.streams = streams
+        told = stream_sizes([names[number] for number in self.streams], sizes)
+        rows = [
+            told[name] if number in self.streams else len(part)
+            for number, (name, part) in enumerate(datasets.items())
+        ]
+        self._finish(names, rows, importance, order=None)
+        self._dataset: _MapStyle = ConcatDataset(stored) if stored else ()
 
     @classmethod
     def from_labels(
@@ -137,13 +156,16 @@ class Mixture(Dataset[Any]):
         if 0 in sizes:
             empty = names[list(sizes).index(0)]
             raise ValueError(f"datasets must not be empty; {empty!r} has no rows. Leave it out.")
-        self.info = Domains(names, sizes, _importance(names, importance))
-        self.schedule = _bound(names, importance)
         self._sizes = np.array(sizes, dtype=np.int64)
-        self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self._sizes)])
+        self.info = _domains(names, self._sizes, _importance(names, importance))
+        self.schedule = _bound(names, importance)
+        stored = self._sizes.copy()
+        stored[list(self.streams)] = 0
+        self._starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(stored)])
+        self.stored = int(self._starts[-1])  # rows that have an index; held-out ones, too
         self._order = order
         self._firsts = self._starts
-        self._gaps: NDArray[np.int64] | None = None
+        self._gaps: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if order is not None:
             self._domain_of: NDArray[np.int64] = np.empty(order.size, dtype=np.int64)
             self._domain_of[order] = np.repeat(np.arange(len(names)), self._sizes)
@@ -156,7 +178,7 @@ class Mixture(Dataset[Any]):
         """
         other = copy(self)
         names = self.info.names
-        other.info = Domains(names, self.info.sizes, _importance(names, importance))
+        other.info = _domains(names, self._sizes, _importance(names, importance))
         other.schedule = _bound(names, importance)
         return other
 
@@ -166,23 +188,27 @@ class Mixture(Dataset[Any]):
         Args:
             seed: of the run.
         """
-        return PermutedRows(self.sizes, self.rows_of, seed=seed, names=self.domains)
+        permuted = PermutedRows(self.sizes, self.rows_of, seed=seed, names=self.domains)
+        return WithStreams(permuted, list(self.streams)) if self.streams else permuted
 
-    def without(self, apart: NDArray[np.int64]) -> Mixture:
+    def without(self, apart: NDArray[np.int64], first: Mapping[int, int] | None = None) -> Mixture:
         """Return the same rows and importance, where some are not among ``rows_of`` any domain.
 
         Args:
             apart: (n,) which ones; not all of any domain.
+            first: how many of a stream's first rows, by the number of its domain.
         """
         other = copy(self)
+        other.apart = dict(first or {})
         lost = np.bincount(self.domain_of(apart), minlength=len(self.domains))
-        other._sizes = self._sizes - lost
-        other._firsts = np.concatenate([[0], np.cumsum(other._sizes)])
-        kept = np.ones(len(self), dtype=np.bool_)
+        other._firsts = self._starts - np.concatenate([[0], np.cumsum(lost)])
+        lost[list(other.apart)] = list(other.apart.values())
+        other._sizes = np.where(self._sizes == ENDLESS, ENDLESS, self._sizes - lost)
+        kept = np.ones(self.stored, dtype=np.bool_)
         kept[apart] = False
         places = np.flatnonzero(~kept if self._order is None else ~kept[self._order])
         other._gaps = places - np.arange(places.size)
-        other.info = Domains(self.info.names, other._sizes, self.info.importance)
+        other.info = _domains(self.info.names, other._sizes, self.info.importance)
         return other
 
     @property
@@ -192,7 +218,7 @@ class Mixture(Dataset[Any]):
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """(K,) number of rows of each domain."""
+        """(K,) number of rows of each domain; 2⁶² stands for that of a stream without end."""
         return self._sizes.copy()
 
     @cached_property
@@ -214,9 +240,9 @@ class Mixture(Dataset[Any]):
         Raises:
             IndexError: a row outside the mixture.
         """
-        index = np.asarray(rows, dtype=np.int64)
-        if index.size and not (index.min() >= 0 and index.max() < len(self)):
-            raise IndexError(f"rows must be in [0, {len(self)}); got {index.min()}…{index.max()}.")
+        index, end = np.asarray(rows, dtype=np.int64), self.stored
+        if index.size and not 0 <= index.min() <= index.max() < end:
+            raise IndexError(f"rows must be in [0, {end}); got {index.min()}…{index.max()}.")
         if self._order is not None:
             return self._domain_of[index]
         return np.searchsorted(self._starts[1:], index, side="right").astype(np.int64)
@@ -229,23 +255,43 @@ class Mixture(Dataset[Any]):
             positions: (n,) each in [0, its domain's size).
         """
         places: NDArray[np.int64] = np.asarray(positions, dtype=np.int64) + self._firsts[domains]
-        if self._gaps is not None:
+        if self._gaps.size:
             # The n-th row that is left comes after as many others as lie before it.
             places = places + np.searchsorted(self._gaps, places, side="right")
         return places if self._order is None else self._order[places]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        endless = self._sizes == ENDLESS
+        if endless.any():
+            raise TypeError(
+                f"The length of stream {self.domains[int(endless.argmax())]!r} is not known, and "
+                "so neither is that of an epoch. Say how long to train in steps, or how many rows "
+                "there are with Mixture(..., sizes={name: rows})."
+            )
+        return int(self._sizes.sum()) + self._gaps.size + sum(self.apart.values())
 
     def __repr__(self) -> str:
         K = len(self.domains)
         parts = (
-            f"{name!r}: {size} rows, importance {share:.3g}"
+            f"{name!r}: {'a stream' if size == ENDLESS else f'{size} rows'}, importance {share:.3g}"
             for name, size, share in zip(
                 self.domains, self._sizes.tolist(), self.info.importance.tolist(), strict=True
             )
         )
         return f"Mixture({{{listed(parts, number=K)}}})"
+
+    def sample(self, domain: int, number: int) -> list[Any]:
+        """Return rows that are spread over a domain, or the first ones of a stream.
+
+        Args:
+            domain: its number.
+            number: of rows, at most.
+        """
+        if domain in self.streams:
+            return first_rows(self.domains[domain], self.streams[domain], number)
+        size = int(self._sizes[domain])
+        places = np.linspace(0, size - 1, min(number, size)).astype(np.int64)
+        return self.__getitems__(self.rows_of(domain, places).tolist())
 
     def __getitem__(self, row: int) -> Any:
         return self._dataset[row]
@@ -254,6 +300,15 @@ class Mixture(Dataset[Any]):
         """Return several rows, at once where the dataset can (as a Hugging Face dataset does)."""
         several = getattr(self._dataset, "__getitems__", None)
         return [self._dataset[row] for row in rows] if several is None else list(several(rows))
+
+
+def _domains(
+    names: tuple[str, ...], sizes: NDArray[np.int64], importance: FloatArray | None
+) -> Domains:
+    endless = sizes == ENDLESS
+    if importance is None and endless.any():
+        importance = np.ones(sizes.size)
+    return Domains(names, np.where(endless, np.inf, sizes), importance)
 
 
 def _is_map_style(dataset: Any) -> bool:

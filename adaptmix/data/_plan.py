@@ -17,8 +17,10 @@ from adaptmix.data._budget import Budget
 from adaptmix.data._holdout import Holdout
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._repeats import Repeats
+from adaptmix.data._rounding import upper_part
 from adaptmix.data._schedule import LaggedShares, StepCounts
 from adaptmix.data._step_rows import StepRows
+from adaptmix.data._stream_rows import StreamRows
 from adaptmix.state import _schema as schema
 from adaptmix.state._identity import describe
 
@@ -74,8 +76,12 @@ class Plan:
         self._holdout = Holdout.nothing(mixture) if holdout is None else holdout
         self.schedule = LaggedShares(shares, lag=lag, seed=seed, counts=counts)
         self._source = mixture.row_source(seed=seed)
-        self.budget = Budget(
-            mixture.domains, mixture.sizes, when_exhausted=when_exhausted, max_epochs=max_epochs
+        self.budget = self._limits = Budget(
+            mixture.domains,
+            mixture.sizes,
+            when_exhausted=when_exhausted,
+            max_epochs=max_epochs,
+            streams=list(mixture.streams),
         )
         if counts == "multinomial" and self.budget.bounds:
             raise ValueError(
@@ -84,6 +90,7 @@ class Plan:
             )
         self._course = course
         self.row_seed = seed if seed_rows else None
+        self.streams = StreamRows(mixture, seed=self.row_seed, ends=bool(self.budget))
         self.end: int | None = None
         self._horizon = self._size = 1
         self._told: NDArray[np.bool_] | None = None
@@ -123,6 +130,7 @@ class Plan:
             "lag": self.lag,
             "counts": self.counts,
             "row_source": describe(type(self._source)),
+            "streams": self.streams.names,
             "seed_rows": self.row_seed is not None,
             **self.budget.settings,
         }
@@ -132,6 +140,11 @@ class Plan:
         self.schedule.advance()
         for step in [step for step in self._drawn if step < self.completed]:
             del self._drawn[step]
+        self.streams.forget_before(self.completed)
+
+    def begin_streams(self, step: int, part: tuple[int, int]) -> None:
+        """Go to the rows of a step in all streams, as ``StreamRows.begin`` does."""
+        self.budget = self._limits.with_sizes(self.streams.begin(step, part))
 
     def publish(self, shares: FloatArray, *, between_steps: bool = True) -> None:
         """Let ``shares`` (K,) of rows take effect: at once before anything is drawn, else as due.
@@ -176,11 +189,16 @@ class Plan:
             size: rows of a step.
             horizon: optimizer steps of the whole run, over which limits are spread; ``stop`` when
                 None.
+
+        Raises:
+            ObjectiveError: steps train the rows of streams again.
         """
+        self.repeats.check(streamed=bool(self.mixture.streams))
         self.starts += 1
         self.end, self._size = None, size
         self._horizon = stop if horizon is None else horizon
         step = start
+        most = 1 if self.mixture.streams and self.budget else _STEPS  # ends are found by reading
         while step < stop:
             again = self.repeats.again(step)
             if again is not None:
@@ -190,7 +208,7 @@ class Plan:
                 continue
             known = self.completed + self.lag + 1 - step
             known = self.repeats.left(step, min(known, stop - step))
-            together = max(1, min(_STEPS, _ROWS // size, known))
+            together = max(1, min(most, _ROWS // size, known))
             drawn = self._draw(range(step, step + together), size)
             self.repeats.keep(drawn)
             yield from drawn
@@ -214,8 +232,18 @@ class Plan:
             shares = normalise(shares * self._course.factors(step))
         if not self.budget:
             return shares
-        drawn, left = self._drawn[step], self._horizon - step
-        return self.budget.shares(shares, drawn, size=self._size - held, steps=left)
+        drawn, left, size = self._drawn[step], self._horizon - step, self._size - held
+        bounded = self.budget.shares(shares, drawn, size=size, steps=left)
+        while bounded is not None and self._found_ends(step, drawn + upper_part(size * bounded)):
+            bounded = self.budget.shares(shares, drawn, size=size, steps=left)
+        return bounded
+
+    def _found_ends(self, step: int, numbers: NDArray[np.int64]) -> bool:
+        """Return whether a stream was found to end before a row, which the budget knows then."""
+        found = self.streams.find_ends(step, numbers)
+        if found is not None:
+            self.budget = self._limits.with_sizes(found)
+        return found is not None
 
     def _draw(self, steps: range, size: int) -> list[StepRows]:
         K, before = self._trained_before.size, self._drawn[steps.start]
@@ -268,6 +296,7 @@ class Plan:
             if bounded is None:
                 break
             found = self.schedule.count([step], bounded[np.newaxis], size=size, held=[aside])
+            self._found_ends(step, drawn + found.counts[0])
             if not self.budget.allows(drawn + found.counts[0]):
                 break
             parts.append(found)
@@ -293,6 +322,7 @@ class Plan:
             **self.schedule.state_dict(),
             "drawn": self._drawn[self.completed],
             "trained_before": self._trained_before,
+            "streams": self.streams.state(self.completed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, name: str = "plan") -> None:
@@ -307,10 +337,12 @@ class Plan:
             **dict.fromkeys(scheduled, schema.anything),
             "drawn": schema.array(K, dtype=np.int64, minimum=0),
             "trained_before": schema.array(K, dtype=np.bool_),
+            "streams": schema.text,
         }
         saved = schema.read(state, fields, name=name)
         schedule.load_state_dict({key: saved[key] for key in scheduled}, name=name)
         self.schedule = schedule
         self._drawn = {self.completed: saved["drawn"]}
         self._trained_before = saved["trained_before"]
+        self.streams = self.streams.resumed(saved["streams"])
         self.end = self._told = None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from adaptmix.data._step_rows import StepRows
+from adaptmix.errors import ObjectiveError
 
 
 class Repeats:
@@ -25,13 +26,28 @@ class Repeats:
         self._steps, self._times = steps, times
         self._kept: dict[int, StepRows] = {}
 
+    def __bool__(self) -> bool:
+        return self._times > 1
+
+    def check(self, *, streamed: bool) -> None:
+        """Check that rows can be trained again.
+
+        Raises:
+            ObjectiveError: they are of streams.
+        """
+        if self and streamed:
+            raise ObjectiveError(
+                "Rows of streams are given once, and here several steps train on the same rows. "
+                "Take the prompts from datasets that are not streamed."
+            )
+
     def left(self, step: int, most: int) -> int:
         """Return how many steps from ``step`` on, ``most`` at most, have rows of their own."""
-        return most if self._times == 1 else min(most, self._steps - step % self._steps)
+        return most if not self else min(most, self._steps - step % self._steps)
 
     def keep(self, drawn: Sequence[StepRows]) -> None:
         """Keep the rows of steps until those after their last repetition are drawn."""
-        if self._times > 1:
+        if self:
             for rows in drawn:
                 if rows.step % (self._steps * self._times) == 0:
                     self._kept.clear()

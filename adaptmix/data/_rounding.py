@@ -18,6 +18,12 @@ def whole_part(expected: FloatArray) -> NDArray[np.int64]:
     return whole
 
 
+def upper_part(expected: FloatArray) -> NDArray[np.int64]:
+    """Return (K,) the most that a count may be: ⌈expected⌉, up to rounding error, or 1."""
+    most: NDArray[np.int64] = np.maximum(np.ceil(expected - _SNAP), 1.0).astype(np.int64)
+    return most
+
+
 def systematic_counts(expected: FloatArray, uniform: float | FloatArray) -> NDArray[np.int64]:
     """Round expected counts to integers with the same sum and the same mean.
 

@@ -61,3 +61,27 @@ class PermutedRows:
         epochs, positions = np.divmod(numbers, self._sizes[domains])
         places = self._orders(domains, epochs, positions)
         return Rows(self._rows_of(domains, places), epochs == 0)
+
+
+class WithStreams:
+    """The rows of datasets beside those of streams, which are given by their number.
+
+    Args:
+        stored: gives the rows of the other domains.
+        streams: the numbers of the domains that are streams.
+    """
+
+    def __init__(self, stored: RowSource, streams: Sequence[int]) -> None:
+        self._stored, self._streams = stored, streams
+
+    def take(self, domains: NDArray[np.int64], numbers: NDArray[np.int64]) -> Rows:
+        """Return rows by domain, and by how many of the domain were drawn before; both (n,).
+
+        Whether a stream's row comes for the first time shows when it is read.
+        """
+        rows, fresh = numbers.copy(), np.ones(numbers.size, dtype=np.bool_)
+        stored = ~np.isin(domains, self._streams)
+        if stored.any():
+            taken = self._stored.take(domains[stored], numbers[stored])
+            rows[stored], fresh[stored] = taken.rows, taken.fresh
+        return Rows(rows, fresh)

@@ -87,6 +87,7 @@ class PlanSampler(Sampler[list[int]]):
             "steps": self.steps,
             "epoch_steps": self.epoch_steps,
             "grouped_by_length": None if lengths is None else digest(lengths),
+            "first_rows_of_stream": self.plan.streams.recognised,
         }
 
     def expect_skip(self, steps: int) -> None:
@@ -105,7 +106,7 @@ class PlanSampler(Sampler[list[int]]):
         gradient and its statistics, for these are sums over the step.
 
         Args:
-            row_lengths: (rows of the mixture,) length of each row.
+            row_lengths: (rows of the mixture,) length of each row, also of held-out ones.
 
         Raises:
             ValueError: another number of lengths than rows.
@@ -113,11 +114,16 @@ class PlanSampler(Sampler[list[int]]):
         Warns:
             LengthGroupingWarning: a step has only one micro-batch.
         """
-        lengths = np.asarray(row_lengths, dtype=np.int64)
-        if lengths.shape != (len(self.plan.mixture),):
+        if self.plan.mixture.streams:
             raise ValueError(
-                f"row_lengths must have one entry per row of the mixture ({len(self.plan.mixture)})"
-                f"; got shape {lengths.shape}."
+                "Rows of streams must not be grouped by length: their lengths are not known before "
+                "they are read. Train without grouping."
+            )
+        lengths, rows = np.asarray(row_lengths, dtype=np.int64), self.plan.mixture.stored
+        if lengths.shape != (rows,):
+            raise ValueError(
+                f"row_lengths must have one entry per row of the mixture ({rows}); got shape "
+                f"{lengths.shape}."
             )
         if self.layout.step_rows == self.layout.batch_size:
             warnings.warn(
@@ -172,22 +178,29 @@ class PlanSampler(Sampler[list[int]]):
             yield []
         stop = self._end(start) - (0 if self.epoch_steps is None else skipped)
         self._draws.clear()
-        step_rows = self.layout.step_rows
+        step_rows, layout = self.layout.step_rows, self.layout
+        self.plan.begin_streams(start, (layout.rank, layout.world_size))
+        of_process = np.arange(step_rows) // layout.batch_size % layout.world_size == layout.rank
         for drawn in self.plan.steps(start, stop, size=step_rows, horizon=self.steps):
             if self._row_lengths is not None:
                 # Stable, so that rows of one length stay in the order they were drawn in.
                 longest_first = np.argsort(-self._row_lengths[drawn.rows], kind="stable")
                 drawn = drawn.in_order(longest_first)
+            drawn, read = self.plan.streams.take(drawn, of_process)
             for micro in range(accumulation):
-                draw = self._slice(drawn, micro)
+                part = micro * layout.world_size + layout.rank
+                mine = range(part * layout.batch_size, (part + 1) * layout.batch_size)
+                draw = self._slice(drawn, micro, slice(mine.start, mine.stop))
                 self._draws[draw.ordinal] = draw
-                part = draw.ordinal * self.layout.world_size + self.layout.rank
-                yield DrawnRows(draw.rows.tolist(), draw.ordinal, part)
+                yield DrawnRows(
+                    draw.rows.tolist(),
+                    draw.ordinal,
+                    draw.ordinal * layout.world_size + layout.rank,
+                    {place - mine.start: read.pop(place) for place in mine if place in read},
+                )
 
-    def _slice(self, drawn: StepRows, micro: int) -> Draw:
+    def _slice(self, drawn: StepRows, micro: int, mine: slice) -> Draw:
         layout = self.layout
-        start = (micro * layout.world_size + layout.rank) * layout.batch_size
-        mine = slice(start, start + layout.batch_size)
         return Draw.build(
             domains=drawn.domains[mine].copy(),
             rows=drawn.rows[mine].copy(),

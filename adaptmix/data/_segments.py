@@ -1,4 +1,4 @@
-"""Packed rows: several of a draw's rows one after the other in one row of the model's input."""
+"""Packed rows: several rows of a draw, one after the other, in one row of the model's input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Segments:
-    """Which of a micro-batch's B rows each position of P packed rows belongs to.
+    """The drawn row, of the B in a micro-batch, that each position of P packed rows belongs to.
 
-    Domains, loss weights and gradient statistics stay those of the rows that were drawn, wherever
-    packing put them. Build it on the CPU, from what the collator made: positions are sorted there,
-    and ids on another device would have to be waited for.
+    Domains, loss weights and gradient statistics stay those of the rows that were drawn. Build it
+    on the CPU from the collator's tensors: positions are sorted there, and ids on another device
+    would make the host wait.
 
     Args:
         ids: (P, T) integers in [−1, B). Each is the number of the drawn row that the position

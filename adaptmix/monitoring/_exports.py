@@ -1,4 +1,4 @@
-"""Weights that stayed constant, as lines to paste into a trainer's configuration."""
+"""Fixed weights, as lines to paste into a trainer's configuration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptmix._checks import FloatArray
+from adaptmix._types import Weights
 from adaptmix.monitoring._groups import Group
 from adaptmix.monitoring._record import RunRecord, Series
 
@@ -19,30 +20,30 @@ _PLAIN = re.compile(r"[A-Za-z_][\w,-]*")
 
 @dataclass(frozen=True, eq=False)
 class StaticWeights:
-    """Weights that a group's runs settled on, mean over the second half.
+    """Weights that do not change.
 
     Attributes:
         names: K domains.
         importance: (K,) π.
         sampling: (K,) p, which sums to one.
-        loss: (K,) w.
+        loss: (K,) w; NaN where a domain only helps.
+        objective: (K,) share of each domain in what is trained, which sums to one.
     """
 
     names: tuple[str, ...]
     importance: FloatArray
     sampling: FloatArray
     loss: FloatArray
+    objective: FloatArray
 
-    @property
-    def objective(self) -> FloatArray:
-        """(K,) share of each domain in what is trained, π w over its sum."""
-        used = self.importance * self.loss
-        share: FloatArray = used / used.sum()
-        return share
+    @classmethod
+    def of(cls, names: tuple[str, ...], weights: Weights) -> StaticWeights:
+        """Return the weights of domains ``names`` as they are."""
+        return cls(names, weights.importance, weights.sampling, weights.loss, weights.objective)
 
 
 def steady(group: Group) -> StaticWeights | None:
-    """Return the weights that a group settled on, or None if they kept moving."""
+    """Return what a group's runs settled on, mean over the second half; None if it kept moving."""
     shares, losses = [], []
     for run in group.runs:
         sampling, loss = (_settled(run, name) for name in ("sampling_weight", "loss_weight"))
@@ -50,9 +51,11 @@ def steady(group: Group) -> StaticWeights | None:
             return None
         shares.append(sampling)
         losses.append(loss)
-    mean = np.mean(shares, 0)
-    first = group.first
-    return StaticWeights(first.domains, first.importance, mean / mean.sum(), np.mean(losses, 0))
+    sampling, loss, first = np.mean(shares, 0), np.mean(losses, 0), group.first
+    used = first.importance * loss
+    return StaticWeights(
+        first.domains, first.importance, sampling / sampling.sum(), loss, used / used.sum()
+    )
 
 
 def _settled(run: RunRecord, quantity: str) -> FloatArray | None:
@@ -99,6 +102,23 @@ def mixture_lines(weights: StaticWeights) -> dict[str, str]:
         "NeMo, Megatron": f"data_prefix:\n{blend}".rstrip(),
         "Hugging Face datasets": f"interleave_datasets(parts, probabilities=[{listed}])",
     }
+
+
+def lines_to_paste(weights: StaticWeights, *, unit: str) -> str:
+    """Return all of these lines, each kind below a comment that names its trainer.
+
+    Args:
+        weights: to keep.
+        unit: "sample" or "token", which shares are shares of.
+    """
+    by_trainer = mixture_lines(weights)
+    if not np.isnan(weights.loss).any():
+        by_trainer = {"AdaptMix, without measuring": adaptmix_lines(weights), **by_trainer}
+    told = (
+        f"Lines to paste, as weights are now. Mixing proportions are shares of the objective, in "
+        f"{unit}s, so that the same thing is trained without loss weights."
+    )
+    return "\n\n".join([told, *(f"# {name}\n{lines}" for name, lines in by_trainer.items())])
 
 
 def _mapping(names: tuple[str, ...], values: FloatArray) -> str:

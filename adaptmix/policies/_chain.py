@@ -20,8 +20,8 @@ _MISPLACED = (
 class Chain:
     """Preparations of the statistics, a policy, and refinements of its weights, in this order.
 
-    Every stage sees the statistics as the preparations leave them; each refinement starts from the
-    weights before it.
+    Every later stage sees the prepared statistics. Each refinement starts from the weights of the
+    stage before it.
     """
 
     before: tuple[Preparation, ...]

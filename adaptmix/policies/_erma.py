@@ -19,18 +19,18 @@ from adaptmix.solvers import gap_weights
 class ERMA:
     """Loss weights that minimise F(w) = (Σ π (1 − w) L)² + λ Σ π² w² Var N / n; sampling p = π.
 
-    The first term is the bias that re-weighting brings in, the second the variance of the weighted
-    empirical risk times the N = Σ n rows there are. ``exact=False`` takes one multiplicative step
-    towards the minimiser at each update, w ← w · exp(η (2 G L − 2 λ π w Var N / n)) with
-    G = Σ π (1 − w) L, then renormalises: the paper's update written for u = π w, where it is mirror
-    descent on F for any importance (for equal importance the two agree). ``exact=True`` goes to
-    the minimiser at once.
+    The first term is the bias of re-weighting. The second is the variance of the weighted empirical
+    risk, times the number of rows N = Σ n. ``exact=False`` takes one multiplicative step towards
+    the minimiser at each update, w ← w · exp(η (2 G L − 2 λ π w Var N / n)) with
+    G = Σ π (1 − w) L, and renormalises. This is the paper's update written for u = π w, where it is
+    mirror descent on F for any importance; for equal importance the two agree. ``exact=True`` goes
+    to the minimiser at once.
 
     Args:
         exact: minimise instead of stepping.
-        variance_penalty: λ ≥ 0; 1 is the paper's update with its two rates equal. It is N times
-            smaller than that of ``gap_weights``, where a single model's gap has a penalty near 1
-            and the largest gap in a class of models one near its number of free parameters.
+        variance_penalty: λ ≥ 0; 1 is the paper's update with its two rates equal. λ N is the
+            penalty of ``gap_weights``, which is near 1 for the gap of a single model, and near the
+            number of free parameters for the largest gap in a class of models.
         rate: step size in (0, 1], relative to the largest that cannot increase F.
         lower: least loss weight, in [0, 1).
         use_sizes: whether n is the domains' true size. By default n ∝ π with the same total.

@@ -24,9 +24,9 @@ class FGLS:
     best linear unbiased estimator (Aitken). Feasible, because σ² is estimated; one-shot, because
     that happens within the one training run.
 
-    Noise must be in one unit. Where targets are in different units, such as kilometres and metres,
-    the domain with the large numbers gets nearly no weight; in tried tasks the error on the raw
-    objective rose by 67 %. Standardise the targets of each domain first, or supply dispersions
+    Noise must be in one unit. If targets are in different units, such as kilometres and metres, the
+    domain with the large numbers gets nearly no weight; on tasks that were tried, the error of the
+    raw objective rose by 67 %. Standardise the targets of each domain first, or supply dispersions
     (``adaptmix.noise``).
 
     Args:

@@ -50,11 +50,11 @@ def least_variance_shares(
 ) -> FloatArray:
     """Return the sampling weights, (K,), of least variance for the gradient of Σ π w L.
 
-    The law of doing no harm holds for what is returned. Its predicted variance is never above that
-    of proportional sampling, or of the shares within the bounds that are nearest to it: where the
-    best shares of the smooth model would be noisier, it goes only as far towards them as helps. And
-    it is proportional sampling unless the predicted gain exceeds what the statistics' own noise
-    predicts where there is nothing to gain, in about 19 of 20 decisions (``noise_gain``).
+    They do no harm by two rules. Their predicted variance is never above that of proportional
+    sampling, or of the nearest shares within the bounds. If the best shares of the smooth model
+    would be noisier, they go only as far towards these as the variance falls. And they are
+    proportional sampling unless the predicted gain is above what the noise of the statistics alone
+    would predict in 1 of 20 decisions (``noise_gain``).
 
     Args:
         importance: (K,) π.
@@ -91,19 +91,19 @@ def least_variance_shares(
 
 
 def noise_gain(row_shares: FloatArray, stats: DomainStats, *, rows: int | None) -> float:
-    """Return the gain that noise alone predicts in about 1 of 20 decisions where there is none.
+    """Return the gain that noise predicts in 1 of 20 decisions where there is nothing to gain.
 
-    Estimates of a moment from f degrees of freedom have the relative variance c / f, c being that
-    of one row's squared norm: the run's own (``moments.row_scatter``), 5 before it is known. Where
-    shares q are optimal, the shares that fit the estimates promise a gain of Σ q (δ − δ̄)², δ having
-    the variance c / (4 f) of a relative standard deviation. Its quantile is taken from the multiple
-    of χ² that has the same mean and variance: K alike domains about their mean have K − 1 degrees
-    of freedom.
+    An estimate of a moment from f degrees of freedom has the relative variance c / f. Here c is the
+    relative variance of one row's squared norm, measured in the run (``moments.row_scatter``), and
+    5 before it is known. If shares q are optimal, the shares that fit the estimates promise a gain
+    of Σ q (δ − δ̄)², where δ are errors of relative standard deviations, of variance c / (4 f). Its
+    quantile is that of the multiple of χ² with the same mean and variance: K alike domains about
+    their mean have K − 1 degrees of freedom.
 
     Args:
         row_shares: (K,) shares of rows without AdaptMix.
-        stats: whose ``grad_freedom`` counts for domains with a row or more in every step, and whose
-            ``count`` for the others, for they are told by single rows.
+        stats: f is ``grad_freedom`` for domains with a row or more in every step, and ``count`` for
+            the others, whose moments come from single rows.
         rows: of a step's global batch; None when not known.
 
     Source:

@@ -42,7 +42,10 @@ class Temperature:
     def init(self, domains: Domains, run: Run) -> Start:
         """Return the weights, which hold from the first batch on, and again as arrays."""
         if np.isinf(domains.sizes).any():
-            raise ValueError("Temperature needs the size of every domain; got one without end.")
+            raise ValueError(
+                "Temperature needs the size of every domain; got one without end. Give that of a "
+                "stream in Mixture(..., sizes={name: rows})."
+            )
         logs = self.exponent * np.log(domains.sizes)
         shares = normalise(np.exp(logs - logs.max()))
         if (lost := (shares == 0.0) & (domains.importance > 0.0)).any():

@@ -20,18 +20,18 @@ class VarianceAware:
     With stratified counts and b = N p rows of a domain in a step, the gradient's variance is
     Σ (π w v)² / b over domains with b ≥ 1. A domain with b < 1 is present or absent: it adds
     (π w)² (s² / b − ‖μ‖²), s² = v² + ‖μ‖² (``solvers.neyman_shares``). With multinomial counts
-    the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone it keeps
-    w = 1; in a chain it takes the loss weights of the stage before.
+    the variance is [Σ (π w s)² / p − ‖Σ π w μ‖²] / N, least for p ∝ π · w · s. Alone, the policy
+    keeps w = 1. In a chain it takes the loss weights of the stage before.
 
-    The predicted variance is never above that of proportional sampling, p = π, and p = π stays
-    where the predicted gain is no larger than noise alone predicts in about 1 of 20 decisions
-    (``policies/_least_variance.py``). With unit "token" p are shares of tokens, while counts,
-    bounds and the variance are of rows, of which a step has a fixed number.
+    The predicted variance is never above that of proportional sampling, p = π. The shares stay at
+    p = π unless the predicted gain is above what noise alone would predict in 1 of 20 decisions
+    (``policies/_least_variance.py``). With unit "token", p are shares of tokens, while counts,
+    bounds and the variance refer to rows, of which a step has a fixed number.
 
     Args:
-        lower: least share of a step's rows, in [0, 1/K]; when None a part of the domain's
-            proportional share, a tenth where that costs next to nothing, so that its estimates
-            stay alive.
+        lower: least share of a step's rows, in [0, 1/K]. When None, each domain keeps a part of its
+            proportional share, so that its estimates stay up to date: a tenth where that costs
+            next to nothing, less elsewhere.
         upper: greatest share of a step's rows.
 
     Source:

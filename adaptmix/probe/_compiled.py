@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -20,11 +21,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether a model or a part of it is compiled."""
+def any_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Return whether any of these, which are all of a model, is compiled."""
     return any(
         "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for module in model.modules()
+        for module in modules
     )
 
 

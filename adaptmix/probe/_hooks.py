@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,28 +21,31 @@ class ModelHooks:
     module's ``Functions`` sees.
 
     Args:
-        model: the model.
-        layers: of it.
+        layers: of the model.
         functions: that see its operations.
         listener: what is told of layers' calls.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Iterable[Layer], functions: Functions, listener: Listener
-    ) -> None:
-        self._model, self._functions, self._listener = model, functions, listener
+    def __init__(self, layers: Iterable[Layer], functions: Functions, listener: Listener) -> None:
+        self._functions, self._listener = functions, listener
         self._layers = {id(layer.module): layer for layer in layers}
         self._closed: frozenset[int] = frozenset()
+        self._attributes: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
         self._calls: list[tuple[nn.Module, tuple[int, ...], int | None]] = []
 
-    def install(self) -> None:
-        """Put the hooks on the modules."""
-        self._functions.tracker.buffers = frozenset(id(buffer) for buffer in self._model.buffers())
-        own = (layer for layer in self._layers.values() if _is_closed(layer))
-        self._closed = frozenset(id(layer.module) for layer in own)
+    def install(self, modules: Sequence[nn.Module]) -> None:
+        """Put the hooks on all modules of the model."""
+        self._functions.tracker.buffers = frozenset(
+            [id(buffer) for module in modules for buffer in module._buffers.values()]
+        )
+        attributes = {key: len(vars(layer.module)) for key, layer in self._layers.items()}
+        if attributes != self._attributes:
+            self._attributes = attributes
+            own = (layer for layer in self._layers.values() if _is_closed(layer))
+            self._closed = frozenset(id(layer.module) for layer in own)
         enter, leave = _Hook(self._enter), _Hook(self._leave)
-        for module in self._model.modules():
+        for module in modules:
             # First in line, so that the output is the layer's own whatever other hooks return.
             self._handles += [
                 module.register_forward_pre_hook(enter, with_kwargs=True),

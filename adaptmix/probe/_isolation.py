@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from adaptmix.data._segments import Segments
 from adaptmix.errors import PackingWarning
+from adaptmix.probe._saved import restoring_saved
 
 _SO = (
     "so a sample's gradient may hold parts of others', and variances within domains are "
@@ -74,7 +75,8 @@ def _value(
 
 def _gradient(value: Tensor, at: GradientEdge) -> Tensor | None:
     try:
-        (gradient,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)
+        with restoring_saved([value]):
+            (gradient,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)
     except RuntimeError:  # as reentrant checkpointing raises
         return None
     return gradient

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix._checks import choice, integer
 from adaptmix.data._segments import Segments
 from adaptmix.errors import CoverageWarning
-from adaptmix.probe._compiled import Uncompiled, is_compiled, unwrapped
-from adaptmix.probe._coverage import Coverage, ParameterMap, accumulator
+from adaptmix.probe._compiled import Uncompiled, any_compiled, unwrapped
+from adaptmix.probe._coverage import Coverage, ParameterMap, accumulator, own_parameters
 from adaptmix.probe._follower import Follower
 from adaptmix.probe._functions import Functions
 from adaptmix.probe._hooks import ModelHooks
@@ -47,6 +48,8 @@ class GradientProbe:
     input and output must be the sample; any other dim of length B passes for it. Forwards and
     backwards alternate; of several that accumulate gradients, the last counts.
 
+    Parameters that are unfrozen or added later are measured from the next observed step on.
+
     A model that is compiled runs uncompiled in observed steps, for compiled code ignores hooks.
 
     Args:
@@ -69,26 +72,30 @@ class GradientProbe:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         self._num_domains = integer("num_domains", num_domains, minimum=1)
-        self._model = model
-        norms_only = choice("estimator", estimator, ESTIMATORS) == "norm"
-        self._parameters = ParameterMap(unwrapped(model), norms_only=norms_only)
-        self._projections = (
-            Projections(self._parameters, seed=seed) if estimator == "sketch" else None
-        )
-        self._uncompiled = Uncompiled()
-        tracker, self._pauses = RowTracker(), Pauses()
-        self._follower = Follower(self._parameters, tracker, self._pauses, self._new_batch())
-        self._functions = Functions(self._parameters, self._follower, tracker, self._pauses)
-        self._hooks = ModelHooks(
-            unwrapped(model), self._parameters.layers, self._functions, self._follower
-        )
+        self._model, self._seed = model, seed
+        self._estimator = choice("estimator", estimator, ESTIMATORS)
+        self._uncompiled, self._pauses = Uncompiled(), Pauses()
+        self._mass = GradientMass(self._pauses)
         self._attached = False
         self._observing = False
         self._inspected = False
         self._isolated: bool | None = None  # whether packed samples are
-        self._verifier = Verifier(unwrapped(model), self._parameters)
-        self._mass = GradientMass(self._pauses)
         self._twice = False
+        self._build([*unwrapped(model).modules()])
+
+    def _build(self, modules: Sequence[nn.Module]) -> None:
+        """Begin anew with all modules of the model, and the parameters that are trained."""
+        model, norms_only = unwrapped(self._model), self._estimator == "norm"
+        self._trained = _trained(modules)
+        self._parameters = ParameterMap(model, norms_only=norms_only)
+        self._projections = (
+            Projections(self._parameters, seed=self._seed) if self._estimator == "sketch" else None
+        )
+        tracker = RowTracker()
+        self._follower = Follower(self._parameters, tracker, self._pauses, self._new_batch())
+        self._functions = Functions(self._parameters, self._follower, tracker, self._pauses)
+        self._hooks = ModelHooks(self._parameters.layers, self._functions, self._follower)
+        self._verifier = Verifier(model, self._parameters)
         self._drop()
 
     def _drop(self) -> None:
@@ -179,12 +186,16 @@ class GradientProbe:
 
     def _observe(self, observing: bool) -> None:
         self._observing = observing
-        self._uncompiled.turn(observing and is_compiled(self._model))
         self._hooks.remove()
         self._mass.close()
+        modules = [*self._model.modules()] if observing else []
+        self._uncompiled.turn(any_compiled(modules))
         if observing:
-            self._hooks.install()
-            self._mass.listen(self._parameters.numbered(unwrapped(self._model)))
+            inner = modules[modules.index(unwrapped(self._model)) :]
+            if any(now and not then for now, then in zip_longest(_trained(inner), self._trained)):
+                self._build(inner)
+            self._hooks.install(inner)
+            self._mass.listen(self._parameters.numbered(inner))
 
     def expect(
         self,
@@ -281,3 +292,8 @@ class GradientProbe:
     def aside(self) -> AbstractContextManager[None]:
         """Return a context in which something else is differentiated, and nothing is measured."""
         return self._pauses.aside()
+
+
+def _trained(modules: Iterable[nn.Module]) -> list[bool]:
+    """Return which of the parameters that modules hold are trained."""
+    return [p.requires_grad for p in own_parameters(modules)]

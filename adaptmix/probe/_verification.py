@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adaptmix.data._segments import Segments
 from adaptmix.errors import CoverageWarning, RowOrderWarning
 from adaptmix.probe._coverage import ParameterMap, some
+from adaptmix.probe._saved import restoring_saved
 from adaptmix.probe._tracked import Rows
 from adaptmix.probe.estimators._micro_batch import Kind, MicroBatch
 
@@ -59,8 +60,11 @@ class Findings:
 
 
 def kind_of(indices: Iterable[int], rows: Rows) -> Kind:
-    """Return what a call is taken for."""
-    return tuple(indices), rows.each, rows.ids is not None, rows.arrange is not None
+    """Return what a call is taken for.
+
+    Rows of many lengths are flattened alike, so each length is not a kind of its own.
+    """
+    return tuple(indices), min(rows.each, 2), rows.ids is not None, rows.arrange is not None
 
 
 def normalises_over_batch(model: nn.Module) -> bool:
@@ -201,7 +205,10 @@ def _passed(
         * table[rows].to(root.dtype).reshape(*rows.shape, *[1] * (root.ndim - rows.ndim))
         for root, rows in roots
     ]
-    with batch.rehearsal(domains, factors, samples, segments) as sums:
+    with (
+        restoring_saved(root for root, _ in roots),
+        batch.rehearsal(domains, factors, samples, segments) as sums,
+    ):
         whole = torch.autograd.grad(
             [product.sum() for product in weighted],
             inputs,
@@ -292,7 +299,7 @@ class Verifier:
         found = verify(
             batch,
             roots,
-            self._parameters.numbered(self._model),
+            self._parameters.numbered(self._model.modules()),
             domains=domains,
             samples=samples,
             segments=segments,

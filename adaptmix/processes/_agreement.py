@@ -75,15 +75,16 @@ class Agreement:
                 raise ValueError(problem)
             return facts
         fields = common()
-        told = self._gather((digest(fields), sorted(facts), problem))
+        told = self.gather((digest(fields), sorted(facts), problem))
         for rank, (_, _, trouble) in enumerate(told):
             if trouble is not None:
                 raise ProcessMismatchError(f"Rank {rank} cannot go on: {trouble}")
         if any(hash_ != told[0][0] for hash_, _, _ in told):
-            self._refuse(self._gather(fields))
+            self._refuse(self.gather(fields))
         return frozenset(fact for _, seen, _ in told for fact in seen)
 
-    def _gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, one that can be pickled; all of them call this."""
         return gather(value, self._group, device=self.device)
 
     def _refuse(self, fields: Sequence[Mapping[str, Any]]) -> NoReturn:

@@ -5,7 +5,6 @@ Settings and domains:
 - ``Settings``: the arguments that callbacks have in common, checked where they are written
 - ``as_mixture``: a dataset and a column, labels or parts become a ``Mixture``
 - ``count_labels``, ``Labels``, ``IGNORED``: the unit and the tokens per row, from a sample of rows
-- ``spread_rows``: rows from all over a domain
 
 Which rows are drawn:
 
@@ -31,6 +30,7 @@ What is proved, in the first step and in measured ones:
 - ``uneven_targets``: a mean over targets counts every row alike
 - ``refusing_moved_rows``, ``tensors_of``: rows enter the model in the order of the batch
 - ``BackwardProof``: the loss is differentiated once, as it is
+- ``Refusals``: what one process refuses stops all of them
 - ``leaving_no_trace``, ``random_state``: passes beside training, and what they drew
 
 What is measured:
@@ -67,7 +67,6 @@ from adaptmix.data import (
     loader_options,
     numbered_loader,
     own_randomness,
-    spread_rows,
     tensors_of,
 )
 from adaptmix.monitoring._names import safe_names
@@ -86,6 +85,7 @@ from adaptmix.trainers._head import WeightedHead, scale_rows
 from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels
 from adaptmix.trainers._pieces import halves
+from adaptmix.trainers._refusals import Refusals
 from adaptmix.trainers._replacements import Replacements
 from adaptmix.trainers._settings import Settings
 from adaptmix.trainers._steps import make_sampler
@@ -106,6 +106,7 @@ __all__ = [
     "Matrix",
     "NumberedRows",
     "PlanSampler",
+    "Refusals",
     "Repeats",
     "Replacements",
     "Settings",
@@ -135,7 +136,6 @@ __all__ = [
     "safe_names",
     "save_state",
     "scale_rows",
-    "spread_rows",
     "sum_over_ranks",
     "tensors_of",
     "tolerant",

@@ -44,14 +44,13 @@ class AdaptMixCallback(Callback):
             supplies.
         importance: how much each domain matters, by name; as much as its share of rows when None.
         unit: as for ``Controller``.
-        head: name of the module at whose output rows are weighted, for a loss that is a mean of
-            one term per row of it; not used when None.
-        lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
+        head: name of the module at whose output rows are weighted, where ``training_step`` returns
+            the mean of one term per row of that output; not used when None.
+        lag: as for ``Controller``. When None, 16, or the steps that workers prefetch if more.
         seed: as for ``Controller``; that of ``seed_everything`` when None, or 0.
         mode: "adapt", or "observe" to measure and log what would be done, with rows drawn by
-            importance. A mean loss is then trained on as it is; unreduced losses are reduced as
-            ``Controller`` does in that mode, to Σ π (mean loss per unit), which their mean over
-            rows is in expectation.
+            importance. A mean loss is then trained on as it is. Unreduced losses are reduced to
+            Σ π (mean loss per unit), as in ``Controller``; in expectation that is their mean.
         accumulation: batches per optimizer step with manual optimization; 1 when None. With
             automatic optimization the trainer's own counts.
         update_every, measure_every, estimator, counts, half_life, min_coverage, tokens_per_row,

@@ -81,7 +81,14 @@ def epoch_batches(trainer: Trainer, loader: Any, limit: float) -> int:
         loader: the user's.
         limit: ``limit_train_batches``, a number of batches (int) or a share of them (float).
     """
-    batches = len(loader)
+    try:
+        batches = len(loader)
+    except TypeError:  # streams, whose rows nobody has counted
+        if isinstance(limit, int):
+            return limit
+        if max_steps(trainer) > 0:
+            return max_steps(trainer) * trainer.accumulate_grad_batches
+        raise
     sharded = trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1
     if sharded and not isinstance(loader.sampler, DistributedSampler):
         rows = math.ceil(len(loader.sampler) / trainer.world_size) / loader.batch_size
@@ -178,8 +185,9 @@ def refuse_loader(loader: Any) -> None:
         )
     if isinstance(loader.dataset, IterableDataset):
         raise ObjectiveError(
-            "The training dataset must be map-style, so that rows can be drawn by index; got the "
-            f"iterable {type(loader.dataset).__name__}. Load it without streaming."
+            "The training dataset must be map-style, so that rows can be drawn by index, or a "
+            f"Mixture with one stream for each domain; got the iterable "
+            f"{type(loader.dataset).__name__}. Use Mixture({{name: stream, ...}})."
         )
     if isinstance(loader.sampler, WeightedRandomSampler):
         raise ObjectiveError(
@@ -201,7 +209,7 @@ def refuse_loader(loader: Any) -> None:
             "draws every domain's rows in random order, each once before any is drawn again. Use "
             "DataLoader(dataset, batch_size=..., shuffle=True) and no sampler of your own."
         )
-    if type(sampler) is SequentialSampler:
+    if type(sampler) is SequentialSampler and not getattr(loader.dataset, "streams", None):
         _log.warning(
             "The training rows come in the order of the dataset (shuffle=False), which "
             "AdaptMixCallback replaces: it draws every domain's rows in random order."

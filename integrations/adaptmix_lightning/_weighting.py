@@ -15,7 +15,14 @@ from torch import Tensor
 from adaptmix import Controller, Draw
 from adaptmix.errors import ObjectiveError
 from adaptmix.noise import NoiseTerms
-from adaptmix.trainers import BackwardProof, Watch, WeightedHead, refusing_moved_rows, tensors_of
+from adaptmix.trainers import (
+    BackwardProof,
+    Refusals,
+    Watch,
+    WeightedHead,
+    refusing_moved_rows,
+    tensors_of,
+)
 from adaptmix_lightning import _internals as internals
 from adaptmix_lightning._head import HeadProof
 from adaptmix_lightning._loader import PlannedLoader
@@ -66,6 +73,7 @@ class Weighting:
         self._factors: Tensor | None = None
         self._rehearsed = not adapting
         self._coupled: ObjectiveError | None = None
+        self._refusals = Refusals(controller)
         self.recorded = 0
 
     def begin(
@@ -127,7 +135,8 @@ class Weighting:
         except ObjectiveError as error:
             if not done:  # raised by what is watched
                 raise
-            self._refuse(error)
+            with self._refusals.kept():
+                self._refuse(error)
 
     def _refuse(self, error: ObjectiveError) -> None:
         """Stop where losses are weighted; where they are only looked at, measure nothing more.
@@ -157,8 +166,7 @@ class Weighting:
                 "The loss of a batch must be weighted once, and in training_step; got it "
                 f"{'outside of it or again' if self._draw is None else 'with head= too'}."
             )
-        if self._coupled is not None:
-            raise self._coupled
+        self._refuse_coupled()
         draw, self._draw, self._factors = self._draw, None, None
         if self._unknown:
             total = (losses if mask is None else losses[mask.bool()]).mean() / self._accumulation
@@ -211,9 +219,9 @@ class Weighting:
             try:
                 outputs = [self._proved_output(loss, len(self._draw))]
             except ObjectiveError as error:
-                self._refuse(error)
-        if self._coupled is not None:
-            raise self._coupled
+                with self._refusals.kept():
+                    self._refuse(error)
+        self._refuse_coupled()
         draw, factors = self._draw, self._factors
         assert factors is not None
         self._draw = self._factors = None
@@ -238,6 +246,11 @@ class Weighting:
         self._head.forget_backward()
         return output  # rows' losses come from there; a penalty need not
 
+    def _refuse_coupled(self) -> None:
+        if self._coupled is not None:
+            with self._refusals.kept():
+                raise self._coupled
+
     def _check_scalar(self) -> None:
         if self._head is None and self._adapting:
             raise ObjectiveError(f"A loss that is a mean does not show its rows. {_ADVICE}")
@@ -246,14 +259,16 @@ class Weighting:
         """Check that the gradients of the first step are those of the stated loss.
 
         Raises:
-            ObjectiveError: they are not.
+            ObjectiveError: they are not, or another process refuses something.
         """
         proof, self._proof = self._proof, None
         if proof is not None:
             try:
                 proof.check(internals.backward_scale(self._trainer))
             except ObjectiveError as error:
-                self._refuse(error)
+                with self._refusals.kept():
+                    self._refuse(error)
+        self._refusals.settle()
 
     def finish_batch(self, *, optimizer_steps: int) -> bool:
         """Check the batch that was trained; returns whether it was the last of an optimizer step.

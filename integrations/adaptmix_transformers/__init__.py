@@ -59,11 +59,11 @@ TensorBoard, W&B, log_history         adaptmix/... with every logged loss; chart
 ====================================  ============================================================
 
 Refused by name, with what to do instead: streaming datasets, DeepSpeed and FSDP, DataParallel,
-tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger kernels (their
-fused loss never builds the logits), samplers of one's own, packs with rows of several domains,
-RLOO, distillation and Sentence Transformers, and any loss that is no sum of one term
-per row: contrastive and ranking losses, hard-example mining, a second head that is not among the
-outputs, a learnt temperature.
+tensor and sequence parallelism, ``dispatch_batches``, ``split_batches``, Liger's two losses (one
+never builds the logits, one overwrites them; its other kernels work), samplers of one's own, packs
+with rows of several domains, RLOO, distillation and Sentence Transformers, and any loss that is no
+sum of one term per row: contrastive and ranking losses, hard-example mining, a second head that is
+not among the outputs, a learnt temperature.
 
 That a loss is such a sum is proved, not assumed. In the first and in every measured step its mixed
 second derivatives between rows must vanish, and a hinge or maximum must be of one row. Before the
@@ -74,7 +74,7 @@ leave no trace in the graph, such as a mask made of losses.
 
 try:
     from adaptmix_transformers._callback import AdaptMixCallback
-    from adaptmix_transformers._entries import AdaptMixMixin
+    from adaptmix_transformers._mixin import AdaptMixMixin
 except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):
         raise

@@ -42,22 +42,22 @@ class AdaptMixCallback(TrainerCallback):
         domains: a column's name in the training dataset, one label per row, or None for a
             ``ConcatDataset`` or an ``adaptmix.Mixture`` (one domain per part).
         policy: as for ``Controller``. The default adapts sampling and leaves the objective as it
-            is; "joint" and "fgls" adapt loss weights, from noise terms that are supplied where the
-            loss is recognised as a cross-entropy or squared error of logits and labels, or as that
-            of preference pairs.
-        importance: how much each domain matters, by name; as much as without AdaptMix when None.
+            is. "joint" and "fgls" adapt loss weights. They need noise terms, which the callback
+            computes for cross-entropy and squared error of logits and labels, and for pairs.
+        importance: how much each domain matters, by name; as without AdaptMix when None.
         unit: "token", "sample", or None for what the trainer averages over: tokens where labels
             are token by token, rows elsewhere.
-        loss: f(outputs, inputs) returning the unreduced losses, (B,) or (B, T), that the trainer's
-            loss is made of, or a pair of them and their mask; they are reported, and proved to be
-            the trainer's. Recognised by their gradient when None.
+        loss: a function of the model's outputs and the batch that returns the unreduced losses,
+            (B,) or (B, T), behind the trainer's loss, or these and their mask. They are reported,
+            and checked against the trainer's loss by gradients. When None, the losses are
+            recognised by their gradient.
         head: name of the module at whose output rows are weighted; the model's outputs when None.
-        lag: as for ``Controller``; when None 16, or as far as workers run ahead if that is more.
+        lag: as for ``Controller``. When None, 16, or the steps that workers prefetch if more.
         seed: as for ``Controller``; the trainer's ``data_seed`` or ``seed`` when None.
-        mode: "adapt", or "observe" to measure and log, and train on the trainer's own loss.
+        mode: "adapt", or "observe" to train on the trainer's own loss, and measure and log.
         tokens_per_row: mean supervised tokens of each domain's rows; from a sample when None.
         eval_domains: one label per evaluation row, where neither the column nor the parts of the
-            evaluation dataset tell.
+            evaluation dataset say.
         update_every, measure_every, estimator, counts, half_life, min_coverage, holdout,
             seed_rows, when_exhausted, max_epochs, sampling: as for ``Controller``.
 

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.nn import functional
+from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, trainer_utils
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -169,11 +170,9 @@ def is_a(trainer: Trainer, name: str) -> bool:
     return any(kind.__name__ == name and kind.__module__.startswith("trl.") for kind in kinds)
 
 
-def fuses_the_loss(args: TrainingArguments) -> bool:
-    """Return whether Liger's kernels take the place of the loss; TRL's trainers keep theirs."""
-    kernels: dict[str, Any] = args.liger_kernel_config or {}
-    fused = kernels.get("fused_linear_cross_entropy", True) or kernels.get("cross_entropy", False)
-    return bool(args.use_liger_kernel and fused)
+def overwrites_logits() -> bool:
+    """Return whether Liger's cross-entropy is called for torch's, wherever it is used."""
+    return functional.cross_entropy.__module__.startswith("liger_kernel.")
 
 
 def batch_sampler(loader: Any) -> Any:
@@ -195,9 +194,16 @@ def groups_by_length(loader: Any) -> bool:
     return type(row_sampler(loader)) is LengthGroupedSampler
 
 
+def has_length(loader: Any) -> bool:
+    """Return whether the rows of a loader's dataset are counted; those of streams may not be."""
+    return bool(trainer_utils.has_length(loader.dataset))
+
+
 def shuffles(loader: Any) -> bool:
     """Return whether a trainer's loader takes each row once, in random order."""
     rows = row_sampler(loader)
+    if not has_length(loader):  # all that a trainer can do is take rows as they come
+        return type(rows) is SequentialSampler
     plain = type(rows) in (RandomSampler, SeedableRandomSampler) and not rows.replacement
     return plain and len(rows) == len(loader.dataset)
 

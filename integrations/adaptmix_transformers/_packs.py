@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from adaptmix.errors import ObjectiveError
 
 _log = logging.getLogger("adaptmix")
 _IDS = "input_ids"
+_WINDOW = 2**16  # rows that are packed together; TRL's 1000 leave a pack half full each time
 
 
 def pack_by_domain(own: Callable[..., Any], domains: object, args: Any, kwargs: Any) -> Any:
     """Return what a trainer's ``_prepare_dataset`` makes of a dataset, packed within domains.
 
-    The trainer's method is called once for each domain, so tokenising, cutting and filling packs
-    are its own. A row that is cut keeps its domain in each piece.
+    The trainer's method is called once for each domain, without packing, so tokenising and labels
+    are its own; so are the packs, of more rows at a time. A row that is cut keeps its domain in
+    each piece.
 
     Args:
         own: the trainer's method.
@@ -32,22 +35,41 @@ def pack_by_domain(own: Callable[..., Any], domains: object, args: Any, kwargs: 
         given = inspect.signature(own).bind(*args, **kwargs)
     except TypeError:
         return own(*args, **kwargs)
-    dataset: Any = given.arguments.get("dataset")
+    asked = given.arguments
+    dataset: Any = asked.get("dataset")
     names = getattr(dataset, "column_names", None) or ()
-    if not given.arguments.get("packing") or domains not in names or not hasattr(dataset, "select"):
+    packing = asked.get("packing") and getattr(asked.get("args"), "max_length", None) is not None
+    if not packing or domains not in names or not hasattr(dataset, "select"):
         return own(*args, **kwargs)
     from datasets import concatenate_datasets
 
+    config = asked["args"]
+    asked["packing"] = False
+    asked["args"] = copy.copy(config)
+    asked["args"].max_length = None  # packing cuts rows, or goes on with them in another pack
     labels = np.asarray(dataset.with_format(None)[domains])
     parts = []
     for label in dict.fromkeys(labels.tolist()):
-        given.arguments["dataset"] = dataset.select(np.flatnonzero(labels == label))
-        packs = own(*given.args, **given.kwargs)
-        if domains in packs.column_names:
-            packs = packs.remove_columns(domains)
+        asked["dataset"] = dataset.select(np.flatnonzero(labels == label))
+        packs = packs_of(own(*given.args, **given.kwargs), config)
         parts.append(packs.add_column(domains, [label] * len(packs)))
-        _report(label, packs, given.arguments["args"].max_length)
+        _report(label, packs, config.max_length)
     return concatenate_datasets(parts)
+
+
+def packs_of(rows: Any, config: Any) -> Any:
+    """Return the packs that TRL makes of rows, a large number of them at a time.
+
+    Args:
+        rows: a dataset with ``input_ids`` and ``labels``.
+        config: TRL's, with the packs' length and strategy.
+    """
+    from trl import pack_dataset
+
+    together = {"batch_size": _WINDOW, "num_proc": config.dataset_num_proc}
+    rows = rows.select_columns([_IDS, "labels"])
+    packs = pack_dataset(rows, config.max_length, config.packing_strategy, together)
+    return packs.shuffle(seed=config.seed) if config.shuffle_dataset else packs
 
 
 def _report(label: Any, packs: Any, longest: int) -> None:

@@ -79,6 +79,7 @@ def prove(
             "parameters are kept as they are."
         )
     if loss_inputs.scaled_by_parameters():
+        _refuse_fused(loss)
         refuse_coupled("parameters beside the model's outputs scale or transform the rows' terms")
     if known and not loss_inputs.leaves:
         return [part.detach() for part in loss_gradients(loss, loss_inputs)]
@@ -125,14 +126,7 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
             "where rows cannot be weighted. Compute it in compute_loss or compute_loss_func, or "
             "leave torch_compile out."
         )
-    fused = _fused(loss)
-    if fused is not None:
-        raise ObjectiveError(
-            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
-            "it from hidden states and never makes them. Switch the fused loss off, as with "
-            "fused_linear_cross_entropy=False and cross_entropy=False in "
-            "apply_liger_kernel_to_llama(...), and keep the other kernels."
-        )
+    _refuse_fused(loss)
     outputs = seen.outputs
     names = ", ".join(outputs) if isinstance(outputs, Mapping) else "no mapping"
     sizes = sorted({len(tensor) for tensor in seen.tensors if tensor.ndim and tensor.requires_grad})
@@ -147,6 +141,23 @@ def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
         "The loss must be computed from outputs of the model that have the rows that were drawn "
         f"first; its outputs are {names}, and it is made of none of them. {WAY_OUT}"
     )
+
+
+def _refuse_fused(loss: Tensor) -> None:
+    """Refuse a loss that is computed from hidden states.
+
+    Raises:
+        ObjectiveError: such a loss, by its kernel's name.
+    """
+    fused = _fused(loss)
+    if fused is not None:
+        raise ObjectiveError(
+            f"The loss must be computed from logits, at which rows are weighted; {fused} computes "
+            "it from hidden states and never makes them. Switch the fused loss off, as with "
+            'liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
+            "with the same arguments of apply_liger_kernel_to_llama(...), and keep the other "
+            "kernels."
+        )
 
 
 def _fused(loss: Tensor) -> str | None:

@@ -15,10 +15,10 @@ from adaptmix_transformers import _internals as internals
 _PLAIN = "Leave it out: one device or plain DistributedDataParallel (torchrun) is supported"
 _ADVICE = {
     "DataParallel (args.n_gpu > 1)": "Start with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU",
-    "use_liger_kernel=True": (
-        "Liger's fused loss never computes the logits, at which rows are weighted. Keep its other "
-        'kernels with liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": '
-        "False}"
+    "Liger's cross_entropy": (
+        "It takes the place of torch's, and writes gradients over the logits that rows' losses are "
+        'read from. Leave it out with liger_kernel_config={"cross_entropy": False}, and keep the '
+        "other kernels"
     ),
     "deepspeed": "Its engine scales and reduces gradients itself. " + _PLAIN,
     "fsdp": "It shards the parameters, so that rows' gradients are not seen. " + _PLAIN,
@@ -68,7 +68,7 @@ def refuse_settings(trainer: Trainer, loader: Any) -> None:
         "fsdp": trainer.is_fsdp_enabled,
         "accelerator_config dispatch_batches=True": bool(accelerator.dispatch_batches),
         "accelerator_config split_batches=True": bool(accelerator.split_batches),
-        "use_liger_kernel=True": internals.fuses_the_loss(args),
+        "Liger's cross_entropy": internals.overwrites_logits(),
         "parallelism_config": getattr(accelerator, "parallelism_config", None) is not None,
     }
     for name, is_set in settings.items():

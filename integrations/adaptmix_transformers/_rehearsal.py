@@ -7,6 +7,7 @@ exchanged. Weights by class show when labels are, however few classes the first 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -17,6 +18,14 @@ from torch import Tensor, nn
 from adaptmix import Segments
 from adaptmix.trainers import IGNORED, halves, leaving_no_trace, over_rows
 from adaptmix_transformers._recognition import proportional, tolerance
+
+
+def like(inputs: Any, given: Mapping[str, Any]) -> Any:
+    """Return copies of what is given, which a loss may change, in the kind of mapping of inputs."""
+    changed = copy.copy(inputs)
+    for name, value in given.items():
+        changed[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
+    return changed
 
 
 def exchanged(

@@ -112,10 +112,12 @@ def sampler_of(controller: Controller, trainer: Trainer, like: Any) -> PlanSampl
     """
     args = trainer.args
     by_steps = args.max_steps > 0
+    layout = _layout(trainer)
+    counted = internals.has_length(like)
     sampler = make_sampler(
         controller,
-        _layout(trainer),
-        batches=len(like),
+        layout,
+        batches=len(like) if counted else args.max_steps * layout.accumulation,
         epochs=None if by_steps else args.num_train_epochs,
         max_steps=args.max_steps if by_steps else None,
     )

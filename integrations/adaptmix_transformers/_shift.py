@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from adaptmix import Mixture
-from adaptmix.trainers import IGNORED, find_loss_inputs, loss_gradients, spread_rows
+from adaptmix.trainers import IGNORED, find_loss_inputs, loss_gradients
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _rehearsal as rehearsal
@@ -56,7 +56,7 @@ def shifts_labels(
     capture = Capture(model, head=None, within=plain)
     try:
         with rehearsal.unseen(trainer, plain, seed=seed):
-            batch = collate(mixture.__getitems__(spread_rows(mixture, 0, _ROWS)))
+            batch = collate(mixture.sample(0, _ROWS))
             labels = batch.get("labels") if hasattr(batch, "get") else None
             if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
                 return by_name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +14,11 @@ from transformers import Trainer
 
 from adaptmix import Controller, Draw
 from adaptmix.errors import MissingStatisticError, ObjectiveError
-from adaptmix.trainers import (
-    BackwardProof,
-    LossInputs,
-    Watch,
-    find_loss_inputs,
-)
+from adaptmix.trainers import BackwardProof, LossInputs, Refusals, Watch, find_loss_inputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers import _known as known
 from adaptmix_transformers import _proofs as proofs
+from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Capture, Seen
 from adaptmix_transformers._late_choices import LateChoices
 from adaptmix_transformers._pairs import pair_losses
@@ -77,6 +72,7 @@ class Weighting:
         self.rehearsed = self._known or not self._adapting
         self._proved = self._shown = self._unknown = False
         self._late_choices = LateChoices()
+        self._refusals = Refusals(controller)
 
     @property
     def rule(self) -> Rule | None:
@@ -105,18 +101,19 @@ class Weighting:
 
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
-                loss = _loss(native(_like(inputs, given), num_items))
+                loss = _loss(native(rehearsal.like(inputs, given), num_items))
             return proofs.Pass(loss, seen, self._loss_inputs(loss, seen, draw))
 
-        self._shown = proofs.rehearse(
-            once,
-            inputs,
-            trainer=self._trainer,
-            model=model,
-            draw=draw,
-            reader=None if self._proved else self._reader,
-            num_items=num_items,
-        )
+        with self._refusals.kept():
+            self._shown = proofs.rehearse(
+                once,
+                inputs,
+                trainer=self._trainer,
+                model=model,
+                draw=draw,
+                reader=None if self._proved else self._reader,
+                num_items=num_items,
+            )
 
     def __call__(
         self, native: Native, model: nn.Module, inputs: Any, draw: Draw, num_items: NumItems
@@ -138,6 +135,17 @@ class Weighting:
         with self._capture.open(model) as seen:
             result = native(inputs, num_items)
         loss = _loss(result)
+        with self._refusals.kept():
+            if not self._refusals.refused:
+                self._weight(loss, seen, given, draw, num_items)
+        if self._refusals.refused:  # and yet this process takes part in what all of them do
+            with self._refusals.kept():
+                self._controller.observe(loss, factors=torch.ones(len(draw)), draw=draw)
+        return result
+
+    def _weight(
+        self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
+    ) -> None:
         weigh = self._weighed if self._adapting else self._looked_at
         reading, multipliers, loss_inputs = weigh(loss, seen, given, draw, num_items)
         outputs = () if loss_inputs is None else loss_inputs.tensors
@@ -149,7 +157,6 @@ class Weighting:
         if loss_inputs is not None:
             # Last, for the probe's proofs go through the same nodes where processes share a sink.
             self._arrived.append((loss_inputs, loss_inputs.scale(multipliers, draw.segments)))
-        return result
 
     def _weighed(
         self, loss: Tensor, seen: Seen, given: Any, draw: Draw, num_items: NumItems
@@ -304,8 +311,15 @@ class Weighting:
         """After the backward passes of a step: check that they were of the stated loss.
 
         Raises:
-            ObjectiveError: the loss was not differentiated once, or was scaled in the first step.
+            ObjectiveError: the loss was not differentiated once, or was scaled in the first step;
+                or another process refuses something.
+            MissingStatisticError: as in a call.
         """
+        with self._refusals.kept():
+            self._check_arrived()
+        self._refusals.settle()
+
+    def _check_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
         first, self._first = self._first, None
         if first is not None and self._adapting:
@@ -324,14 +338,6 @@ class Weighting:
     def remove(self) -> None:
         """Give the model back as it was."""
         self._capture.remove()
-
-
-def _like(inputs: Any, given: Mapping[str, Any]) -> Any:
-    """Return copies of what is given, which a loss may change, in the kind of mapping of inputs."""
-    changed = copy.copy(inputs)
-    for name, value in given.items():
-        changed[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
-    return changed
 
 
 def _loss(result: Any) -> Tensor:

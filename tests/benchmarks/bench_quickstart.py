@@ -91,7 +91,7 @@ def table(records: dict[str, list[RunRecord]], args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = quickstart.options()
-    parser.set_defaults(seeds=5, out=Path("runs/bench_quickstart"))
+    parser.set_defaults(seeds=10, out=Path("runs/bench_quickstart"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     text = table(measure(args), args)

@@ -9,7 +9,9 @@ import pytest
 
 from adaptmix._checks import FloatArray
 from adaptmix.data._holdout import Holdout, holdout_sizes
+from adaptmix.data._layout import Layout
 from adaptmix.data._plan import Plan
+from adaptmix.data._sampler import PlanSampler
 from tests.helpers_data import mixture, same_step
 
 SIZES = (40, 7, 200)
@@ -132,3 +134,11 @@ def test_a_batch_of_one_row_has_no_room() -> None:
     holdout(3, 2).check(1)  # nothing is held out
     with pytest.raises(ValueError, match="must be at least 2 where held-out rows ride"):
         holdout(*SIZES).check(1)
+
+
+def test_held_out_rows_have_an_index_and_a_length_like_all_others() -> None:
+    held = holdout(*SIZES)
+    assert len(held.training) == sum(SIZES) > held.training.sizes.sum()
+    sampler = PlanSampler(plan(held), Layout(8, 2), steps=4)
+    sampler.group_by_length(np.arange(sum(SIZES)))
+    assert len(list(sampler)) == 8

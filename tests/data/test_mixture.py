@@ -155,9 +155,13 @@ def test_rows_outside_are_refused(rows: list[int]) -> None:
         ({}, None, ValueError, "datasets must hold at least one domain; got none."),
         ({"a": [1], "b": []}, None, ValueError, "datasets must not be empty; 'b' has no rows."),
         ([[1], [2]], None, TypeError, "datasets must map a domain's name to its dataset; got list"),
-        ({"a": iter([1])}, None, TypeError, "datasets must be map-style, with a length; 'a' is li"),
-        ({"a": {1, 2}}, None, TypeError, "datasets must be map-style, with a length; 'a' is set"),
-        ({"a": Stream()}, None, TypeError, "datasets must be map-style"),
+        (
+            {"a": iter([1])},
+            None,
+            TypeError,
+            "datasets must be map-style, with a length, or",
+        ),
+        ({"a": {1, 2}}, None, TypeError, "datasets must be map-style, with a length, or"),
         ({1: [1]}, None, TypeError, "names must be a sequence of strings; got (1,)."),
         ({"a": [1], "b": [1]}, {"a": 1, "b": -2}, ValueError, "importance must be >= 0; got -2 at"),
         ({"a": [1], "b": [1]}, {"a": 0, "b": 0}, ValueError, "importance must be > 0 for at least"),
@@ -205,3 +209,25 @@ def test_labels_need_a_map_style_dataset() -> None:
         TypeError, match=r"^dataset must be map-style, with a length; got list_iterator\.$"
     ):
         Mixture.from_labels(iter(["x"]), ["a"])
+
+
+def test_streams_are_domains_of_equal_importance_whose_length_is_not_known() -> None:
+    mixture = Mixture({"a": Stream(), "b": [1, 2]})
+    assert (list(mixture.streams), mixture.sizes.tolist()) == ([0], [2**62, 2])
+    assert (mixture.info.sizes.tolist(), mixture.importance.tolist()) == ([np.inf, 2], [0.5, 0.5])
+    assert repr(mixture) == "Mixture({'a': a stream, importance 0.5, 'b': 2 rows, importance 0.5})"
+    assert (mixture[1], mixture.domain_of([0, 1]).tolist()) == (2, [1, 1])
+    with pytest.raises(TypeError, match="length of stream 'a' is not known"):
+        len(mixture)
+
+
+def test_sizes_of_streams_are_taken_as_they_are_given() -> None:
+    mixture = Mixture({"a": Stream(), "b": [1, 2]}, sizes={"a": 6})
+    assert (len(mixture), mixture.importance.tolist()) == (8, [0.75, 0.25])
+    for sizes, error, message in (
+        ({"b": 2}, ValueError, "sizes must be those of streams; got 'b'. The streams are a."),
+        ({"a": 0}, ValueError, "sizes['a'] must be an integer >= 1"),
+        ({"a": "many"}, TypeError, "sizes['a'] must be"),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            Mixture({"a": Stream(), "b": [1, 2]}, sizes=sizes)  # type: ignore[arg-type]

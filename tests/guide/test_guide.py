@@ -25,7 +25,10 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>.*)\n(?P<code>(?:.*\n)*?)(?P
 # Python runs, and so does the command ``adaptmix``; the others are for other programs or the eyes.
 LANGUAGES = {"python", "bash", "yaml", "diff", "text"}
 IMPORT = re.compile(r"^(?:from|import) (\w+)", re.M)
-OPTIONAL = {"accelerate", "datasets", "lightning", "tokenizers", "transformers", "trl"}
+OPTIONAL = {
+    *("accelerate", "datasets", "lightning", "tokenizers", "transformers", "trl"),
+    *("grain", "litdata", "torchdata"),
+}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

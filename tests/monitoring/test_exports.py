@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from adaptmix import Domains, policies
-from adaptmix.monitoring._exports import adaptmix_lines, mixture_lines, steady
+from adaptmix import Domains, Weights, policies
+from adaptmix.monitoring._exports import (
+    StaticWeights,
+    adaptmix_lines,
+    lines_to_paste,
+    mixture_lines,
+    steady,
+)
 from adaptmix.monitoring._groups import grouped
 from adaptmix.monitoring._record import Series
 from tests.monitoring import made
@@ -55,3 +61,9 @@ def test_weights_that_move_are_not_static(quantity: str) -> None:
     moving = Series(made.UPDATES, np.linspace(0.5, 1.0, made.UPDATES.size))
     run.by_domain[quantity]["web"] = moving  # type: ignore[index]
     assert steady(grouped([run])[0]) is None
+
+
+def test_domains_that_only_help_have_shares_of_the_objective_alone() -> None:
+    weights = Weights([0.4, 0.6], None, [1.0, 0.0], objective=[0.7, 0.3])
+    text = lines_to_paste(StaticWeights.of(("target", "web"), weights), unit="sample")
+    assert "interleave_probs: 0.7,0.3" in text and "policy=" not in text

@@ -273,3 +273,17 @@ def test_distributed_data_parallel_is_unwrapped(case: tuple[Stack, Tensor, Tenso
     probe.attach()
     got = observe(probe, wrapped, inputs, targets)
     assert_same(got, reference(probe, model, inputs, targets))
+
+
+def test_parameters_that_are_unfrozen_or_added_in_mid_run_are_seen(estimator: str) -> None:
+    model, (inputs, targets) = mlp().double(), CASES["mlp"][1]()
+    model.stem.requires_grad_(False)
+    probe = attached(model, estimator)
+    assert_same(observe(probe, model, inputs, targets), reference(probe, model, inputs, targets))
+    model.stem.requires_grad_(True)
+    assert_same(observe(probe, model, inputs, targets), reference(probe, model, inputs, targets))
+    assert len(probe._parameters.shapes) == len(list(model.parameters()))
+    model.blocks.append(nn.Linear(8, 8).double())
+    assert_same(observe(probe, model, inputs, targets), reference(probe, model, inputs, targets))
+    assert len(probe._parameters.shapes) == len(list(model.parameters()))
+    assert probe.coverage.share == 1.0

@@ -39,6 +39,7 @@ from tests.probe.cases import (
     reference,
     transformer,
 )
+from tests.probe.unusual import Functional
 
 # Mixed precision.
 
@@ -193,15 +194,16 @@ def _per_rank(rank: int, folder: str) -> None:
     try:
         for kind in ("DDP", "FSDP", "FSDP, watched before"):
             for estimator in ("exact", "sketch"):
-                _compare(rank, kind, estimator)
+                _compare(rank, kind, estimator, transformer)
+                _compare(rank, kind, estimator, lambda: Functional(8))
     finally:
         dist.destroy_process_group()
     leave()
 
 
-def _compare(rank: int, kind: str, estimator: str) -> None:
+def _compare(rank: int, kind: str, estimator: str, build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    net, (inputs, targets) = transformer().double(), CASES["transformer"][1]()
+    net, (inputs, targets) = build().double(), CASES["transformer"][1]()
     alone = attached(copy.deepcopy(net), estimator)
     want = reference(alone, alone._model, inputs[:6], targets[:6], DOMAINS[:6])
     early = attached(net, estimator) if "before" in kind else None
@@ -210,8 +212,9 @@ def _compare(rank: int, kind: str, estimator: str) -> None:
         model = DistributedDataParallel(net)
     else:
         mesh = init_device_mesh("cpu", (2,))
-        for block in net.blocks:
-            fully_shard(block, mesh=mesh)
+        if isinstance(net, Stack):
+            for block in net.blocks:
+                fully_shard(block, mesh=mesh)
         fully_shard(net, mesh=mesh)
     probe = early or attached(model, estimator)
     part = slice(3 * rank, 3 * rank + 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptmix.errors import CoverageWarning, RowOrderWarning
-from adaptmix.probe import GradientProbe
+from adaptmix.probe import GradientProbe, _verification
+from adaptmix.probe._verification import verify
 from tests.probe.cases import DOMAINS, FACTORS, B, Stack, attached, losses, observe, reference
 
 V, D = 11, 7  # as wide as there are samples
@@ -193,6 +195,29 @@ def test_calls_of_another_kind_are_proved_when_they_come(estimator: str) -> None
     want = reference(probe, model, inputs, targets)
     assert got is not None
     torch.testing.assert_close(got.square, want.square)
+
+
+def test_flattened_rows_of_another_length_are_proved_already(
+    estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding differs from batch to batch, and a proof takes two backward passes."""
+    proofs: list[object] = []
+
+    def counted(*args: Any, **kwargs: Any) -> object:
+        proofs.append(verify(*args, **kwargs))
+        return proofs[-1]
+
+    monkeypatch.setattr(_verification, "verify", counted)
+    length = 4
+    model = stack(Turned(lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (-1, length))))
+    probe = attached(model, estimator)
+    for length in (4, 6, 5):
+        inputs, targets = torch.randint(V, (B, length)), torch.randint(V, (B, length))
+        got = observe(probe, model, inputs, targets)
+        want = reference(probe, model, inputs, targets)
+        assert got is not None
+        torch.testing.assert_close(got.square, want.square)
+    assert len(proofs) == 1
 
 
 def test_an_operation_that_begins_in_mid_run_is_proved(estimator: str) -> None:

@@ -109,17 +109,14 @@ class Reference:
     def goes_on(self, rules: Rules, prior: dict[str, float]) -> None:
         """Go on with another mixture: known domains where they were, new ones from the prior."""
         old, self.rules = self.rules, rules
-        before = old.names
-        new = [name for name in rules.names if name not in old.sizes]
-        left = 1.0 - math.fsum(prior[name] for name in new)
         for start, shares in self.published.items():
-            kept = {n: shares[before.index(n)] for n in rules.names if n in old.sizes}
-            total = math.fsum(kept.values())
+            kept = dict(zip(old.names, shares, strict=True))
+            # Those that are new, and those that had no share and count now.
+            begin = [n for n in rules.names if not kept.get(n) and (n not in kept or prior[n] > 0)]
+            left = math.fsum(prior[name] for name in rules.names if name not in begin)
+            total = math.fsum(kept[name] for name in rules.names if name not in begin)
             self.published[start] = [
-                prior[name]
-                if name in new
-                else left * (kept[name] / total if total > 0 else 1.0 / len(kept))
-                for name in rules.names
+                prior[n] if n in begin else left * kept[n] / (total or 1.0) for n in rules.names
             ]
         drawn: dict[str, int] = {}
         for name in rules.names:

@@ -178,7 +178,13 @@ def _mixture(
     capped: bool,
     scheduled: str,
 ) -> Part:
-    importance = {name: float(rng.integers(1, 6)) for name in sizes}
+    # Whole numbers give whole counts. Binomial numbers jump where p rounds to above ½ or below.
+    off = 0.01 if spec.counts == "multinomial" else 0.0
+
+    def whole(lowest: int) -> float:
+        return float(rng.integers(lowest, 6)) * (1.0 + float(rng.uniform(0.0, off)))
+
+    importance = {name: whole(1) for name in sizes}
     if spec.policy == "transfer":  # all but one may only help
         importance |= {name: 0.0 for name in sizes if name != "d0" and rng.random() < 0.5}
     epochs = {n: float(rng.choice([0.5, 1.0, 1.5, 4.0])) for n in sizes if rng.random() < 0.6}
@@ -189,12 +195,11 @@ def _mixture(
         starts = [0, *sorted(set(rng.integers(1, steps, 2).tolist()))]
         linear = bool(rng.random() < 0.5)
         weights = {
-            start: {n: float(rng.integers(lowest, 5)) * (importance[n] > 0) for n in sizes}
-            for start in starts
+            start: {n: whole(lowest) * (importance[n] > 0) for n in sizes} for start in starts
         }
         for stage in weights.values():
-            stage["d0"] = max(stage["d0"], 1.0)
-        weights[starts[-1]] = {n: max(w, 1.0) for n, w in weights[starts[-1]].items()}
+            stage["d0"] = max(stage["d0"], importance["d0"])
+        weights[starts[-1]] = {n: w or importance[n] for n, w in weights[starts[-1]].items()}
         return Stages(weights, linear)
 
     auxiliary = not all(importance.values())

@@ -126,7 +126,7 @@ class Stream(IterableDataset[Any]):
             r"drawn by RandomSampler \(20 of 73 rows\), which",
         ),
         (DataLoader(pl.dataset(), batch_size=None), r"drawn one at a time \(batch_size=None\)"),
-        (DataLoader(Stream()), "must be map-style.*the iterable Stream. Load it without streaming"),
+        (DataLoader(Stream()), "must be map-style.*the iterable Stream. Use Mixture"),
     ],
 )
 def test_loaders(data: Any, match: str) -> None:

@@ -24,6 +24,7 @@ from tests.integrations.adaptmix_transformers.test_parity import gradient_errors
 from tests.leaving import leave
 
 pytestmark = pytest.mark.slow
+ACCUMULATIONS = (1, 4)
 
 
 def everyones(mine: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -70,8 +71,17 @@ def worker(rank: int, port: int, folder: str) -> None:
         for averaged, grouped in ((True, False), (False, False), (True, True))
     }
     if importlib.util.find_spec("trl"):  # it does not support the oldest transformers
-        trl_runs = importlib.import_module("tests.integrations.adaptmix_transformers.trl_runs")
-        results["trl"] = trl_runs.stop_and_go_on(folder, 4, 2)
+        here = "tests.integrations.adaptmix_transformers"
+        grpo, matrix = (importlib.import_module(f"{here}.{n}") for n in ("grpo_runs", "trl_matrix"))
+        results["grpo"] = grpo.stop_and_go_on(folder, 4, 2)
+        results["trl"] = {
+            (name, policy, accumulation): matrix.stop_and_go_on(
+                folder, name, policy, accumulation, 2
+            )
+            for name in matrix.SETUPS
+            for policy in matrix.POLICIES
+            for accumulation in ACCUMULATIONS
+        }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
     leave()
@@ -133,19 +143,35 @@ def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[s
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("policy", ["variance_aware", "joint"])
+@pytest.mark.parametrize("name", ["plain", "LoRA", "padding-free", "packed", "DPO", "reward"])
+def test_trl_trains_the_objective_stops_and_goes_on_however_its_batch_is_cut(
+    name: str, policy: str, two: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The same on one process and two, in one micro-batch and four."""
+    pytest.importorskip("trl")
+    from tests.integrations.adaptmix_transformers import trl_matrix
+
+    wanted: dict[str, Any] | None = None
+    for accumulation in ACCUMULATIONS:
+        alone = trl_matrix.stop_and_go_on(tmp_path, name, policy, accumulation, 1)
+        wanted = wanted or alone
+        for other in (alone, *(two[rank]["trl"][name, policy, accumulation] for rank in range(2))):
+            for key, value in wanted.items():
+                np.testing.assert_allclose(other[key], value, rtol=2e-3, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
-def test_trl_stops_goes_on_and_trains_alike_on_one_process_and_two(
+def test_grpo_stops_goes_on_and_trains_alike_on_one_process_and_two(
     two: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """Also with another accumulation of the same global batch."""
     pytest.importorskip("trl")
-    from tests.integrations.adaptmix_transformers import trl_runs
+    from tests.integrations.adaptmix_transformers import grpo_runs
 
-    alone = trl_runs.stop_and_go_on(tmp_path, 1, 1)
-    for name, wanted in alone.items():
+    for key, value in grpo_runs.stop_and_go_on(tmp_path, 1, 1).items():
         for rank in range(2):
-            other = two[rank]["trl"][name]
-            for key, value in wanted.items():
-                np.testing.assert_allclose(
-                    other[key], value, rtol=2e-3, atol=1e-5, err_msg=f"{name}: {key}"
-                )
+            np.testing.assert_allclose(
+                two[rank]["grpo"][key], value, rtol=2e-3, atol=1e-5, err_msg=key
+            )

@@ -1,4 +1,7 @@
-"""The trainer has its own methods back whenever it neither trains nor evaluates."""
+"""The trainer has its own methods back whenever it neither trains nor evaluates.
+
+Also tests ``adaptmix_transformers/_mixin.py``.
+"""
 
 from __future__ import annotations
 

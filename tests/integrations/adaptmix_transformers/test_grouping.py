@@ -14,6 +14,7 @@ from adaptmix.errors import LengthGroupingWarning
 from adaptmix_transformers import AdaptMixCallback
 from tests.integrations.adaptmix_transformers import hf, runs
 from tests.integrations.adaptmix_transformers.test_parity import gradient_errors, token_losses
+from tests.runs import held_places, record_draws
 
 ACCUMULATION = 4
 
@@ -69,6 +70,16 @@ def test_steps_have_the_same_rows_and_statistics_and_less_padding(tmp_path: Path
         hf.parameters(grouped.model), hf.parameters(plain.model), rtol=1e-6, atol=1e-7
     )
     assert padding(grouped) < 0.5 * padding(plain)
+
+
+def test_held_out_rows_that_ride_in_the_batch_have_lengths_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = record_draws(monkeypatch)
+    options: dict[str, Any] = {"accumulation": ACCUMULATION, "max_steps": 3, **hf.GROUPED}
+    errors = gradient_errors(tmp_path, "token", draws=draws, **options)
+    assert held_places(draws)
+    assert max(errors) < 1e-10
 
 
 def test_stop_and_resume_is_bit_identical(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from adaptmix import Mixture
-from adaptmix.probe._compiled import is_compiled
+from adaptmix.probe._compiled import any_compiled
 from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import find_rule
 from adaptmix.trainers import count_labels
@@ -60,7 +60,7 @@ def test_what_the_trainer_does_to_a_loss(tmp_path: Path) -> None:
     trainer.loss_is_scaled_for_ga = False
     assert internals.loss_divisor(trainer, torch.tensor(5)) == 3
     assert internals.rows_per_process(trainer) == 8
-    assert not is_compiled(trainer.model)
+    assert not any_compiled(trainer.model.modules())
     assert isinstance(internals.core_model(trainer), LlamaForCausalLM)
     assert internals.tensorboard_writer(trainer) is None
 
@@ -149,3 +149,12 @@ def test_causal_models_shift_labels_whatever_they_are_called() -> None:
     assert internals.shifts_labels(kind(transformers.GPT2Config(**sizes)))
     assert internals.shifts_labels(hf.llama())
     assert not internals.shifts_labels(torch.nn.Linear(1, 1))
+
+
+def test_only_datasets_of_a_known_length_have_one(tmp_path: Path) -> None:
+    stream = hf.rows().to_iterable_dataset()
+    for sizes, known in ((None, False), ({"web": 80}, True)):
+        data = Mixture({"web": stream}, sizes=sizes)
+        loader = hf.make(tmp_path, None, data=data).get_train_dataloader()
+        assert internals.has_length(loader) == known
+        assert internals.shuffles(loader)

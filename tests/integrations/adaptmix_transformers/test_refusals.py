@@ -60,18 +60,19 @@ def test_sharded_training_is_refused(flag: str, message: str, tmp_path: Path) ->
         trainer.train()
 
 
-def test_fused_losses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cross_entropy_that_overwrites_logits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Liger's takes the place of torch's when it is applied; for some models it is the default."""
+
+    def liger_cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError  # its kernels need a GPU
+
     trainer = hf.make(tmp_path, AdaptMixCallback("source"))
-    trainer.args.use_liger_kernel = True
-    # Without the package the Trainer stops before anything of ours is asked.
-    monkeypatch.setattr("transformers.trainer.apply_liger_kernel", lambda *_: None)
-    with pytest.raises(
-        ObjectiveError, match=r"use_liger_kernel=True\. Liger's fused loss never computes"
-    ):
+    liger_cross_entropy.__module__ = "liger_kernel.transformers.functional"
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", liger_cross_entropy)
+    with pytest.raises(ObjectiveError, match=r"Liger's cross_entropy.*over the logits"):
         trainer.train()
-    # As TRL's trainers, whose head is their own.
-    trainer.args.liger_kernel_config = {"fused_linear_cross_entropy": False}
-    trainer.train()
 
 
 def _drawn_by(make: Callable[[Any], Any]) -> type[Trainer]:
@@ -182,18 +183,21 @@ class Fused(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """What apply_liger_kernel_to_llama makes of a model."""
 
     def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
-        kwargs.pop("num_items_in_batch", None)
         hidden = self.model(input_ids, attention_mask=kwargs["attention_mask"])[0]
         kernel: Any = LigerFusedLinearCrossEntropyFunction
         loss = kernel.apply(
             hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels[:, 1:].flatten()
         )
-        return CausalLMOutputWithPast(loss=loss, logits=None)
+        shown = (hidden,) if self.config.output_hidden_states else None
+        return CausalLMOutputWithPast(loss=loss, logits=None, hidden_states=shown)
 
 
-def test_losses_that_are_fused_with_the_head_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_losses_that_are_fused_with_the_head_are_refused_by_name(
+    hidden: bool, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    model = Fused(hf.llama().config)
+    model = Fused(hf.llama(output_hidden_states=hidden).config)
     message = r"LigerFusedLinearCrossEntropyFunction computes it from hidden .* Switch the fused"
     with pytest.raises(ObjectiveError, match=message):
         hf.train(tmp_path, AdaptMixCallback("source"), model=model)
