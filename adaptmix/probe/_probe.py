@@ -154,6 +154,11 @@ class GradientProbe:
                 stacklevel=3,
             )
 
+    @property
+    def model(self) -> nn.Module:
+        """What is watched, with its wrappers."""
+        return self._model
+
     def detach(self) -> None:
         """Leave the model and forget what was not collected; nothing when not attached."""
         if not self._attached:
