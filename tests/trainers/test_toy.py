@@ -99,4 +99,4 @@ def test_an_argument_of_the_settings_is_no_option_of_the_controller() -> None:
 
 def test_rows_of_somebody_elses_loader_need_a_loop_of_ones_own() -> None:
     with pytest.raises(TypeError, match=r"got Domains\. .* need a loop of your own"):
-        Settings(domains=Domains(["a", "b"], importance=[1, 1]))
+        Settings(domains=Domains(["a", "b"], importance=[1, 1]))  # type: ignore[arg-type]
