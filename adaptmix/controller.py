@@ -31,7 +31,8 @@ class Controller(ForeignRun):
     """Online sampling and loss weights for one training run.
 
     Args:
-        mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
+        mixture: the domains and their rows; ``Domains`` where another loader draws the rows, each
+            row's domain on its own. ``counts``, ``lag`` and ``seed_rows`` do nothing then.
         model: the model whose gradients are measured, as by ``watch``. When None, call ``watch``.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is. A name, and the class behind it, draw noisy statistics towards their common value
@@ -197,6 +198,7 @@ class Controller(ForeignRun):
             collate_fn=collate_fn,
             count=self._count,
             hand_out=self._order.hand_out,
+            look=self._rows.look,
             **dataloader_options,
         )
 
@@ -248,7 +250,7 @@ class Controller(ForeignRun):
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, not exactly one batch that
                 was handed out and is not trained yet, as in a loop that looks ahead.
-            ObjectiveError: the model ran other rows than ``samples`` or the draw says.
+            ObjectiveError: other rows ran than the draw's, or a row's loss depends on others.
             MissingStatisticError: in the first call, a statistic that the policy needs is missing.
             TypeError: losses or noise that are no tensors.
             ValueError: reduced losses, or losses, draws or segments of other rows.
@@ -259,11 +261,12 @@ class Controller(ForeignRun):
             self._measurements.expect(noise=noise is not None)
         draw = self._next_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
-        domains = draw.domains.to(rows.values.device, non_blocking=True)
         self._check_tokens(draw, rows.tokens)
         if begins:
             self._adaptation.check_supplied()
-        self._measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._rows.check(losses, segments, samples)
+        adapting = self._settings.adapting
+        self._measurements.start_lengths(draw.domains, rows.tokens, adapting=adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,
