@@ -77,7 +77,7 @@ CASES = [
 def shares(domains: int) -> list[float]:
     """Uneven shares, the same for both."""
     drawn = np.random.default_rng(0).dirichlet(np.ones(domains)) + 1 / domains
-    return (drawn / drawn.sum()).tolist()
+    return [float(share) for share in drawn / drawn.sum()]
 
 
 def interleaved(case: Case, folder: str, workers: int) -> Iterable[Any]:
