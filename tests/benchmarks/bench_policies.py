@@ -26,6 +26,10 @@ Where domains are equal, Shrink(5) cuts the mean harm from 13.8 to 0.0 (shares) 
 0.5 and from 99 to 0.6. Hence the defaults Shrink(5), between what is best for either weights,
 Smooth(0.5), TrustRegion(0.01), and Shrink in NAMED.
 
+Measuring every 20 steps from step 200 on, in place of every 10, adds to the excess of shares where
+domains are different 2.6 points of 9.6 (13.8 of 32.3 with heavy tails), and 3.1 with a half-life of
+100. Hence the same cadence throughout.
+
 Run from the repository root ``python -m tests.benchmarks.bench_policies``, with any of shares,
 cadence, loss and time for a part of it.
 """
