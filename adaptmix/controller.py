@@ -31,7 +31,8 @@ class Controller(ForeignRun):
     """Online sampling and loss weights for one training run.
 
     Args:
-        mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
+        mixture: the domains and their rows; ``Domains`` where another loader draws the rows, each
+            row's domain on its own. ``counts``, ``lag`` and ``seed_rows`` do nothing then.
         model: the model whose gradients are measured, as by ``watch``. When None, call ``watch``.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is. A name, and the class behind it, draw noisy statistics towards their common value
