@@ -118,6 +118,15 @@ def test_a_run_goes_on_with_another_mixture_of_streams() -> None:
     assert starts == [24, 0]  # b goes on, and c begins
 
 
+def test_a_stream_comes_to_a_run_on_datasets() -> None:
+    stored = {"a": list(range(50))}
+    _, state = streams.train(Mixture(stored), 12, stop=6)
+    controller = Controller(Mixture(stored | {"b": streams.Plain(1000, 50)}), policy="static")
+    controller.load_state_dict(state, changed=True)
+    batch = next(iter(controller.loader(8, steps=8, collate_fn=streams.collate)))
+    assert min(row for row in batch.tolist() if row >= 1000) == 1000
+
+
 def test_what_needs_the_number_of_rows_says_so() -> None:
     mixture = Mixture({"a": streams.Plain(0, 50), "b": streams.Plain(100, 50)})
     with pytest.raises(TypeError, match="Say how long to train in steps"):

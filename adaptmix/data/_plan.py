@@ -129,7 +129,7 @@ class Plan:
             "seed": self.seed,
             "lag": self.lag,
             "counts": self.counts,
-            "row_source": describe(type(self._source)),
+            "row_source": describe(type(getattr(self._source, "stored", self._source))),
             "streams": self.streams.names,
             "seed_rows": self.row_seed is not None,
             **self.budget.settings,

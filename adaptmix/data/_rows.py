@@ -72,7 +72,7 @@ class WithStreams:
     """
 
     def __init__(self, stored: RowSource, streams: Sequence[int]) -> None:
-        self._stored, self._streams = stored, streams
+        self.stored, self._streams = stored, streams
 
     def take(self, domains: NDArray[np.int64], numbers: NDArray[np.int64]) -> Rows:
         """Return rows by domain, and by how many of the domain were drawn before; both (n,).
@@ -82,6 +82,6 @@ class WithStreams:
         rows, fresh = numbers.copy(), np.ones(numbers.size, dtype=np.bool_)
         stored = ~np.isin(domains, self._streams)
         if stored.any():
-            taken = self._stored.take(domains[stored], numbers[stored])
+            taken = self.stored.take(domains[stored], numbers[stored])
             rows[stored], fresh[stored] = taken.rows, taken.fresh
         return Rows(rows, fresh)
