@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptmix._adaptation import Adaptation
 from adaptmix._backward import BackwardProof
 from adaptmix._loss import DomainLossScaler
+from adaptmix._row_proof import RowProof
 from adaptmix._schedule import Course
 from adaptmix._settings import Drawing, Settings
 from adaptmix._types import Domains, DomainStats, Weights
@@ -114,6 +115,7 @@ class Run:
         self._log = RunLog(mixture.domains, lambda: (self.configuration, self.warnings))
         self._stopwatch = Stopwatch()
         self._proof: BackwardProof | None = BackwardProof()
+        self._rows = RowProof(self._measurements, adapting=adapting)
         self._sampler: PlanSampler | Expected | None = None
         self._agreed_starts, self._group = 0, group
         self._step_rows = self._horizon = 0

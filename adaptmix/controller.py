@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -30,7 +31,8 @@ class Controller(ForeignRun):
     """Online sampling and loss weights for one training run.
 
     Args:
-        mixture: the domains and their rows; ``Domains`` where another loader draws the rows.
+        mixture: the domains and their rows; ``Domains`` where another loader draws the rows, each
+            row's domain on its own. ``counts``, ``lag`` and ``seed_rows`` do nothing then.
         model: the model whose gradients are measured, as by ``watch``. When None, call ``watch``.
         policy: a policy or its name. The default adapts sampling alone and leaves the objective as
             it is. A name, and the class behind it, draw noisy statistics towards their common value
@@ -149,6 +151,7 @@ class Controller(ForeignRun):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         accumulation: int = 1,
+        row_lengths: ArrayLike | None = None,
         **dataloader_options: Any,
     ) -> Loader:
         """Return the loader of this run. It yields the batches that ``collate_fn`` makes.
@@ -161,6 +164,9 @@ class Controller(ForeignRun):
             num_workers: worker processes. The rows that are drawn do not depend on them.
             collate_fn: as for ``torch.utils.data.DataLoader``.
             accumulation: micro-batches per optimizer step.
+            row_lengths: (rows of the mixture,) by which each step's rows are cut into micro-batches
+                from the longest to the shortest, so that less is padded. The gradient of the step
+                stays the same.
             dataloader_options: further ``DataLoader`` options.
 
         Raises:
@@ -168,6 +174,9 @@ class Controller(ForeignRun):
             ValueError: an option out of its range, or both ``epochs`` and ``steps``.
             LagError: workers would run further ahead than ``lag``.
             StateError: another global batch than the restored run's.
+
+        Warns:
+            LengthGroupingWarning: ``row_lengths``, where a step has only one micro-batch.
         """
         layout = self._layout(batch_size, accumulation)
         epoch_steps = None
@@ -180,6 +189,8 @@ class Controller(ForeignRun):
                 "the length of the whole run."
             )
         sampler = self._make_sampler(layout, steps, epoch_steps, finish_epochs=True)
+        if row_lengths is not None:
+            sampler.group_by_length(row_lengths)
         self.count_tokens(collate_fn or default_collate)
         return Loader(
             sampler,
@@ -187,6 +198,7 @@ class Controller(ForeignRun):
             collate_fn=collate_fn,
             count=self._count,
             hand_out=self._order.hand_out,
+            look=self._rows.look,
             **dataloader_options,
         )
 
@@ -238,7 +250,7 @@ class Controller(ForeignRun):
         Raises:
             BatchOrderError: a batch out of turn; or without ``draw``, not exactly one batch that
                 was handed out and is not trained yet, as in a loop that looks ahead.
-            ObjectiveError: the model ran other rows than ``samples`` or the draw says.
+            ObjectiveError: other rows ran than the draw's, or a row's loss depends on others.
             MissingStatisticError: in the first call, a statistic that the policy needs is missing.
             TypeError: losses or noise that are no tensors.
             ValueError: reduced losses, or losses, draws or segments of other rows.
@@ -249,11 +261,12 @@ class Controller(ForeignRun):
             self._measurements.expect(noise=noise is not None)
         draw = self._next_draw(draw)
         rows = self._scaler.rows(losses, draw, mask, segments)
-        domains = draw.domains.to(rows.values.device, non_blocking=True)
         self._check_tokens(draw, rows.tokens)
         if begins:
             self._adaptation.check_supplied()
-        self._measurements.start_lengths(domains, rows.tokens, adapting=self._settings.adapting)
+        self._rows.check(losses, segments, samples)
+        adapting = self._settings.adapting
+        self._measurements.start_lengths(draw.domains, rows.tokens, adapting=adapting)
         # An observed run has weights, too: importance and loss weights of 1.
         total, factors = self._scaler.weighted(
             rows,

@@ -32,6 +32,7 @@ class Loader:
         collate_fn: as for ``DataLoader``.
         count: of each row's supervised tokens in a batch, for the draws to carry.
         hand_out: gets the draw of each batch that is yielded without it.
+        look: gets each batch and its draw before they are yielded.
         options: further ``DataLoader`` options.
 
     Raises:
@@ -49,6 +50,7 @@ class Loader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         count: Count | None = None,
         hand_out: Callable[[Draw], None] | None = None,
+        look: Callable[[Any, Draw], None] | None = None,
         **options: Any,
     ) -> None:
         for name in _OURS:
@@ -56,7 +58,7 @@ class Loader:
                 raise TypeError(f"{name} must not be given: the plan decides it. Leave it out.")
         if not options.get("in_order", True):
             raise ValueError("in_order must be True, so that batches meet their draws; got False.")
-        self.sampler, self._count, self._hand_out = sampler, count, hand_out
+        self.sampler, self._count, self._hand_out, self._look = sampler, count, hand_out, look
         plan = sampler.plan
         sampler.layout.check_lag(
             plan.lag,
@@ -109,4 +111,6 @@ class Loader:
             draw = self.sampler.take(number)
             if self._count is not None:
                 draw = replace(draw, tokens=torch.as_tensor(self._count(batch)))
+            if self._look is not None:
+                self._look(batch, draw)
             yield batch, draw

@@ -16,7 +16,7 @@ from adaptmix.policies._base import Run, Start
 from adaptmix.policies._gram import averaged, mean_error, unknown
 from adaptmix.policies._least_variance import least_variance_shares
 from adaptmix.policies._moments import moments
-from adaptmix.solvers import transfer_weights
+from adaptmix.policies._proven import proven_weights
 
 # The weight that keeps a domain's gradients in sight; its bias is negligible.
 _SEEN = 1e-4
@@ -29,8 +29,8 @@ _EQUAL, _WHILE_UNKNOWN = 0.9, 0.4
 # The part of the way to the program's weights that an update goes. Rows in flight were drawn with
 # the shares of before; a weight that rises at once would multiply them by too much.
 _RATE = 0.5
-# A smaller weight is none.
-_NONE = 1e-3
+# Domains that count have two rows of every step, if this part of the rows suffices for that.
+_COUNTING = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Transfer:
     0.01 % of the objective and, in turn with others, two rows of a step, so that it is seen when it
     begins to help. Weights go half of the way at each update, and inner products are averaged over
     the last quarter of the updates, by the rows they are known from.
+
+    A bias that few rows of the domains that count cannot tell counts as none, and a domain far from
+    the rest must prove its help (``_proven``). In networks gradients vary much more than their mean
+    is long, so that domains that harm may get weight: compare with those that count alone.
 
     Gradients of rows that the model has fitted are told from training rows. What they miss is the
     same for all domains of like curvature, and cancels in the differences μ_i − μ_j, which alone
@@ -159,21 +163,15 @@ class Transfer:
         if state["batch_size"] is not None and state["horizon"] is not None:
             draws = state["batch_size"] * state["horizon"] / float((pi / lengths).sum())
         wanted, helps = np.zeros(known.size), np.zeros(known.size)
-        # An indefinite matrix of estimates is made definite as a whole: the noise of a domain that
-        # is far away would count against those that are near. So what gets no weight is left out.
-        here, before = np.flatnonzero(known), 0
-        while before != here.size:
-            solution = transfer_weights(
-                state["gram"][np.ix_(here, here)],
-                variance[here],
-                importance=pi[here],
-                sizes=sizes[here],
-                draws=draws,
-                gram_error=error[here],
-            )
-            kept = (solution.objective > _NONE) | (pi[here] > 0.0)
-            before, found, here = here.size, here, here[kept]
-        wanted[found], helps[found] = solution.objective, solution.helps
+        wanted[known], helps[known] = proven_weights(
+            state["gram"][np.ix_(known, known)],
+            variance[known],
+            importance=pi[known],
+            sizes=sizes[known],
+            draws=draws,
+            gram_error=error[known],
+            doubt=self.doubt,
+        )
         return wanted, helps
 
 
@@ -213,6 +211,9 @@ def _shares(
     floor = np.zeros(K)
     floor[(objective <= 2.0 * _SEEN) & (objective < pi)] = _ALWAYS / K
     floor[pi == 0.0] = _ALWAYS / K
+    if not pi.all():
+        counts = pi > 0.0
+        floor[counts] = min(pair, _COUNTING / counts.sum())
     floor[~known & (pi == 0.0)] = (_EQUAL if pair <= _EQUAL / K else _WHILE_UNKNOWN) / K
 
     def quiet() -> FloatArray:

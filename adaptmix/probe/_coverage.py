@@ -229,6 +229,12 @@ class ParameterMap:
         return seen - self._refused
 
     @property
+    def seen_all(self) -> bool:
+        """Whether gradients of all parameters arrived, and all of them count."""
+        arrived = self._seen is not None and len(self._seen) == len(self.candidates)
+        return arrived and not self._refused and not self.twice
+
+    @property
     def coverage(self) -> Coverage:
         """What is seen; before the first gradient arrives, what should be."""
         seen = self.seen

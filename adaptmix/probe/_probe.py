@@ -81,6 +81,7 @@ class GradientProbe:
         self._inspected = False
         self._isolated: bool | None = None  # whether packed samples are
         self._twice = False
+        self._listening = True
         self._build([*unwrapped(model).modules()])
 
     def _build(self, modules: Sequence[nn.Module]) -> None:
@@ -154,6 +155,11 @@ class GradientProbe:
                 stacklevel=3,
             )
 
+    @property
+    def model(self) -> nn.Module:
+        """What is watched, with its wrappers."""
+        return self._model
+
     def detach(self) -> None:
         """Leave the model and forget what was not collected; nothing when not attached."""
         if not self._attached:
@@ -195,7 +201,9 @@ class GradientProbe:
             if any(now and not then for now, then in zip_longest(_trained(inner), self._trained)):
                 self._build(inner)
             self._hooks.install(inner)
-            self._mass.listen(self._parameters.numbered(inner))
+            # Where all is seen, there is no mass that is not.
+            self._listening = not self._parameters.seen_all
+            self._mass.listen(self._parameters.numbered(inner) if self._listening else {})
 
     def expect(
         self,
@@ -270,6 +278,8 @@ class GradientProbe:
         total, self._total = self._total, None
         if total is not None:
             self._inspected = True
+            if not self._listening and not self._parameters.seen_all:
+                total.forget()  # how much of it is seen is not known; in the next step it is
             seen = set() if self._twice else self._parameters.seen
             total.mass += self._mass.split(seen, total.mass)
         self._twice = False

@@ -157,7 +157,7 @@ class Measurements:
         table = torch.zeros(3, len(self._domains), dtype=torch.float64, device=tokens.device)
         number = tokens.double()
         columns = torch.stack([number, torch.ones_like(number), number**2])
-        table.index_add_(1, domains, columns * known)
+        table.index_add_(1, domains.to(tokens.device), columns * known)
         distributed.sum_over_ranks([table], self._group)
         if table.any():
             self._lengths.start(*table.cpu().numpy(), adapting=adapting)

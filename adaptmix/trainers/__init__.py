@@ -73,6 +73,7 @@ from adaptmix.monitoring._names import safe_names
 from adaptmix.monitoring._tensorboard import PREFIX, tolerant
 from adaptmix.monitoring._trainer_board import TrainerBoard
 from adaptmix.probe import Coverage
+from adaptmix.probe._entry import refusing_moved_rows
 from adaptmix.probe.rules._linear import Matrix
 from adaptmix.probe.rules._registry import FusedHead, Side, register_head
 from adaptmix.processes._sums import gather, sum_over_ranks
@@ -80,7 +81,6 @@ from adaptmix.state._checkpoint import load as load_state
 from adaptmix.state._checkpoint import save as save_state
 from adaptmix.statistics import Watch
 from adaptmix.trainers._additivity import couplings, loss_gradients
-from adaptmix.trainers._entry import refusing_moved_rows
 from adaptmix.trainers._head import WeightedHead, scale_rows
 from adaptmix.trainers._inputs import LossInputs, find_loss_inputs, over_rows
 from adaptmix.trainers._labels import IGNORED, Labels, count_labels

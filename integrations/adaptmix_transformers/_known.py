@@ -118,6 +118,14 @@ def is_sum_over_rows(trainer: Trainer, compute_loss: Any, model: Any, function: 
     return trainer.label_smoother is not None or type(model).__name__.endswith(_HEADS)
 
 
+def averages_tokens(trainer: Trainer) -> bool:
+    """Return whether a loss of labels that are of tokens divides by their number.
+
+    Connectionist temporal classification has one loss for each row, whatever its length.
+    """
+    return not type(internals.core_model(trainer)).__name__.endswith("ForCTC")
+
+
 def losses_known(trainer: Trainer) -> str:
     """Return a sentence on where rows' losses and noise are known."""
     if trains_groups(trainer):

@@ -16,6 +16,7 @@ from adaptmix.trainers import LossInputs, couplings, loss_gradients, random_stat
 from adaptmix_transformers import _rehearsal as rehearsal
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._reading import NumItems, Reader
+from adaptmix_transformers._recognition import tolerance
 
 _log = logging.getLogger("adaptmix")
 _SEED = 0
@@ -114,6 +115,19 @@ def refuse_coupled(how: str) -> None:
     )
 
 
+def refuse_uncomputed() -> None:
+    """Refuse an optimizer step that follows no call of ``compute_loss``.
+
+    Raises:
+        ObjectiveError: always.
+    """
+    raise ObjectiveError(
+        "training_step must compute the loss with self.compute_loss(model, inputs), at which "
+        "AdaptMixCallback weighs rows; this optimizer step follows no call of it. Call it there "
+        "instead of the model."
+    )
+
+
 def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     """Refuse a loss that depends on no tensor with the rows that were drawn.
 
@@ -184,7 +198,8 @@ def rehearse(
     trainer: Trainer,
     model: nn.Module,
     draw: Draw,
-    reader: Reader | None,
+    reader: Reader,
+    fresh: bool,
     num_items: NumItems,
 ) -> bool:
     """Compute a loss on other rows, labels and numbers of tokens, and leave no trace.
@@ -195,14 +210,16 @@ def rehearse(
         trainer: of the run.
         model: what it calls.
         draw: of the micro-batch.
-        reader: is told what other labels and numbers show; None where it was.
+        reader: is told what other labels and numbers show.
+        fresh: whether it was not told yet.
         num_items: supervised tokens of the step, where the trainer counts them.
 
     Returns:
         Whether kept rows were seen not to depend on others.
 
     Raises:
-        ObjectiveError: kept rows, or their gradients, depend on the other rows.
+        ObjectiveError: kept rows, or their gradients, depend on the other rows, or the loss does
+            not average over what the objective does.
     """
 
     def again(
@@ -234,10 +251,21 @@ def rehearse(
         other = again(given)
         if other is not None:
             shown |= _compare(first, other, kept, segments, lambda: again(inputs))
-    if reader is None:
+    if not fresh:
         return shown
     changed = None if num_items is None else again(inputs, 2 * num_items)
     reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
+    if reader.per_token and not reader.by_step and rows > 1 and segments is None:
+        _check_divisor(first, again, inputs, kept)
+    scales: list[float | None] = []
+
+    def note(done: Pass, gradients: list[Tensor]) -> None:
+        scales.append(reader.scale(done.seen, done.loss_inputs, gradients, inputs))
+
+    again(inputs, use=note)
+    with rehearsal.nudged(model):
+        again(inputs, use=note)
+    _check_scale(scales, first.gradients[0].dtype)
     labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
         classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
@@ -259,7 +287,7 @@ def _compare(
         ObjectiveError: something of theirs changed.
     """
     if rehearsal.same_values(first.tensors, other.tensors, kept, segments):
-        if not rehearsal.same_up_to_a_factor(first.gradients, other.gradients, kept, segments):
+        if rehearsal.common_factor(first.gradients, other.gradients, kept, segments) is None:
             refuse_coupled("the gradients of rows change with the rows beside them")
         return True
     if not torch.equal(first.random, other.random):
@@ -273,3 +301,45 @@ def _compare(
             "that are not first in the outputs do"
         )
     return False
+
+
+def _check_divisor(
+    first: _Shown,
+    again: Callable[[Mapping[str, Any]], _Shown | None],
+    inputs: Mapping[str, Any],
+    kept: Tensor,
+) -> None:
+    """Check that a loss of tokens divides by their number.
+
+    Raises:
+        ObjectiveError: it divides by the same where there are fewer of them.
+    """
+    given = rehearsal.silenced(inputs, kept)
+    other = None if given is None else again(given)
+    if other is None or not rehearsal.same_values(first.tensors, other.tensors, kept):
+        return
+    factor = rehearsal.common_factor(first.gradients, other.gradients, kept)
+    if factor is not None and abs(factor - 1.0) <= tolerance(first.gradients[0].dtype):
+        raise ObjectiveError(
+            'unit must be "sample" where the loss does not divide by the number of supervised '
+            "tokens; this one divides by the same where fewer of them are. Pass "
+            'AdaptMixCallback(unit="sample"), where each row counts as it does in the loss, or '
+            "divide the sum over tokens by their number."
+        )
+
+
+def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:
+    """Check that the one factor of all rows' losses is the same where the outputs are others.
+
+    A factor that is detached has no derivative, so only other outputs show it.
+
+    Args:
+        scales: of the model as it is, and of another one, on the same rows.
+        dtype: of the gradients that they were read from.
+
+    Raises:
+        ObjectiveError: it is another.
+    """
+    known = [scale for scale in scales if scale is not None]
+    if len(known) == 2 and abs(known[1] / known[0] - 1.0) > 4.0 * tolerance(dtype):
+        refuse_coupled("what rows are multiplied or divided by depends on the outputs of all rows")

@@ -17,8 +17,9 @@ from adaptmix.trainers import LossInputs
 from adaptmix_transformers import _internals as internals
 from adaptmix_transformers._capture import Seen
 from adaptmix_transformers._heads import chunked_head
-from adaptmix_transformers._recognition import Recognised, proportional, recognise, tolerance
+from adaptmix_transformers._recognition import Recognised, recognise
 from adaptmix_transformers._rows import RowLosses, Rule, supervised
+from adaptmix_transformers._user_losses import proved
 
 _log = logging.getLogger("adaptmix")
 
@@ -99,10 +100,11 @@ class Reader:
 
     def __init__(self, trainer: Trainer, *, unit: str, user_loss: UserLoss | None) -> None:
         self._trainer, self._user_loss = trainer, user_loss
-        self._per_token = unit == "token"
+        self.per_token = unit == "token"
         self._counted: bool | None = None
         self._decided = False
         self._generic = True
+        self._one_a_row = True
         self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
         self.rule: Rule | None = None
 
@@ -121,8 +123,25 @@ class Reader:
             gradients: as in ``read``.
             given: as in ``read``.
         """
+        self._generic = self.scale(seen, loss_inputs, gradients, given) is not None
+
+    def scale(
+        self,
+        seen: Seen,
+        loss_inputs: LossInputs,
+        gradients: Sequence[Tensor],
+        given: Mapping[str, Any],
+    ) -> float | None:
+        """Return the one factor that a loss has for all rows' losses; None where not known.
+
+        Args:
+            seen: as in ``read``.
+            loss_inputs: as in ``read``.
+            gradients: as in ``read``.
+            given: as in ``read``.
+        """
         found = self._look(seen, loss_inputs, gradients, self._given(seen, given))[1]
-        self._generic = found is not None and found.common is not None
+        return None if found is None else found.common
 
     def read(
         self,
@@ -172,7 +191,7 @@ class Reader:
         elif rows is not None and number is None:
             rows = self._as_weighted(rows, found, size)
         counted = bool(self._is_by_step(seen) if self._counted is None else self._counted)
-        return Reading(size, self._per_token, mask, number, counted, scale=scale, rows=rows)
+        return Reading(size, self.per_token, mask, number, counted, scale=scale, rows=rows)
 
     def _look(
         self,
@@ -183,7 +202,7 @@ class Reader:
     ) -> tuple[RowLosses | None, Recognised | None]:
         if self._user_loss is not None:
             rows = self._users(seen, given)
-            return rows, _proved(rows, loss_inputs, gradients)
+            return rows, proved(rows, loss_inputs, gradients)
         if len(loss_inputs.tensors) != 1:
             return None, None
         (tensor,), (gradient,) = loss_inputs.tensors, gradients
@@ -199,6 +218,9 @@ class Reader:
         """Choose the loss's divisor once, and check it ever after."""
         common = None if found is None or rows is None else found.common
         counted = None
+        if rows is not None:
+            whole = rows.mask is None or bool(rows.mask.all())
+            self._one_a_row &= whole and rows.values.ndim == 1
         if rows is not None and common is not None and self._generic:
             counted = self._divisor(rows, common, seen, num_items)
         if not self._decided:
@@ -211,6 +233,10 @@ class Reader:
                 else f"Rows' losses are recognised by their gradient ({way})."
             )
         elif self._counted is not None and counted != self._counted:
+            if self._one_a_row and self._counted is False and not self.per_token:
+                self._counted = self.rule = None  # the objective divides by rows, as any divisor
+                _log.warning("Rows' losses are not known any more: the loss has other terms now.")
+                return
             raise ObjectiveError(
                 "The loss must keep the divisor that it had in the first step, the number of "
                 f"{'tokens of the step' if self._counted else 'losses of the micro-batch'}; its "
@@ -254,7 +280,7 @@ class Reader:
     def _as_weighted(self, rows: RowLosses, found: Recognised, size: int) -> RowLosses:
         """Return losses with the factors that the trainer's loss has for them."""
         values = rows.values * found.factors.nan_to_num(0.0).reshape_as(rows.values) * size
-        if not self._per_token and values.ndim > 1:
+        if not self.per_token and values.ndim > 1:
             values = RowLosses(values, rows.mask).totals
             return RowLosses(values, noise=rows.noise)
         return RowLosses(values, rows.mask, rows.noise)
@@ -293,39 +319,3 @@ def complete(trainer: Trainer, seen: Seen, given: Mapping[str, Any]) -> dict[str
         "dft": getattr(trainer.args, "loss_type", None) == "dft",
         "label_smoothing": internals.smoothing(trainer),
     }
-
-
-def _proved(rows: RowLosses, loss_inputs: LossInputs, gradients: Sequence[Tensor]) -> Recognised:
-    """Return what the trainer's loss makes of a user's losses.
-
-    Raises:
-        ObjectiveError: its gradient is not made of theirs.
-    """
-    values = rows.values
-    if values.requires_grad:
-        own = torch.autograd.grad(
-            rows.totals.sum(), loss_inputs.edges, retain_graph=True, allow_unused=True
-        )
-        size = len(values)
-        tokens = values.ndim == 2 and all(part.ndim > 2 for part in gradients)
-        shape = gradients[0].shape[:2] if tokens else (size,)
-        g, d = (
-            torch.cat(
-                [
-                    (torch.zeros_like(other) if part is None else part).reshape(*shape, -1)
-                    for part, other in zip(parts, gradients, strict=True)
-                ],
-                dim=-1,
-            )
-            for parts in (gradients, own)
-        )
-        factors = proportional(g, d, each=len(shape))
-        if factors is not None:
-            if factors.shape != values.shape and values.ndim == 2:
-                factors = factors.reshape(size, -1)[:, : values.shape[1]]
-            return Recognised(None, factors, 4.0 * tolerance(gradients[0].dtype))
-    raise ObjectiveError(
-        "loss=f must return the losses that the trainer's loss is made of, computed from the "
-        "model's outputs; the gradient of the trainer's loss at them is not a multiple of each "
-        "row's. Return those losses, or make compute_loss return their mean."
-    )

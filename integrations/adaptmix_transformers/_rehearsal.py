@@ -19,6 +19,8 @@ from adaptmix import Segments
 from adaptmix.trainers import IGNORED, halves, leaving_no_trace, over_rows
 from adaptmix_transformers._recognition import proportional, tolerance
 
+_SMALL = 2**16  # numbers of a parameter that is nudged
+
 
 def like(inputs: Any, given: Mapping[str, Any]) -> Any:
     """Return copies of what is given, which a loss may change, in the kind of mapping of inputs."""
@@ -82,10 +84,30 @@ def relabelled(inputs: Mapping[str, Any], *, classes: int, seed: int) -> dict[st
     return {**inputs, "labels": torch.where(labels == IGNORED, labels, drawn)}
 
 
-def same_up_to_a_factor(
+def silenced(inputs: Mapping[str, Any], kept: Tensor) -> dict[str, Any] | None:
+    """Return inputs in which the other rows keep one label; None where labels are not of tokens.
+
+    Args:
+        inputs: of a micro-batch.
+        kept: (B,) bool, rows to leave alone.
+    """
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return None
+    if len(labels) != len(kept):
+        return None
+    counted = labels != IGNORED
+    later = counted & (counted.cumsum(1) > 1)
+    dropped = later & ~kept.to(labels.device).unsqueeze(1)
+    if not bool(dropped.any()) or bool(counted.all()):
+        return None  # nothing marks labels as ignored, so they may be of no tokens
+    return {**inputs, "labels": labels.masked_fill(dropped, IGNORED)}
+
+
+def common_factor(
     before: list[Tensor], after: list[Tensor], kept: Tensor, segments: Segments | None = None
-) -> bool:
-    """Return whether the kept rows' gradients are the same but for one factor of all.
+) -> float | None:
+    """Return the one factor that kept rows' gradients changed by; None where there is none.
 
     A mean's divisor may change with the other rows; nothing else may.
 
@@ -101,8 +123,9 @@ def same_up_to_a_factor(
         pairs.append([part.masked_fill(~rows, 0.0).reshape(-1) for part in (first, second)])
     g, h = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
     if not bool(g.any()) or not bool(h.any()):
-        return bool(g.any()) == bool(h.any())
-    return proportional(h.unsqueeze(0), g.unsqueeze(0), each=1) is not None
+        return 1.0 if bool(g.any()) == bool(h.any()) else None
+    factors = proportional(h.unsqueeze(0), g.unsqueeze(0), each=1)
+    return None if factors is None else float(factors)
 
 
 def halved(before: list[Tensor], after: list[Tensor]) -> bool:
@@ -131,6 +154,27 @@ def same_values(
         if not float(error) <= tolerance(first.dtype) * float(first.abs().max()):
             return False
     return True
+
+
+@contextmanager
+def nudged(model: nn.Module) -> Iterator[None]:
+    """Change the small trainable parameters of a model for a while, and so its outputs.
+
+    Args:
+        model: that is trained.
+    """
+    small = [p for p in model.parameters() if p.requires_grad and p.numel() <= _SMALL]
+    kept = [p.detach().clone() for p in small]
+    try:
+        with torch.no_grad():
+            for parameter in small:
+                ramp = torch.linspace(-0.1, 0.1, parameter.numel()).to(parameter)
+                parameter.mul_(1.2).add_(ramp.view_as(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(small, kept, strict=True):
+                parameter.copy_(before)
 
 
 @contextmanager

@@ -194,8 +194,12 @@ def _mask(rule: Rule | None, given: Mapping[str, Any]) -> Tensor | None:
     return labels != IGNORED if isinstance(labels, Tensor) else None
 
 
+def _are_classes(labels: Tensor, classes: int) -> bool:
+    return bool(((labels == IGNORED) | ((labels >= 0) & (labels < classes))).all())
+
+
 def possible_rules(logits: Tensor, given: Mapping[str, Any]) -> list[Rule]:
-    """Return the rules whose shapes fit."""
+    """Return the rules whose shapes and classes fit."""
     mask, labels = given.get("label_mask"), given.get("labels")
     if isinstance(mask, Tensor) and mask.shape == logits.shape:
         return [dft_likelihoods, likelihoods] if given.get("dft") else [likelihoods]
@@ -203,11 +207,11 @@ def possible_rules(logits: Tensor, given: Mapping[str, Any]) -> list[Rule]:
         return []
     whole = not labels.is_floating_point()
     if logits.ndim == labels.ndim + 1 and labels.ndim >= 2 and whole:
-        same = logits.shape[:-1] == labels.shape
+        same = logits.shape[:-1] == labels.shape and _are_classes(labels, logits.shape[-1])
         return [causal_tokens, tokens] if same else []
     rules: list[Rule] = []
     if logits.ndim == 2 and labels.numel() == len(logits) and whole:
-        rules += [classes]
+        rules += [classes] if _are_classes(labels, logits.shape[-1]) else []
     if logits.shape == labels.shape and logits.ndim == 2:
         rules += [several_classes]
     if logits.numel() == labels.numel():

@@ -12,6 +12,7 @@ from adaptmix import Controller
 from adaptmix.trainers import Layout, PlanSampler, as_mixture, count_labels, make_sampler
 from adaptmix.trainers import Settings as CommonSettings
 from adaptmix_transformers import _internals as internals
+from adaptmix_transformers import _known as known
 from adaptmix_transformers._packs import refuse_mixed_packs
 from adaptmix_transformers._reading import UserLoss
 from adaptmix_transformers._shift import shifts_labels
@@ -67,7 +68,13 @@ def controller_of(
     labels = count_labels(mixture, like.collate_fn, shifted=shifted, seed=seed)
     tokens = labels.tokens
     # At a head, rows are weighted and never tokens.
-    unit = settings.unit or ("sample" if tokens is None or settings.head else "token")
+    by_row = tokens is None or settings.head or not known.averages_tokens(trainer)
+    unit = settings.unit or ("sample" if by_row else "token")
+    if unit == "token" and not known.averages_tokens(trainer):
+        raise ValueError(
+            'unit must be "sample" with a CTC loss, which has one term per row whatever its '
+            f"length; got {settings.unit!r}. Leave AdaptMixCallback(unit=...) out."
+        )
     counted = tokens if unit == "token" else _unless_all(labels.supervised)
     tokens_per_row: Any = settings.tokens_per_row or counted
     importance = settings.importance

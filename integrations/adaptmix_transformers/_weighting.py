@@ -70,7 +70,7 @@ class Weighting:
         self._first: BackwardProof | None = BackwardProof()
         self._arrived: list[tuple[LossInputs, list[int]]] = []
         self.rehearsed = self._known or not self._adapting
-        self._proved = self._shown = self._unknown = False
+        self._proved = self._shown = self._unknown = self._computed = False
         self._late_choices = LateChoices()
         self._refusals = Refusals(controller)
 
@@ -111,7 +111,8 @@ class Weighting:
                 trainer=self._trainer,
                 model=model,
                 draw=draw,
-                reader=None if self._proved else self._reader,
+                reader=self._reader,
+                fresh=not self._proved,
                 num_items=num_items,
             )
 
@@ -131,6 +132,7 @@ class Weighting:
             MissingStatisticError: the policy needs what this loss does not tell.
             ObjectiveError: the rows of the loss cannot be weighted as stated.
         """
+        self._computed = True
         given = dict(inputs)  # the trainer takes labels out of its own
         with self._capture.open(model) as seen:
             result = native(inputs, num_items)
@@ -311,8 +313,8 @@ class Weighting:
         """After the backward passes of a step: check that they were of the stated loss.
 
         Raises:
-            ObjectiveError: the loss was not differentiated once, or was scaled in the first step;
-                or another process refuses something.
+            ObjectiveError: there was no loss, it was not differentiated once, or it was scaled in
+                the first step; or another process refuses something.
             MissingStatisticError: as in a call.
         """
         with self._refusals.kept():
@@ -321,6 +323,9 @@ class Weighting:
 
     def _check_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
+        if not self._computed:
+            proofs.refuse_uncomputed()
+        self._computed = False
         first, self._first = self._first, None
         if first is not None and self._adapting:
             first.check(internals.backward_scale(self._trainer))

@@ -17,15 +17,15 @@ noise is that of the first epoch; "fgls" and "joint" with ``holdout="auto"``; th
 of the rows held out; and "fgls" that is told noise of further rows in every tenth step, 500 per
 domain (100 of digits), as in the paper: an arm that has more data than the others.
 
-Usage: ``nice -n 15 python -m tests.benchmarks.bench_holdout --seeds 10``; results are in
-``results/holdout.md``.
+Usage: ``python -m tests.benchmarks.bench_holdout --runs FOLDER --seeds 0 1``, in as many processes
+as there are cores, with other ``--seeds`` or ``--tasks`` in each; then the same with ``--table`` in
+place of ``--seeds``. Results are in ``results/holdout.md``.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture, noise
 from adaptmix.errors import AdaptMixWarning
+from tests.benchmarks.saved_runs import arguments, fill, found, mean_error
 
-RESULTS = Path(__file__).parent / "results" / "holdout.md"
 ARMS: dict[str, dict[str, Any]] = {
     "proportional": {"policy": "static"},
     "fgls, first epoch's noise": {"policy": "fgls", "holdout": None},
@@ -224,43 +224,41 @@ def train(name: str, arm: str, seed: int) -> tuple[float, list[float]]:
     return float(np.mean(errors)), controller.weights.loss.tolist()
 
 
-def lines(seeds: int, tasks: list[str]) -> Iterator[str]:
-    """Yield the rows of the table as they are known."""
-    yield "| task | arm | error | change against proportional, paired | loss weights |"
-    yield "|---|---|---|---|---|"
-    for name in tasks:
-        base = np.empty(0)
-        for arm in ARMS:
-            runs = [train(name, arm, seed) for seed in range(seeds)]
-            errors = np.array([error for error, _ in runs])
-            base = errors if arm == "proportional" else base
-            change = 100.0 * (errors / base - 1.0)
-            weights = np.mean([each for _, each in runs], axis=0)
-            yield (
-                f"| {name} | {arm} | {_with_error(errors, 4)} | {_with_error(change, 1)} % | "
-                f"{' / '.join(f'{w:.2f}' for w in weights)} |"
-            )
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Return the error and the last loss weights of each arm."""
+    told = {}
+    for arm in ARMS:
+        error, loss = train(name, arm, seed)
+        told[arm] = {"error": error, "loss": loss}
+    return told
 
 
-def _with_error(values: Any, digits: int) -> str:
-    error = values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
+def table(name: str, folder: Path) -> None:
+    """Print a task's rows of the table."""
+    runs = found(folder, name)
+    base = np.array([each["proportional"]["error"] for each in runs])
+    for arm in ARMS:
+        errors = np.array([each[arm]["error"] for each in runs])
+        change = 100.0 * (errors / base - 1.0)
+        weights = np.mean([each[arm]["loss"] for each in runs], axis=0)
+        print(
+            f"| {name} | {arm} | {mean_error(errors)} | {mean_error(change, 1)} % | "
+            f"{' / '.join(f'{w:.2f}' for w in weights)} | {len(runs)} |"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__, TASKS).parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", AdaptMixWarning)
-    table = []
-    for line in lines(args.seeds, args.tasks):
-        print(line, flush=True)
-        table.append(line)
-    if args.out is not None:
-        args.out.write_text("\n".join(table) + "\n")
+    if args.table:
+        print("| task | arm | error | change against proportional, paired | loss weights | seeds |")
+        print("|---|---|---|---|---|---|")
+    for name in args.tasks:
+        if args.table:
+            table(name, args.runs)
+        else:
+            fill(args.runs, name, args.seeds, run)
 
 
 if __name__ == "__main__":

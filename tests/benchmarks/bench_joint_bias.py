@@ -18,16 +18,17 @@ all of them.
 SGD, batch 32, 600 steps, an update every 5 steps, CPU. Scores are relative to proportional on the
 same seed.
 
-Usage: ``python -m tests.benchmarks.bench_joint_bias --seeds 10``. Results are in
-results/joint_bias.md.
+Usage: ``python -m tests.benchmarks.bench_joint_bias --runs FOLDER --seeds 0 1 2``, in as many
+processes as there are cores, with other ``--seeds`` or ``--tasks`` in each; then the same with
+``--table`` in place of ``--seeds``. Results are in results/joint_bias.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture, noise, policies
-from tests.benchmarks.bench_transfer import mean_error
+from tests.benchmarks.saved_runs import arguments, fill, found, mean_error
 
 STEPS, BATCH, UPDATE = 600, 32, 5
 Data = tuple[Tensor, Tensor]
@@ -180,28 +181,42 @@ def train(name: str, seed: int, policy: Any) -> tuple[float, Any]:
     return float(np.mean(scores)), controller.weights.loss
 
 
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Return the score and the last loss weights of each policy."""
+    told = {}
+    for policy, make in POLICIES.items():
+        score, loss = train(name, seed, make())
+        told[policy] = {"score": score, "loss": loss.tolist()}
+    return told
+
+
+def table(name: str, folder: Path) -> None:
+    """Print a task's rows of the table."""
+    runs = found(folder, name)
+    base = np.array([each["proportional"]["score"] for each in runs])
+    for policy in POLICIES:
+        scores = np.array([each[policy]["score"] for each in runs])
+        change = 100.0 * (scores - base) / base.mean()
+        told = "–" if policy == "proportional" else f"{mean_error(change, 2)} %"
+        loss = ", ".join(f"{w:.2f}" for w in np.mean([each[policy]["loss"] for each in runs], 0))
+        print(f"| {name} | {policy} | {mean_error(scores)} | {told} | {loss} | {len(runs)} |")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", default="", help="beginnings of names, separated by commas")
-    options = parser.parse_args()
+    options = arguments(__doc__, TASKS).parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print("| task | policy | score | change on proportional | loss weights at the end |")
-    print("|---|---|---|---|---|")
-    for name in TASKS:
-        if not any(name.startswith(part) for part in options.tasks.split(",")):
-            continue
-        base: Any = None
-        for policy, make in POLICIES.items():
-            runs = [train(name, seed, make()) for seed in range(options.seeds)]
-            scores = np.array([score for score, _ in runs])
-            base = scores if base is None else base
-            change = 100.0 * (scores - base) / base.mean()
-            told = "–" if base is scores else mean_error(change).replace(" ±", " % ±") + " %"
-            loss = ", ".join(f"{w:.2f}" for w in np.mean([w for _, w in runs], 0))
-            print(f"| {name} | {policy} | {mean_error(scores)} | {told} | {loss} |", flush=True)
+    if options.table:
+        print(
+            "| task | policy | score | change on proportional | loss weights at the end | seeds |"
+        )
+        print("|---|---|---|---|---|---|")
+    for name in options.tasks:
+        if options.table:
+            table(name, options.runs)
+        else:
+            fill(options.runs, name, options.seeds, run)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """What gradient statistics cost on a GPU: GPT-2 with 124 million parameters, bfloat16.
 
 Single steps take turns in one process: plain, plain again, observed at every step, and blocks at
-the default cadence, uncompiled and compiled. Observed and unobserved steps run under
-``torch.cuda.set_sync_debug_mode("error")``, so that any wait for the device ends the benchmark.
+the default cadence, uncompiled and, with ``--compiled``, compiled. Observed and unobserved steps
+run under ``torch.cuda.set_sync_debug_mode("error")``, so that any wait for the device ends the
+benchmark. ``bench_runs_gpu`` measures whole training steps.
 
 Run ``python -m tests.benchmarks.bench_statistics_gpu`` from the repository's root; it needs
-transformers and a CUDA device.
+transformers and a CUDA device, and takes under a minute on an H100. ``--small`` does the same with
+a tiny model, on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,16 +26,27 @@ from torch import Tensor, nn
 from adaptmix.probe import GradientProbe
 from tests.benchmarks.workloads import DOMAINS, gpt2, token_losses
 
-CADENCE, BLOCK, VOCABULARY = 10, 10, 50257
+CADENCE, BLOCK = 10, 10
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
+    if DEVICE == "cpu":
+        yield
+        return
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def now() -> float:
+    """Return the time once the device is idle, in milliseconds."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * time.perf_counter()
 
 
 class Arm:
@@ -41,31 +55,32 @@ class Arm:
     Args:
         every: steps between observations; 0 for never.
         compiled: whether the model is compiled.
-        rows: batch size.
-        length: tokens per row.
+        args: rows of a batch, tokens of a row, and whether the model is small.
     """
 
-    def __init__(self, *, every: int, compiled: bool, rows: int, length: int) -> None:
+    def __init__(self, *, every: int, compiled: bool, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        model: nn.Module = gpt2(12, 768, 12, VOCABULARY, length).cuda()
+        rows, length = args.rows, args.length
+        layers, width, heads, vocabulary = (2, 64, 4, 256) if args.small else (12, 768, 12, 50257)
+        model: nn.Module = gpt2(layers, width, heads, vocabulary, length).to(DEVICE)
         self._model = torch.compile(model) if compiled else model
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=DEVICE == "cuda")
         self._every, self._number = every, 0
         self._probe: GradientProbe | None = None
         if every:
             self._probe = GradientProbe(self._model, DOMAINS)  # type: ignore[arg-type]
             self._probe.attach()
-        tokens = torch.randint(VOCABULARY, (rows, length + 1), device="cuda")
+        tokens = torch.randint(vocabulary, (rows, length + 1), device=DEVICE)
         self._inputs, self._targets = tokens[:, :-1], tokens[:, 1:].contiguous()
-        self._domains = torch.arange(rows, device="cuda") % DOMAINS
-        self._factors = torch.full((rows,), 1.0 / rows, device="cuda")
+        self._domains = torch.arange(rows, device=DEVICE) % DOMAINS
+        self._factors = torch.full((rows,), 1.0 / rows, device=DEVICE)
         self.gram: Tensor | None = None
 
     def step(self) -> None:
         probe = self._probe
         if probe is not None:
             probe.arm(self._number % self._every == 0, step=self._number)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             loss = token_losses(self._model, self._inputs, self._targets).mean()  # type: ignore[arg-type]
         if probe is not None:
             probe.expect(self._domains, self._factors, loss)
@@ -78,17 +93,15 @@ class Arm:
         self._number += 1
 
     def milliseconds(self, steps: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
+        start = now()
         with no_waiting():
             for _ in range(steps):
                 self.step()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / steps
+        return (now() - start) / steps
 
     def peak(self) -> float:
+        if DEVICE == "cpu":
+            return float("nan")
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -99,16 +112,21 @@ class Arm:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of gradient statistics on a GPU.")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--compiled", action="store_true", help="and compiled, which takes longer")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to try it out")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
     args = parser.parse_args()
+    if DEVICE == "cpu" and not args.small:
+        parser.error("needs a CUDA device, but with --small")
     warnings.simplefilter("ignore")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 autocast, ", end="")
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, bf16 autocast, ", end="")
     print(f"{args.rows} x {args.length} tokens, {args.rounds} rounds of {BLOCK} steps")
     print("| model | loop | ms per step | step / plain step (quartiles) | peak memory |")
     print("|---|---|---|---|---|")
-    for compiled in (False, True):
+    for compiled in (False, True) if args.compiled else (False,):
         cadences = {
             "plain": 0,
             "plain again": 0,
@@ -116,8 +134,7 @@ def main() -> None:
             "every step": 1,
         }
         arms = {
-            name: Arm(every=every, compiled=compiled, rows=args.rows, length=args.length)
-            for name, every in cadences.items()
+            name: Arm(every=every, compiled=compiled, args=args) for name, every in cadences.items()
         }
         for arm in arms.values():
             for _ in range(2 * CADENCE):
@@ -140,7 +157,8 @@ def main() -> None:
             )
             print(f"| {' | '.join(cells)} |", flush=True)
         del arms
-        torch.cuda.empty_cache()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

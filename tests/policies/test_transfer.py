@@ -127,6 +127,7 @@ def test_a_run_finds_the_helper_and_its_gradient_is_the_stated_objective() -> No
         parts({"target": 20, "helper": 400, "other": 400}, seed=0),
         importance={"target": 1.0, "helper": 0.0, "other": 0.0},
     )
+    torch.manual_seed(0)
     net = nn.Linear(4, 1, bias=False).double()
     controller = Controller(mixture, net, policy="transfer", update_every=2, lag=0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)

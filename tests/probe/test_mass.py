@@ -53,6 +53,33 @@ def test_what_is_seen_of_the_gradient_is_measured_with_it(parts: int, estimator:
     assert not any(p._backward_hooks for p in model.parameters())
 
 
+class Late(Hidden):
+    """A gain that nobody sees any longer, once it is told to."""
+
+    hidden = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.hidden else x * self.gain
+
+
+def test_a_step_in_which_something_is_no_longer_seen_counts_nothing(estimator: str) -> None:
+    """Masses are not measured where everything was seen; in the step after it they are."""
+    late = Late(8)
+    model = nn.Sequential(nn.Linear(5, 8), late, nn.Linear(8, 4)).double()
+    inputs, targets = torch.randn(B, 5, dtype=torch.float64), torch.randint(4, (B,))
+    probe = attached(model, estimator)
+    found = []
+    for hidden in (False, False, True, True):
+        late.hidden = hidden
+        got = observe(probe, model, inputs, targets)
+        assert got is not None
+        found.append((float(got.count.sum()), [float(part) for part in got.mass]))
+    (first, (seen, other)), second, third, (last, (rest, unseen)) = found
+    assert first == last == B and seen > 0.0 == other and rest > 0.0 < unseen
+    assert second == (B, [0.0, 0.0])
+    assert third == (0.0, [0.0, 0.0])
+
+
 def rows(seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     inputs = 100.0**seed * torch.randn(40, 200, generator=generator)

@@ -126,7 +126,7 @@ def test_products_of_vectors_are_a_short_cut_only(
     probe = attached(model, estimator)
     short = observe(probe, model, *data)
     assert short is not None
-    monkeypatch.setattr(micro_batch, "_FEW_DOMAINS", K - 1)
+    monkeypatch.setattr(micro_batch, "FEW_DOMAINS", K - 1)
     assert_same(observe(probe, model, *data), short)
 
 

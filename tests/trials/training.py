@@ -168,12 +168,12 @@ def train(spec: Spec, number: int, rank: int, folder: Path, log: Log) -> None:
         published.clear()
         done = controller.completed
         if done % spec.save_every == 0 or done - begun == part.steps:
-            save(controller, part.mixture, rank, checkpoint)
+            save(controller, part.mixture, rank, checkpoint, log, published)
         if done - begun == part.steps:
             break
     else:
-        save(controller, part.mixture, rank, checkpoint)
-    log.write(end=controller.completed, published=list(published))
+        save(controller, part.mixture, rank, checkpoint, log, published)
+    log.write(end=controller.completed)
 
 
 def batches(
@@ -212,9 +212,13 @@ def spy(controller: Controller) -> list[Any]:
     return found
 
 
-def save(controller: Controller, mixture: int, rank: int, path: Path) -> None:
-    """Write a checkpoint, at once or not at all."""
+def save(
+    controller: Controller, mixture: int, rank: int, path: Path, log: Log, published: list[Any]
+) -> None:
+    """Write a checkpoint, at once or not at all, and before it what saving has published."""
     state = controller.state_dict()
+    log.write(saved=controller.completed, published=list(published))
+    published.clear()
     if rank == 0:
         torch.save(
             {"mixture": mixture, "completed": controller.completed, "controller": state},

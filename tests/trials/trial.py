@@ -1,7 +1,7 @@
 """One trial: real processes train, are stopped and killed, beside the reference.
 
-``python -m tests.trials.trial --number 1000`` runs a thousand, and says what they were made of;
-``--first 200 --number 200`` is a part of them, for machines that have several cores.
+``python -m tests.trials.trial --number 1000 --jobs 8`` runs a thousand, and writes what they were
+made of to tests/benchmarks/results/trials.md. With two cores that takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import contextlib
 import copy
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from tests.trials.specs import Part, Spec, random_spec
 from tests.trials.training import jumped, work
 
 LONGEST = 120.0  # seconds that a part may take
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "trials.md"
 
 
 @dataclass
@@ -87,7 +92,7 @@ class Trial:
         for child in children:  # and the workers that a killed process leaves behind
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-        self.counted["killed"] += killed
+        self.counted["parts killed"] += killed
         return killed
 
     def _compare(self, number: int, part: Part, *, died: bool) -> bool:
@@ -100,10 +105,10 @@ class Trial:
             completed, mixture, reference = self.saved
             reference = copy.deepcopy(reference)
             if mixture != part.mixture:
-                self.counted["other mixtures"] += 1
+                self.counted["parts with another mixture"] += 1
                 reference.goes_on(rules, dict(zip(rules.names, prior, strict=True)))
             reference.rules = rules
-        logs = [lines(self.folder / f"log-{number}-{rank}") for rank in range(part.world)]
+        logs = [joined(self.folder / f"log-{number}-{rank}") for rank in range(part.world)]
         steps = {completed: copy.deepcopy(reference)}
         while any(entries := [log[0] for log in logs if log and log[0].get("step") == completed]):
             for first, shares in entries[0]["published"]:
@@ -113,7 +118,7 @@ class Trial:
             logs = [log[1:] if log and log[0].get("step") == completed else log for log in logs]
             completed += 1
             steps[completed] = copy.deepcopy(reference)
-            self.counted["steps"] += 1
+            self.counted["steps compared"] += 1
         if errors := [log[0] for log in logs if log and "error" in log[0]]:
             self._expect_error(errors[0], part, reference, completed)
             return False
@@ -122,7 +127,7 @@ class Trial:
         if ended:
             assert {log[0]["end"] for log in logs} == {completed}
             for first, shares in logs[0][0]["published"]:
-                reference.published[first] = shares
+                steps[completed].published[first] = shares
             over = completed >= part.horizon or copy.deepcopy(reference).step(completed) is None
             asked = part.steps is not None and completed == min(steps) + part.steps
             assert over or asked, f"part {number} ended at {completed} of {part.horizon}"
@@ -229,6 +234,21 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
 
 
+def joined(path: Path) -> list[Any]:
+    """The lines of a log, with what was published when a step was saved among that of the step."""
+    found: list[Any] = []
+    early: list[Any] = []  # in a part that ends before its first step
+    for line in lines(path):
+        if "saved" not in line:
+            found.append(line | {"published": early + line.get("published", [])})
+            early = []
+        elif found:
+            found[-1]["published"] += line["published"]
+        else:
+            early = line["published"]
+    return found
+
+
 def run(first: int, number: int) -> tuple[Counter[str], list[str]]:
     """Run trials; return what they were made of, and what failed."""
     torch.set_num_threads(1)
@@ -247,15 +267,61 @@ def run(first: int, number: int) -> tuple[Counter[str], list[str]]:
     return counted, failed
 
 
+def shared_out(number: int, jobs: int) -> tuple[Counter[str], list[str]]:
+    """Run trials in several processes at once."""
+    command = [sys.executable, "-m", "tests.trials.trial", "--number", "1", "--first"]
+    counted: Counter[str] = Counter()
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = [list(range(number))[start :: 4 * jobs] for start in range(4 * jobs)]
+        arguments = ([*command, *map(str, part)] for part in parts if part)
+        for result in pool.map(
+            lambda line: subprocess.run(line, capture_output=True, text=True), arguments
+        ):
+            counted.update(json.loads(result.stdout.splitlines()[-1]))
+            failed += result.stdout.splitlines()[:-1] + (
+                [result.stderr[-2000:]] if result.returncode not in (0, 1) else []
+            )
+    return counted, failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--number", type=int, default=20)
+    parser.add_argument("--first", type=int, nargs="*", default=[0])
+    parser.add_argument("--number", type=int, default=20, help="of trials from each first one")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once; writes the table")
     args = parser.parse_args()
-    start = time.monotonic()
-    counted, failed = run(args.first, args.number)
-    print(f"{time.monotonic() - start:.0f} s", dict(counted), f"{len(failed)} failed")
+    if args.jobs > 1:
+        counted, failed = shared_out(args.number, args.jobs)
+        print("\n".join(failed))
+        RESULTS.write_text(table(counted))
+    else:
+        counted, failed = Counter(), []
+        for first in args.first:
+            more, wrong = run(first, args.number)
+            counted.update(more)
+            failed += wrong
+    print(json.dumps(counted))
     raise SystemExit(bool(failed))
+
+
+def table(counted: Counter[str]) -> str:
+    """The table of what trials were made of."""
+    lines = [f"| {what} | {count:,} |" for what, count in sorted(counted.items())]
+    return "\n".join(
+        [
+            "## Runs of real processes, stopped, killed and resumed, beside a reference",
+            "",
+            "Setup: `python -m tests.trials.trial --number 1000 --jobs 8`. Python "
+            f"{platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}. "
+            "Parts are between two stops; trials that failed are not counted.",
+            "",
+            "| what | number |",
+            "|---|---|",
+            *lines,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,10 @@ class Shrink:
     deviation is proportional to the deviation itself. Raw estimates would not do for s²: a domain
     whose deviation is small by chance would keep it.
 
+    A domain of which every gradient was zero, as of a task that is never rewarded, has no noise of
+    its own to go by. One more sample may be like those of the other domains: with n zeros seen, its
+    moments are 1 / (n + 1) of their mean, so that it is drawn now and then.
+
     It prepares ``grad_var``, ``grad_sq``, ``noise`` and ``loss_var``, each on the scale of a
     standard deviation, which is the one that shares are proportional to: shrinking variances
     themselves would let the loudest domain speak for all. Before that, ``grad_var`` becomes
@@ -97,6 +101,8 @@ class Shrink:
         # (fields, K): NumPy's overhead per operation counts here, so all fields are done at once.
         variance = np.array([getattr(stats, field) for field in _FIELDS])
         variance[0] = within(stats, samples=self.samples)
+        if not variance[1].all():
+            _lift_zeros(variance[:_OF_GRADIENTS], stats.count)
         count = np.array([getattr(stats, counted) for counted in _FIELDS.values()])
         known = np.isfinite(variance) & (count > 0.0)
         # A deviation's relative variance after one sample: by the delta method, a quarter.
@@ -106,6 +112,19 @@ class Shrink:
         scatter[_OF_NOISE] = noise / 4.0
         shrunk = _shrunk(variance, np.where(known, count, 0.0), known, scatter)
         return stats.replaced(**dict(zip(_FIELDS, shrunk, strict=True))), state
+
+
+def _lift_zeros(moments: FloatArray, count: FloatArray) -> None:
+    """Give domains whose gradients were all zero a part of the others' moments, in place.
+
+    Args:
+        moments: (2, K) ``grad_var`` and ``grad_sq``.
+        count: (K,) samples behind each.
+    """
+    square = moments[1]
+    zero, some = (square == 0.0) & (count > 0.0) & np.isfinite(count), square > 0.0
+    if zero.any() and some.any():
+        moments[:, zero] = square[some].mean() / (count[zero] + 1.0)
 
 
 def _shrunk(

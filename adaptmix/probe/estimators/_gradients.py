@@ -36,6 +36,11 @@ class GradientSums:
         """Return every tensor, in a fixed order, for summing in place over batches or ranks."""
         return [self.count, self.square, self.skipped, self.mass, *self.vectors]
 
+    def forget(self) -> None:
+        """Count nothing."""
+        for tensor in self.tensors():
+            tensor.zero_()
+
     def norms(self) -> Tensor:
         """Return the (K,) float64 squared norms of the summed gradients, grad²."""
         total = torch.zeros_like(self.count)

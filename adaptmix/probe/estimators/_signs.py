@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ _CHUNK = 2**18
 # Up to so many buckets, a product with the projection, which is one pass over the values, takes no
 # longer than sums on CPU; on GPUs it never does.
 _FEW = 16
+# So many blocks of buckets at most are added one by one, where values are so many that a copy of
+# them, with signs, would take longer.
+_BLOCKS, _MANY = 32, 2**17
 
 
 def rows_at_once(values: Tensor) -> int:
@@ -35,22 +40,55 @@ def joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+class Places:
+    """The place of every feature among those of its side, which buckets go by.
+
+    Args:
+        sizes: of the sides, in their order.
+    """
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._host = torch.cat([torch.arange(size) for size in sizes])
+        self._buckets: dict[tuple[torch.device, int], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def buckets(self, device: torch.device, width: int) -> Tensor:
+        """Return (total, 1) the bucket of each feature, of so many."""
+        if (device, width) not in self._buckets:
+            places = self._host.to(device, non_blocking=True)
+            self._buckets[device, width] = (places % width).unsqueeze(1)
+        return self._buckets[device, width]
+
+
 class Signs:
     """All random signs of one observation, the same on every process and after a resume.
 
     Args:
-        total: how many there are.
+        places: of the features.
         seed: of the run.
         step: optimizer steps completed at the observation.
     """
 
-    def __init__(self, total: int, *, seed: int, step: int) -> None:
+    def __init__(self, places: Places, *, seed: int, step: int) -> None:
+        total, self._places = len(places), places
         # The data plan draws with the keys 0 and 1 of the same seed.
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, step)))
         drawn = np.frombuffer(generator.bytes((total + 7) // 8), dtype=np.uint8)
         bits = np.unpackbits(drawn, count=total).astype(np.int8)
         self._host = torch.from_numpy(2 * bits - 1)
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._matrices: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+
+    def matrix(self, device: torch.device, dtype: torch.dtype, width: int) -> Tensor:
+        """Return (total, width): the sign of each feature in its bucket, for all sides at once."""
+        key = (device, dtype, width)
+        if key not in self._matrices:
+            signs, buckets = self.on(device, dtype), self._places.buckets(device, width)
+            empty = signs.new_zeros(len(signs), width)
+            self._matrices[key] = empty.scatter_(1, buckets, signs.unsqueeze(1))
+        return self._matrices[key]
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return (total,) values ±1 on a device."""
@@ -81,7 +119,6 @@ class CountSketch:
         self._width = width
         self._slice = slice(start, start + size)
         self._signs: Signs | None = None
-        self._matrices: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
     def width(self) -> int:
@@ -91,7 +128,6 @@ class CountSketch:
     def redraw(self, signs: Signs) -> None:
         """Take the signs of another observation."""
         self._signs = signs
-        self._matrices.clear()
 
     def fold(self, values: Tensor, dim: int) -> Tensor:
         """Return ``values`` with ``width`` buckets along ``dim``, in float32 at least."""
@@ -106,10 +142,21 @@ class CountSketch:
         return self._by_sums(values, dim, wide)
 
     def _by_product(self, values: Tensor) -> Tensor:
-        return values @ self._matrix(values)
+        assert self._signs is not None, "arm() draws the signs before the forward"
+        matrix = self._signs.matrix(values.device, values.dtype, self._width)
+        return values @ matrix[self._slice]
 
     def _by_sums(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         signs = self._taken(values).reshape(-1, *[1] * (values.ndim - 1 - dim))
+        whole, rest = divmod(self._size, self._width)
+        few = whole <= _BLOCKS and not rest and values.dtype == dtype
+        if few and values.numel() > _MANY:
+            blocks = zip(values.split(self._width, dim), signs.split(self._width), strict=True)
+            first, sign = next(blocks)
+            folded: Tensor = first * sign
+            for block, sign in blocks:
+                folded.addcmul_(block, sign)
+            return folded
         return joined([self._sum(v * signs, dim, dtype) for (v,) in in_parts(values, values)])
 
     def _sum(self, signed: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -165,13 +212,3 @@ class CountSketch:
     def _taken(self, like: Tensor) -> Tensor:
         assert self._signs is not None, "arm() draws the signs before the forward"
         return self._signs.on(like.device, like.dtype)[self._slice]
-
-    def _matrix(self, like: Tensor) -> Tensor:
-        """Return (size, width), the projection as a matrix."""
-        key = (like.device, like.dtype)
-        if key not in self._matrices:
-            signs = functional.pad(self._taken(like), (0, -self._size % self._width))
-            identity = torch.eye(self._width, device=like.device, dtype=like.dtype)
-            blocks = signs.view(-1, self._width, 1) * identity
-            self._matrices[key] = blocks.flatten(0, 1)[: self._size]
-        return self._matrices[key]

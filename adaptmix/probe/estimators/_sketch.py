@@ -12,7 +12,7 @@ from torch.nn import functional
 from adaptmix.probe._coverage import Layer, ParameterMap
 from adaptmix.probe.estimators._gradients import products
 from adaptmix.probe.estimators._micro_batch import FEW_DOMAINS, MicroBatch
-from adaptmix.probe.estimators._signs import CountSketch, Signs, in_parts, joined
+from adaptmix.probe.estimators._signs import CountSketch, Places, Signs, in_parts, joined
 from adaptmix.probe.rules._registry import Factored
 
 # Buckets of a vector that has no weight beside it, and of a side of a weight: one for so many
@@ -40,7 +40,7 @@ class Projections:
     def __init__(self, parameters: ParameterMap, *, seed: int) -> None:
         self._parameters = parameters
         self._seed = seed
-        self._total = 0
+        self._sizes: list[int] = []
         self._sides: dict[tuple[int, int], CountSketch] = {}
         self._widths: dict[int, int] = {}
         self._groups: dict[int, int] = {}
@@ -51,6 +51,7 @@ class Projections:
         for index in parameters.candidates:
             if index not in self._widths:
                 self._place(index)
+        self._places = Places(self._sizes)
 
     @property
     def widths(self) -> list[int]:
@@ -59,7 +60,7 @@ class Projections:
 
     def redraw(self, step: int) -> None:
         """Draw the signs of an observation, given the number of steps completed."""
-        signs = Signs(self._total, seed=self._seed, step=step)
+        signs = Signs(self._places, seed=self._seed, step=step)
         for side in self._sides.values():
             side.redraw(signs)
 
@@ -125,8 +126,8 @@ class Projections:
         self._widths[index] = width
 
     def _new(self, size: int, width: int) -> CountSketch:
-        side = CountSketch(size, width, start=self._total)
-        self._total += size
+        side = CountSketch(size, width, start=sum(self._sizes))
+        self._sizes.append(size)
         return side
 
 

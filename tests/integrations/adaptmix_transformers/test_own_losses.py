@@ -1,4 +1,7 @@
-"""A user's own losses, heads and training steps: right, or stopped by name."""
+"""A user's own losses, heads and training steps: right, or stopped by name.
+
+Losses of ``loss=f`` are proved in ``adaptmix_transformers/_user_losses.py``.
+"""
 
 from __future__ import annotations
 

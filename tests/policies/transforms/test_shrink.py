@@ -251,3 +251,26 @@ def test_gradients_shrink_by_what_the_run_says_of_their_scatter() -> None:
     expected = shrink(values, count, samples=2.55, field="grad_sq")
     np.testing.assert_allclose(between.grad_sq, expected)
     assert known.noise.tolist() == shrink(values, count)
+
+
+def test_a_domain_of_zeros_is_taken_to_have_a_part_of_the_others_moments() -> None:
+    """The fewer zeros were seen, the larger; and it grows again when they are forgotten."""
+    found = []
+    for zeros in (9.0, 99.0, 999.0):
+        stats = DomainStats(
+            count=[1e6, 1e6, zeros], grad_sq=[4.0, 2.0, 0.0], grad_var=[4.0, 2.0, 0.0]
+        )
+        prepared, _ = Shrink().prepare(stats, {})
+        np.testing.assert_allclose(prepared.grad_var[:2], [4.0, 2.0], rtol=1e-3)
+        assert prepared.grad_var[2] == prepared.grad_sq[2]
+        found.append(float(prepared.grad_var[2]))
+    assert found[0] > found[1] > found[2] > 0.0
+    # At least what one of n + 1 samples like the others' would tell; shrinkage adds to it.
+    assert all(v >= 3.0 / (n + 1.0) for v, n in zip(found, (9.0, 99.0, 999.0), strict=True))
+    assert found[2] < 0.1
+
+
+def test_where_all_gradients_are_zero_nothing_is_made_up() -> None:
+    stats = DomainStats(count=[9.0, 9.0], grad_sq=[0.0, 0.0], grad_var=[0.0, 0.0])
+    prepared, _ = Shrink().prepare(stats, {})
+    np.testing.assert_array_equal(prepared.grad_var, [0.0, 0.0])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptmix.probe.estimators._signs import CountSketch, Signs
+from adaptmix.probe.estimators import _signs as signs
+from adaptmix.probe.estimators._signs import CountSketch, Places, Signs
 
 SIZES = [(3, 4), (4, 4), (5, 4), (8, 4), (11, 4), (64, 16)]
 
@@ -15,7 +16,7 @@ SIZES = [(3, 4), (4, 4), (5, 4), (8, 4), (11, 4), (64, 16)]
 def drawn(size: int, width: int, *, seed: int = 0, step: int = 0) -> CountSketch:
     """A sketch whose signs are not the first ones drawn."""
     side = CountSketch(size, width, start=7)
-    side.redraw(Signs(7 + size, seed=seed, step=step))
+    side.redraw(Signs(Places([7, size]), seed=seed, step=step))
     return side
 
 
@@ -27,7 +28,7 @@ def matrix(side: CountSketch, size: int) -> Tensor:
 @pytest.mark.parametrize(("size", "width"), SIZES)
 def test_every_feature_goes_to_its_bucket_with_its_sign(size: int, width: int) -> None:
     side = drawn(size, width)
-    signs = Signs(7 + size, seed=0, step=0).on(torch.device("cpu"), torch.float64)[7:]
+    signs = Signs(Places([7, size]), seed=0, step=0).on(torch.device("cpu"), torch.float64)[7:]
     want = torch.zeros(size, min(size, width), dtype=torch.float64)
     for feature in range(size):
         want[feature, feature % width] = signs[feature] if size > width else 1.0
@@ -84,7 +85,11 @@ def test_inner_products_are_kept_in_expectation() -> None:
 
 def test_signs_depend_on_seed_and_step_only() -> None:
     def signs(seed: int, step: int) -> list[float]:
-        return Signs(64, seed=seed, step=step).on(torch.device("cpu"), torch.float32).tolist()
+        return (
+            Signs(Places([64]), seed=seed, step=step)
+            .on(torch.device("cpu"), torch.float32)
+            .tolist()
+        )
 
     assert signs(1, 5) == signs(1, 5)
     assert len({tuple(signs(seed, step)) for seed in range(4) for step in range(4)}) == 16
@@ -94,7 +99,17 @@ def test_signs_depend_on_seed_and_step_only() -> None:
 def test_signs_are_fair_and_independent_from_step_to_step() -> None:
     """20,000 signs; each |z| < 4 fails by chance once in 16,000 seeds."""
     first, second = (
-        Signs(20_000, seed=0, step=step).on(torch.device("cpu"), torch.float64) for step in (0, 1)
+        Signs(Places([20_000]), seed=0, step=step).on(torch.device("cpu"), torch.float64)
+        for step in (0, 1)
     )
     for mean in (first.mean(), (first * second).mean(), (first[1:] * first[:-1]).mean()):
         assert abs(float(mean)) * np.sqrt(20_000) < 4.0
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_many_values_are_folded_without_a_copy_to_the_same(dim: int) -> None:
+    side = drawn(96, 32)
+    values = torch.randn(40, 40, 96, dtype=torch.float64).movedim(-1, dim)
+    assert values.numel() > signs._MANY
+    want = (values.movedim(dim, -1) @ matrix(side, 96)).movedim(-1, dim)
+    torch.testing.assert_close(side.fold(values, dim), want)

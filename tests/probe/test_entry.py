@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptmix.errors import ObjectiveError
-from adaptmix.trainers._entry import refusing_moved_rows
+from adaptmix.probe._entry import refusing_moved_rows
 
 B = 12
 

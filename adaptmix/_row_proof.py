@@ -1,0 +1,69 @@
+"""What is proved of the rows of a training loop: they keep their order, and have own losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from adaptmix.data import Draw, Segments
+from adaptmix.data._order_proof import tensors_of
+from adaptmix.probe._entry import Entry
+from adaptmix.probe._row_losses import RowLosses
+from adaptmix.statistics import Measurements
+
+
+class RowProof:
+    """Looks at the rows of the first batch, and at losses now and then.
+
+    Losses are looked at in micro-batches 1, 4, 16, 64 and so on, for a loss may begin in mid-run
+    to compare rows. Nothing is looked at without a watched model.
+
+    Args:
+        measurements: of the run.
+        adapting: whether rows are weighted.
+    """
+
+    def __init__(self, measurements: Measurements, *, adapting: bool) -> None:
+        self._measurements = measurements
+        self._number = 0 if adapting else -1
+        self._entry: Entry | None = None
+        self._losses: RowLosses | None = None
+
+    def look(self, batch: Any, draw: Draw) -> None:
+        """Watch what the loop does with its first batch, before it gets it.
+
+        Args:
+            batch: in any structure.
+            draw: of it.
+        """
+        probe = self._measurements.probe
+        if self._number == 0 and probe is not None:
+            self._number = 1
+            self._entry, self._losses = Entry(probe.model), RowLosses(probe.model)
+            self._entry.compare(list(tensors_of(batch)), len(draw))
+
+    def check(self, losses: Tensor, segments: Segments | None, samples: Tensor | None) -> None:
+        """Check the losses of a micro-batch, after its forward pass.
+
+        Args:
+            losses: as ``Controller.loss`` is given them.
+            segments: likewise.
+            samples: likewise.
+
+        Raises:
+            ObjectiveError: rows came in another order than the batch's, or their losses depend on
+                the outputs for other rows.
+        """
+        probe = self._measurements.probe
+        if self._number < 1 or probe is None:
+            return
+        (entry, self._entry), (watched, self._losses) = (self._entry, None), (self._losses, None)
+        if entry is not None:
+            entry.remove()
+            entry.check("The training loop")
+        if watched is not None:
+            watched.check(losses, segments, samples, probe.aside)
+        self._number += 1
+        if self._number & (self._number - 1) == 0 and self._number.bit_length() % 2 == 1:
+            self._losses = RowLosses(probe.model)
