@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from adaptmix._schedule import Schedule
-from adaptmix._types import Domains
 from adaptmix.data._collation import NumberedCollate, NumberedRows
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._sampler import PlanSampler
@@ -46,12 +45,6 @@ def as_mixture(
         TypeError: an iterable dataset, or None for one without parts.
         ValueError: a column that is not there, or labels that do not fit.
     """
-    if isinstance(domains, Domains):
-        raise TypeError(
-            "domains must tell each row's domain; got Domains, whose rows somebody else's loader "
-            "draws. That needs a loop of your own, with Controller(Domains(...)); a trainer's rows "
-            "are drawn by index."
-        )
     if isinstance(dataset, IterableDataset):
         raise TypeError(
             "dataset must be map-style, so that rows can be drawn by index, or a Mixture with one "

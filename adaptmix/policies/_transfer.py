@@ -56,6 +56,10 @@ class Transfer:
     begins to help. Weights go half of the way at each update, and inner products are averaged over
     the last quarter of the updates, by the rows they are known from.
 
+    A bias that few rows of the domains that count cannot tell counts as none, and a domain far from
+    the rest must prove its help (``_proven``). In networks gradients vary much more than their mean
+    is long, so that domains that harm may get weight: compare with those that count alone.
+
     Gradients of rows that the model has fitted are told from training rows. What they miss is the
     same for all domains of like curvature, and cancels in the differences μ_i − μ_j, which alone
     matter; v² of a domain that the model knows by heart comes out too small.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adaptmix._schedule import Schedule
+from adaptmix._types import Domains
 from adaptmix.controller import Controller
 from adaptmix.data import Layout, Mixture, prefetching
 from adaptmix.policies import Policy
@@ -52,6 +53,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Build a controller of two small domains, so that wrong arguments fail here."""
+        if isinstance(self.domains, Domains):
+            raise TypeError(
+                "domains must be a column's name, one label per row, or None, for a trainer's rows "
+                "are drawn by index; got Domains. Rows of somebody else's loader need a loop of "
+                "your own, with Controller(Domains(...))."
+            )
         if isinstance(self.domains, bytes) or not (
             self.domains is None or isinstance(self.domains, Iterable)
         ):

@@ -260,7 +260,8 @@ def rehearse(
     scales: list[float | None] = []
 
     def note(done: Pass, gradients: list[Tensor]) -> None:
-        scales.append(reader.scale(done.seen, done.loss_inputs, gradients, inputs))
+        if not done.loss_inputs.scaled_by_parameters():  # which is refused as what it is
+            scales.append(reader.scale(done.seen, done.loss_inputs, gradients, inputs))
 
     again(inputs, use=note)
     with rehearsal.nudged(model):
@@ -341,5 +342,6 @@ def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:
         ObjectiveError: it is another.
     """
     known = [scale for scale in scales if scale is not None]
-    if len(known) == 2 and abs(known[1] / known[0] - 1.0) > 4.0 * tolerance(dtype):
+    bound = 4.0 * tolerance(dtype) * max(map(abs, known), default=0.0)
+    if len(known) == 2 and abs(known[1] - known[0]) > bound:
         refuse_coupled("what rows are multiplied or divided by depends on the outputs of all rows")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import BertConfig
+
+from adaptmix import Mixture
 
 VOCABULARY, CLASSES, FEATURES = 30, 4, 6
 SIZES = {"web": 30, "code": 20, "math": 14}
@@ -24,6 +27,27 @@ def _named() -> list[str]:
 
 DOMAINS = _named()
 """The domain of each row, in an order that mixes them."""
+
+
+class Streamed(IterableDataset[Any]):
+    """Rows that can only be read in their order."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+def streams(rows: Rows) -> Mixture:
+    """Rows of these domains, of which only the last is no stream; they matter by their sizes."""
+    parts = {
+        name: [row for row, own in zip(rows, DOMAINS, strict=True) if own == name] for name in SIZES
+    }
+    names = sorted(SIZES)
+    streamed = {name: Streamed(parts[name]) for name in names[:-1]}
+    importance = {name: float(size) for name, size in SIZES.items()}
+    return Mixture(streamed | {names[-1]: parts[names[-1]]}, importance=importance)
 
 
 def rows_by(make: Callable[[random.Random, str], dict[str, Any]]) -> Rows:

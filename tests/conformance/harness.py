@@ -175,6 +175,15 @@ class Judge:
             torch.zeros_like(p) if g is None else g for p, g in zip(trained, parts, strict=True)
         ]
 
+    def _places(self, labels: list[str], rows: list[int]) -> list[int]:
+        """Return which rows of the case these are; with streams, they are numbered by domain."""
+        if not self.controllers[-1].mixture.streams:
+            return rows
+        own: dict[str, list[int]] = {name: [] for name in self.case.domains}
+        for place, name in enumerate(self.case.domains):
+            own[name].append(place)
+        return [own[name][row % len(own[name])] for name, row in zip(labels, rows, strict=True)]
+
     def _objective(self, step: int) -> Tensor:
         case, weights = self.case, self.controllers[-1].weights
         names = self.controllers[-1].mixture.domains
@@ -185,9 +194,10 @@ class Judge:
         total = torch.zeros((), dtype=torch.float64)
         for draw in draws:
             labels = [names[i] for i in draw.domains.tolist()]
-            if labels != [case.domains[row] for row in draw.rows.tolist()]:
+            places = self._places(labels, draw.rows.tolist())
+            if labels != [case.domains[row] for row in places]:
                 raise AssertionError("rows are of other domains than they say")
-            rows = [case.rows[row] for row in draw.rows.tolist()]
+            rows = [case.rows[row] for row in places]
             share = draw.domain_shares
             if case.terms is not None:
                 lengths = np.array([self.tokens[name] for name in names])

@@ -83,6 +83,7 @@ def lightning(
     collator: Any = None,
     workers: int = 0,
     tokens: bool = False,
+    streamed: bool = False,
     **case: Any,
 ) -> Case:
     """A case of Lightning; ``collator`` is the loader's where it is not ``collate``."""
@@ -90,14 +91,16 @@ def lightning(
 
     def train(live: Any, policy: Policy | str, folder: Path) -> None:
         mixer = AdaptMixCallback(
-            data.DOMAINS, policy=policy, **({"update_every": 2, "lag": 6} | (callback or {}))
+            None if streamed else data.DOMAINS,
+            policy=policy,
+            **({"update_every": 2, "lag": 6} | (callback or {})),
         )
         if isinstance(live, Manual):
             live.callback = [mixer]
         loader: Any = DataLoader(
-            rows,  # type: ignore[arg-type]
+            data.streams(rows) if streamed else rows,  # type: ignore[arg-type]
             batch_size=8,
-            shuffle=True,
+            shuffle=not streamed,
             collate_fn=collator or collate,
             num_workers=workers,
         )
@@ -169,6 +172,7 @@ def _harder(module: Any, batch: Any) -> Tensor:
 
 CASES = [
     lightning("unreduced losses", each, row_loss=own, expect="right"),
+    lightning("streams", each, row_loss=own, expect="right", streamed=True),
     lightning("two workers", each, row_loss=own, expect="right", workers=2, policies=("forced",)),
     lightning(
         "accumulation",

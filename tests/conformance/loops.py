@@ -44,13 +44,14 @@ def loop(
     loader: dict[str, Any] | None = None,
     collate: Any = data.stack,
     collator: Any = None,
+    streamed: bool = False,
     **case: Any,
 ) -> Case:
     """A case of a plain loop; ``collator`` is the loader's where it is not ``collate``."""
     changed = loader or {}
 
     def train(live: Any, policy: Policy | str, _: Path) -> None:
-        mixture = Mixture.from_labels(rows, data.DOMAINS)
+        mixture = data.streams(rows) if streamed else Mixture.from_labels(rows, data.DOMAINS)
         options = {"policy": policy, "update_every": 2, "lag": 6} | (controller or {})
         steering = Controller(mixture, **options)
         # Worker processes cannot make tensors of a GPU.
@@ -251,6 +252,7 @@ CASES = [
         policies=("forced",),
         expect="right",
     ),
+    loop("streams", simple(), row_loss=own, streamed=True, expect="right"),
     loop(
         "accumulation",
         simple(accumulation=4),

@@ -54,6 +54,7 @@ def trainer(
     options: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
     collate: Any = data.pad,
     collator: Any = None,
+    streamed: bool = False,
     **case: Any,
 ) -> Case:
     """A case of a Trainer, or of TRL's.
@@ -71,6 +72,7 @@ def trainer(
         options: further arguments of the trainer, or what makes them for a run.
         collate: makes a batch of rows for the stated loss, and for the Trainer.
         collator: the Trainer's where it is not ``collate``.
+        streamed: whether the rows are of streams.
         case: of the stated loss.
     """
     changed = arguments or {}
@@ -80,11 +82,13 @@ def trainer(
         more = options() if callable(options) else dict(options or {})
         if library == "Trainer":
             more["data_collator"] = collator or collate
+        dataset: Any = Dataset.from_list([row | {"domain": name} for row, name in pairs])
+        settings = OFTEN | (callback or {})
         kind(
             model=live,
             args=config(output_dir=str(folder), **(QUIET | changed)),
-            train_dataset=Dataset.from_list([row | {"domain": name} for row, name in pairs]),
-            callbacks=[AdaptMixCallback("domain", policy=policy, **(OFTEN | (callback or {})))],
+            train_dataset=data.streams(rows) if streamed else dataset,
+            callbacks=[AdaptMixCallback(None if streamed else "domain", policy=policy, **settings)],
             **more,
         ).train()
 

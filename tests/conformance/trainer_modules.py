@@ -303,6 +303,7 @@ def _collators() -> list[Case]:
     causal = data.causal()
     row: dict[str, Any] = {"row_loss": cross_entropy}
     return [
+        trainer("streams", base, data.classified(), streamed=True, expect="right", **row),
         trainer("collator that sorts", base, data.classified(), collator=_sorted, **row),
         trainer(
             "collator that drops", base, data.classified(), collator=_dropping, expect="row", **row

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from adaptmix import Domains, Mixture
+from adaptmix import Mixture
 from adaptmix.data import Layout, PlanSampler, as_mixture, loader_options, numbered_loader
 from adaptmix.errors import LagError
 from tests import helpers_data as helpers
@@ -157,9 +157,3 @@ def test_a_column_is_read_past_a_transform() -> None:
     assert mixture.domains == ("a", "b")
     assert mixture.sizes.tolist() == [1, 2]
     assert float(mixture[0]["inputs"]) == 1.0
-
-
-def test_rows_of_somebody_elses_loader_need_a_loop_of_ones_own() -> None:
-    domains: Any = Domains(["a", "b"], importance=[1, 1])
-    with pytest.raises(TypeError, match=r"got Domains, .* needs a loop of your own"):
-        as_mixture([1, 2], domains)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from adaptmix import Domains
 from adaptmix.errors import ObjectiveError
 from adaptmix.trainers import Settings
 from tests.trainers.toy import AdaptMix, ToyTrainer
@@ -94,3 +95,8 @@ def test_a_loss_that_is_no_sum_over_rows_is_refused() -> None:
 def test_an_argument_of_the_settings_is_no_option_of_the_controller() -> None:
     with pytest.raises(TypeError, match=r"got lag\. Pass it to Settings itself"):
         Settings(options={"lag": 2})
+
+
+def test_rows_of_somebody_elses_loader_need_a_loop_of_ones_own() -> None:
+    with pytest.raises(TypeError, match=r"got Domains\. .* need a loop of your own"):
+        Settings(domains=Domains(["a", "b"], importance=[1, 1]))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ VARIANTS = {
     for epochs in (1, 2)
 }
 VARIANTS["grouped"] = (0, 4, 2)  # by length, too
+VARIANTS["transfer"] = (0, 1, 2)  # one domain counts; rows are held out
 VARIANTS["defaults"] = (2, 1, 2)  # nothing said but the column; two epochs of 20 steps
 STOP = {1: 9, 4: 3}  # by accumulation; in the second epoch, if there is one
 SIZES = {"code": 18, "news": 12, "math": 10}
@@ -33,6 +34,11 @@ def make_callback(variant: str) -> AdaptMixCallback:
     """One that adapts in these few steps, or as it comes."""
     if variant == "defaults":
         return AdaptMixCallback("source")
+    if variant == "transfer":
+        importance = {"code": 0.0, "news": 1.0, "math": 0.0}
+        return AdaptMixCallback(
+            "source", policy="transfer", importance=importance, holdout=0.25, update_every=1, lag=4
+        )
     lag = 4 // VARIANTS[variant][1]
     return AdaptMixCallback("source", policy=hf.Moving(), update_every=1, lag=lag)
 
