@@ -113,12 +113,8 @@ class StreamRows:
         """Settle which streams are split among processes."""
         processes = part[1]
         for key, dataset in self._streams.items():
-            if processes > 1 and self._ends and is_split(dataset):
-                raise ValueError(
-                    f"stream {self._names[key]!r} must not be split among processes where its end "
-                    "matters (when_exhausted=, max_epochs=): one process would meet it before the "
-                    "others. Pass the dataset as it is before split_dataset_by_node."
-                )
+            if processes > 1 and is_split(dataset):
+                self._check_split(self._names[key], dataset, part)
         split = {
             key
             for key, dataset in self._streams.items()
@@ -133,6 +129,22 @@ class StreamRows:
                 )
             self._parts[key] = parts
         self._part, self._split = part, frozenset(split)
+
+    def _check_split(self, name: str, dataset: Any, part: Part) -> None:
+        """Refuse a part of a stream that is another process's, or whose end matters."""
+        before = "Pass the dataset as it is before split_dataset_by_node."
+        given = (dataset._distributed.rank, dataset._distributed.world_size)
+        if given != part:
+            raise ValueError(
+                f"stream {name!r} must be split as training is: this is process {part[0]} of "
+                f"{part[1]}, and the stream is part {given[0]} of {given[1]}. {before}"
+            )
+        if self._ends:
+            raise ValueError(
+                f"stream {name!r} must not be split among processes where its end matters "
+                "(when_exhausted=, max_epochs=): one process would meet it before the others. "
+                f"{before}"
+            )
 
     def _reader(self) -> Reader:
         streams = {

@@ -184,6 +184,15 @@ def test_a_part_made_by_hand_is_refused_where_ends_matter() -> None:
         next(iter(PlanSampler(plan, Layout(8, rank=0, world_size=2), steps=9)))
 
 
+def test_a_part_of_another_process_is_refused() -> None:
+    from datasets.distributed import split_dataset_by_node
+
+    mix = Mixture({"a": split_dataset_by_node(streams.hugging_face(0, 96), 0, 2)})
+    plan = Plan(mix, shares=mix.importance, lag=0, seed=0)
+    with pytest.raises(ValueError, match="this is process 1 of 2, and the stream is part 0 of 2"):
+        next(iter(PlanSampler(plan, Layout(8, rank=1, world_size=2), steps=9)))
+
+
 def test_a_damaged_state_is_refused() -> None:
     mix = mixture(PAIRS[0])
     plan = Plan(mix, shares=mix.importance, lag=0, seed=0)
