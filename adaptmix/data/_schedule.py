@@ -117,9 +117,10 @@ class LaggedShares:
             counts = np.array([rng.multinomial(rows, each) for rng, rows, each in found])
             divisors = shares
         else:
-            counts = _stratified(trained * shares, generators)
+            expected = trained * shares
+            counts = _stratified(expected, generators)
             # Domain by domain: one that may be absent makes no other noisier.
-            divisors = np.where(whole_part(trained * shares) >= 1, counts / trained, shares)
+            divisors = np.where(whole_part(expected) >= 1, counts / trained, shares)
         orders = [rng.permutation(size) for rng in generators]
         apart: list[NDArray[np.bool_] | None] = [None] * len(orders)
         for place in np.flatnonzero(held).tolist():
@@ -173,9 +174,10 @@ def _stratified(
 ) -> NDArray[np.int64]:
     """Round each step's (S, K) expected counts, with a generator each."""
     # In a new order each time, or neighbours would never be drawn together.
-    orders = np.array([rng.permutation(expected.shape[1]) for rng in generators])
+    S, K = expected.shape
+    orders = np.array([rng.permutation(K) for rng in generators])
+    orders += K * np.arange(S)[:, np.newaxis]  # places in all steps' counts
     drawn = np.array([rng.random() for rng in generators])
-    found = systematic_counts(np.take_along_axis(expected, orders, axis=1), drawn)
-    counts = np.empty_like(found)
-    np.put_along_axis(counts, orders, found, axis=1)
-    return counts
+    counts = np.empty(S * K, dtype=np.int64)
+    counts[orders] = systematic_counts(expected.ravel()[orders], drawn)
+    return counts.reshape(S, K)

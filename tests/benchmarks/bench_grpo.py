@@ -1,5 +1,6 @@
 """GRPO on four tasks: adaptmix, uniform sampling, a pass-rate curriculum, DAPO's filter.
 
+"measured" is adaptmix with gradients measured in every step, not in every tenth.
 All generate the same number of completions. The stated objective is the mean pass rate of the four
 tasks. Run the seeds anywhere, several at once, and then write the table::
 
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from trl import GRPOConfig, GRPOTrainer
 from adaptmix_transformers import AdaptMixCallback
 from tests.benchmarks import grpo_tasks as tasks
 
-METHODS = ("adaptmix", "uniform", "curriculum", "filter")
+METHODS = ("adaptmix", "measured", "uniform", "curriculum", "filter")
 RESULT = Path(__file__).parent / "results" / "grpo.md"
 GROUP, PROMPTS, STEPS, EVERY, RATE = 8, 16, 600, 20, 5e-4
 LATER = 0.4  # part of the completions before "later" can be answered
@@ -166,7 +168,7 @@ def train(
     *,
     steps: int,
     lr: float = RATE,
-    options: dict[str, Any] | None = None,
+    scale: str = "group",
 ) -> dict[str, Any]:
     """Train with one method, and return its curve.
 
@@ -175,12 +177,12 @@ def train(
         seed: of the tables, the model, and all that is drawn.
         steps: of uniform sampling; the others generate as many completions.
         lr: learning rate.
-        options: of ``AdaptMixCallback``; its defaults when None.
+        scale: of rewards, "group" or "none".
     """
     answers = tasks.Answers(seed)
     curve = Curve(answers, steps * PROMPTS * GROUP)
-    if method == "adaptmix":
-        curve.callback = AdaptMixCallback("task", **(options or {}))
+    if method in ("adaptmix", "measured"):
+        curve.callback = AdaptMixCallback("task", measure_every=1 if method == "measured" else None)
     kind = {"curriculum": Curriculum, "filter": Filter}.get(method, GRPOTrainer)
     model = tasks.start(answers)
     before = tasks.pass_rates(model.eval(), answers)
@@ -199,7 +201,7 @@ def train(
                 learning_rate=lr,
                 lr_scheduler_type="constant",
                 loss_type="dr_grpo",
-                scale_rewards="group",
+                scale_rewards=scale,
                 max_grad_norm=0.0,
                 logging_steps=10**6,
                 save_strategy="no",
@@ -218,6 +220,7 @@ def train(
         trainer.train()
     return {
         "method": method,
+        "scale": scale,
         "seed": seed,
         "steps": trainer.state.global_step,
         "seconds": time.process_time() - began,
@@ -228,19 +231,25 @@ def train(
 
 def table(folder: Path) -> str:
     """Return the results of all seeds in a folder, as Markdown."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    everything = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    scales = sorted({run["scale"] for run in everything})
+    parts = [_section([r for r in everything if r["scale"] == scale], scale) for scale in scales]
+    return "# GRPO on four tasks\n\n" + "\n".join(parts)
+
+
+def _section(runs: list[dict[str, Any]], scale: str) -> str:
     seeds = sorted({run["seed"] for run in runs})
     of = {(run["method"], run["seed"]): run for run in runs}
     objective = {key: _objective(run) for key, run in of.items()}
     before = np.mean([list(of["uniform", seed]["before"].values()) for seed in seeds], axis=0)
     steps = {of["uniform", seed]["steps"] for seed in seeds}
     lines = [
-        "# GRPO on four tasks",
+        f"## scale_rewards={scale}",
         "",
         f"`tests/benchmarks/bench_grpo.py`, {len(seeds)} seeds. Uniform sampling takes"
         f" {steps.pop()} steps of {PROMPTS} prompts with {GROUP} completions; the others generate"
-        f" as many. A Llama of two layers, AdamW, learning rate {RATE}, loss_type dr_grpo, rewards"
-        " scaled by group. Pass rates are exact, and the objective is their mean over the four"
+        f" as many. A Llama of two layers, AdamW, learning rate {RATE}, loss_type dr_grpo."
+        " Pass rates are exact, and the objective is their mean over the four"
         f' tasks. Right answers to "later" are rewarded after {100 * LATER:.0f} % of the'
         " completions only. Differences to uniform sampling are paired by seed, ± standard error.",
         "",
@@ -290,6 +299,7 @@ def main() -> None:
     parser.description = __doc__
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--scales", nargs="+", default=["group", "none"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=Path("runs/grpo"))
     parser.add_argument(
@@ -304,11 +314,10 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    for seed in args.seeds:
-        for method in args.methods:
-            run = train(method, seed, steps=args.steps)
-            (args.out / f"{method}-{seed}.json").write_text(json.dumps(run))
-            print(f"{method}, seed {seed}: {run['seconds']:.0f} s, {_objective(run)}", flush=True)
+    for seed, scale, method in product(args.seeds, args.scales, args.methods):
+        run = train(method, seed, steps=args.steps, scale=scale)
+        (args.out / f"{scale}-{method}-{seed}.json").write_text(json.dumps(run))
+        print(f"{scale}, {method}, {seed}: {run['seconds']:.0f} s, {_objective(run)}", flush=True)
 
 
 if __name__ == "__main__":

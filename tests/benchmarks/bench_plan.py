@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import os
 import platform
 import subprocess
@@ -225,18 +226,35 @@ class TimedBatches(Timed, BatchSampler):
     """torch's."""
 
 
-def share_of_loading(domains: int, batch: int, steps: int) -> tuple[float, float, float]:
-    """Return what batch samplers take of a loader's time, and µs per row in all.
+def pages(folder: Path, domains: int) -> Mixture:
+    """Rows of 4 kB that are read from a file in the page cache."""
+    path = folder / "pages"
+    path.write_bytes(os.urandom(_ROW_BYTES * _PAGES))
+    return Mixture({str(i): Pages(path, 2**20 // domains) for i in range(domains)})
 
-    That is ours, with all that belongs to a step, and torch's WeightedRandomSampler.
-    """
-    each = 2**20 // domains
+
+def texts(folder: Path, domains: int) -> Mixture:
+    """Rows of 4 kB of text, of Hugging Face datasets in the page cache."""
+    from datasets import Dataset as Table
+    from datasets import disable_progress_bars, load_from_disk
+
+    disable_progress_bars()
+    parts = {}
+    for i in range(domains):
+        rows = [f"{i} {row} ".ljust(_ROW_BYTES, ".") for row in range(_PAGES // domains)]
+        Table.from_dict({"text": rows}).save_to_disk(folder / str(i))
+        parts[str(i)] = load_from_disk(folder / str(i))
+    return Mixture(parts)
+
+
+def share_of_loading(
+    rows: Callable[[Path, int], Mixture], domains: int, batch: int, steps: int
+) -> tuple[float, float, float]:
+    """Return what our batch sampler and torch's take of a loader's time, and µs per row in all."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pages"
-        path.write_bytes(os.urandom(_ROW_BYTES * _PAGES))
-        mixture = Mixture({str(i): Pages(path, each) for i in range(domains)})
+        mixture = rows(Path(folder), domains)
         plan = Plan(mixture, shares=mixing(domains), lag=16, seed=0)
-        weights = np.repeat(mixing(domains) / each, each)
+        weights = np.repeat(mixing(domains) / mixture.sizes, mixture.sizes)
         drawn = 2 * steps * batch
         chosen = WeightedRandomSampler(torch.from_numpy(weights), drawn)  # type: ignore[arg-type]
         ours = TimedPlan(plan, Layout(batch), steps=2 * steps)
@@ -255,6 +273,9 @@ def share_of_loading(domains: int, batch: int, steps: int) -> tuple[float, float
             total = time.process_time() - start
             found.append((sampler.seconds / total, total))
     return found[0][0], found[1][0], 1e6 * found[0][1] / (steps * batch)
+
+
+LOADED = {"a file, bare tensors": pages, "Hugging Face datasets, text": texts}
 
 
 def table(rounds: int) -> list[str]:
@@ -302,19 +323,22 @@ def main() -> None:
         "",
         *table(args.rounds),
         "",
-        "### Share of a loader that reads 4 kB a row from a file in the page cache, no workers",
+        "### Share of a loader that reads 4 kB a row from the page cache, no workers",
         "",
         "What drawing takes of the whole. With WeightedRandomSampler that is row numbers alone,",
         "drawn before the first batch; adaptmix draws what weights and records a row, too.",
         "",
-        "| domains | batch | µs a row | adaptmix | WeightedRandomSampler, with replacement |",
-        "|---|---|---|---|---|",
+        "| rows | domains | batch | µs a row | adaptmix | WeightedRandomSampler |",
+        "|---|---|---|---|---|---|",
     ]
-    for domains, batch, steps in ((4, 32, 500), (100, 256, 128), (100, 1024, 64)):
-        rounds = [share_of_loading(domains, batch, steps) for _ in range(args.rounds)]
+    for (what, rows), (domains, batch, steps) in itertools.product(
+        LOADED.items(), ((4, 32, 400), (100, 256, 128), (100, 1024, 64))
+    ):
+        rounds = [share_of_loading(rows, domains, batch, steps) for _ in range(args.rounds)]
         ours, theirs, each = np.median(rounds, axis=0)
         lines.append(
-            f"| {domains} | {batch} | {each:.1f} | {100 * ours:.1f} % | {100 * theirs:.1f} % |"
+            f"| {what} | {domains} | {batch} | {each:.1f} | {100 * ours:.1f} % "
+            f"| {100 * theirs:.1f} % |"
         )
         print(lines[-1], flush=True)
     RESULTS.write_text("\n".join(lines) + "\n")

@@ -62,7 +62,8 @@ class CouplingLate(Coupling):
 
 
 def coupling(folder: str, _rank: int, kind: type[Coupling] = Coupling) -> None:
-    callback = adaptmix_transformers.AdaptMixCallback("source", measure_every=3, update_every=3)
+    every: dict[str, Any] = {"measure_every": 3, "update_every": 3}
+    callback = adaptmix_transformers.AdaptMixCallback("source", unit="sample", **every)
     hf.train(folder, callback, kind=kind, max_steps=8, per_device_train_batch_size=4)
 
 

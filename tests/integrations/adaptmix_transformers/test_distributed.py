@@ -25,6 +25,7 @@ from tests.leaving import leave
 
 pytestmark = pytest.mark.slow
 ACCUMULATIONS = (1, 4)
+MATRIX = ("plain", "LoRA", "padding-free", "packed", "flattened", "DPO", "reward")
 
 
 def everyones(mine: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -57,18 +58,21 @@ def worker(rank: int, port: int, folder: str) -> None:
         variant: runs.stop_and_resume(folder, variant) for variant in runs.VARIANTS
     }
     results["parity"] = {
-        (unit, averaged, grouped): gradient_errors(
+        (unit, averaged, grouped, accumulation): gradient_errors(
             folder,
             unit,
             rows=10,
-            accumulation=2,
+            accumulation=accumulation,
             gather=everyones,
             average_tokens_across_devices=averaged,
             max_steps=3,
             **(hf.GROUPED if grouped else {}),
         )
         for unit in ("token", "sample")
-        for averaged, grouped in ((True, False), (False, False), (True, True))
+        for averaged, grouped, accumulation in (
+            *((True, False, 1), (True, False, 2), (True, True, 2)),
+            *((False, False, 1), (False, False, 2)),
+        )
     }
     if importlib.util.find_spec("trl"):  # it does not support the oldest transformers
         here = "tests.integrations.adaptmix_transformers"
@@ -136,7 +140,7 @@ def test_two_processes_are_one_with_the_same_global_batch(
 
 def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[str, Any]]) -> None:
     for rank in range(2):
-        assert len(two[rank]["parity"]) == 6
+        assert len(two[rank]["parity"]) == 10
         for errors in two[rank]["parity"].values():
             assert len(errors) == 3
             assert max(errors) < 1e-10
@@ -144,7 +148,7 @@ def test_the_gradient_of_two_processes_is_that_of_the_objective(two: list[dict[s
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("policy", ["variance_aware", "joint"])
-@pytest.mark.parametrize("name", ["plain", "LoRA", "padding-free", "packed", "DPO", "reward"])
+@pytest.mark.parametrize("name", MATRIX)
 def test_trl_trains_the_objective_stops_and_goes_on_however_its_batch_is_cut(
     name: str, policy: str, two: list[dict[str, Any]], tmp_path: Path
 ) -> None:

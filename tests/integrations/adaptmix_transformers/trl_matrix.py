@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
+from transformers import (
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from adaptmix import Draw
@@ -135,11 +143,14 @@ class Setup:
 
 PADDING_FREE: dict[str, Any] = {"padding_free": True, "max_length": None}
 PACKED: dict[str, Any] = {"packing": True, "max_length": 16}
+FLATTENING: Any = DataCollatorWithFlattening
+FLATTENED = partial(Trainer, data_collator=FLATTENING())
 SETUPS = {
     "plain": Setup(SFTTrainer, SFTConfig, llama, hf.rows, tokens),
     "LoRA": Setup(SFTTrainer, SFTConfig, adapters, hf.rows, tokens),
     "padding-free": Setup(SFTTrainer, SFTConfig, llama, hf.rows, tokens, PADDING_FREE),
     "packed": Setup(PackedTrainer, SFTConfig, llama, hf.rows, tokens, PACKED),
+    "flattened": Setup(FLATTENED, TrainingArguments, llama, hf.rows, tokens),
     "DPO": Setup(DPOTrainer, DPOConfig, llama, preferences, preference, {"beta": BETA}, False),
     "reward": Setup(RewardTrainer, RewardConfig, scorer, with_margins, scores, {}, False),
 }
