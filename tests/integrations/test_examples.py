@@ -36,9 +36,9 @@ def run(
 
     def recording_step(self: Controller) -> None:
         count(self)
-        found = self._measurements.coverage
-        if found is not None and found.mass is not None:
-            seen.append(found.mass)
+        found, probe = self._measurements.coverage, self._measurements.probe
+        if found is not None and probe is not None and probe.inspected:
+            seen.append(found.least)  # the mass is not measured where every parameter is seen
 
     monkeypatch.setattr(Controller, "step", recording_step)
 
