@@ -18,10 +18,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from adaptmix.probe import GradientProbe
 from tests.benchmarks.workloads import DOMAINS, gpt2, token_losses
@@ -47,6 +49,23 @@ def now() -> float:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return 1e3 * time.perf_counter()
+
+
+def let_transformers_wait() -> None:
+    """Except what transformers itself waits for: whether positions tell that rows are packed."""
+    look = masking_utils.find_packed_sequence_indices
+
+    def looked(*args: Any, **kwargs: Any) -> Any:
+        if not torch.cuda.is_available():
+            return look(*args, **kwargs)
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return look(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    masking_utils.find_packed_sequence_indices = looked
 
 
 class Arm:
@@ -121,6 +140,7 @@ def main() -> None:
     if DEVICE == "cpu" and not args.small:
         parser.error("needs a CUDA device, but with --small")
     warnings.simplefilter("ignore")
+    let_transformers_wait()
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, bf16 autocast, ", end="")
     print(f"{args.rows} x {args.length} tokens, {args.rounds} rounds of {BLOCK} steps")

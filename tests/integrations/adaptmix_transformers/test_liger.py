@@ -5,12 +5,14 @@ A run takes liger-kernel, which is installed apart: ``pip install --no-deps lige
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Trainer, TrainingArguments
+from transformers.models.llama import modeling_llama
 
 pytest.importorskip("trl")
 from trl import SFTConfig, SFTTrainer
@@ -25,6 +27,22 @@ pytestmark = [
 ]
 LIGER: dict[str, Any] = {"use_liger_kernel": True, "use_cpu": False}
 UNFUSED = {"liger_kernel_config": {"fused_linear_cross_entropy": False}}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Take the kernels out again, which liger-kernel puts into the classes of all Llama models."""
+    module = vars(modeling_llama)
+    kept, classes = dict(module), [kind for kind in module.values() if isinstance(kind, type)]
+    methods = {kind: dict(vars(kind)) for kind in classes if kind.__module__ == module["__name__"]}
+    yield
+    module.update(kept)
+    for kind, before in methods.items():
+        for name, value in list(vars(kind).items()):
+            if before.get(name) is not value and name in before:
+                setattr(kind, name, before[name])
+
+
 PLAIN: Any = partial(Trainer, data_collator=hf.pad)
 
 
