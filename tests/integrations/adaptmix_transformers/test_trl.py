@@ -344,6 +344,6 @@ def test_sft_measures_all_of_the_gradient(
     callback.on_train_end = on_train_end  # type: ignore[method-assign]
     trainer.train()
     (coverage,) = found
-    assert coverage.mass == pytest.approx(1.0)
+    assert coverage.least == pytest.approx(1.0)  # the mass is not measured where all is seen
     assert not coverage.unseen
     assert "grad_var" in callback.controller.statistics.supplied()
