@@ -150,7 +150,9 @@ def test_loaders_of_ones_own_have_the_plans_batches(tmp_path: Path) -> None:
 
 def test_streams_are_refused(tmp_path: Path) -> None:
     stream = hf.rows().to_iterable_dataset()
-    with pytest.raises((ObjectiveError, TypeError), match=r"must be map-style.*Mixture\(\{name: stream"):
+    with pytest.raises(
+        (ObjectiveError, TypeError), match=r"must be map-style.*Mixture\(\{name: stream"
+    ):
         hf.train(tmp_path, AdaptMixCallback("source"), data=stream)
 
 
