@@ -234,7 +234,7 @@ def table(folder: Path) -> str:
     everything = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     scales = sorted({run["scale"] for run in everything})
     parts = [_section([r for r in everything if r["scale"] == scale], scale) for scale in scales]
-    return "# GRPO on four tasks\n\n" + "\n".join(parts)
+    return "## GRPO on four tasks\n\n" + "\n".join(parts)
 
 
 def _section(runs: list[dict[str, Any]], scale: str) -> str:
@@ -244,7 +244,7 @@ def _section(runs: list[dict[str, Any]], scale: str) -> str:
     before = np.mean([list(of["uniform", seed]["before"].values()) for seed in seeds], axis=0)
     steps = {of["uniform", seed]["steps"] for seed in seeds}
     lines = [
-        f"## scale_rewards={scale}",
+        f"### scale_rewards={scale}",
         "",
         f"`tests/benchmarks/bench_grpo.py`, {len(seeds)} seeds. Uniform sampling takes"
         f" {steps.pop()} steps of {PROMPTS} prompts with {GROUP} completions; the others generate"
