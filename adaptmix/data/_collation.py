@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
+from adaptmix.data._content import unpacked
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._order_proof import Proof, prove_order, rows_at
 from adaptmix.data._packing import find_segments
 from adaptmix.data._randomness import seeded
 from adaptmix.data._segments import Segments
-from adaptmix.data._stream_readers import unpacked
 
 
 class DrawnRows(list[int]):
@@ -23,7 +23,7 @@ class DrawnRows(list[int]):
         ordinal: number of the micro-batch.
         part: number of the process's micro-batch among those of all processes.
         read: the rows that are of streams, by their place; ``Packed`` where another process read
-            them.
+            them, or where they are held out and given again.
     """
 
     def __init__(

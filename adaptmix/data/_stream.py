@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
-from hashlib import sha1
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 from zlib import crc32
@@ -17,7 +15,9 @@ from zlib import crc32
 from torch.utils.data import DataLoader, IterableDataset
 
 from adaptmix._checks import integer
+from adaptmix.data._content import seen
 from adaptmix.data._randomness import seeded
+from adaptmix.data._source_state import has_state, state_as_given
 from adaptmix.errors import StateError
 
 _log = logging.getLogger("adaptmix")
@@ -120,6 +120,9 @@ class Stream:
         part: (rank, processes) where a Hugging Face dataset is split among processes.
         held: how many of its first rows are held out. In later epochs, whose order may be another,
             they are known by what they are.
+
+    Attributes:
+        apart: the rows that are held out.
     """
 
     def __init__(
@@ -133,14 +136,17 @@ class Stream:
     ) -> None:
         self.name, self._given, self._seed, self._part = name, dataset, seed, part
         self._held = held
-        self._known: set[str] | None = None
         self._key = crc32(name.encode())
         self._source, self._first = dataset, None
-        if not is_hugging_face(dataset) and _has_state(dataset):
-            self._first = dataset.state_dict()
+        if not is_hugging_face(dataset) and has_state(dataset):
+            self._first = state_as_given(dataset)
         self._rows: Iterator[Any] | None = None
         self._epoch = self._offset = 0
-        self._renew(anew=False)
+        self._lost: Place | None = None  # where to go first, as an error came on the way from there
+        # They are read now: two iterations of a source that has its state on it are not apart.
+        self.apart = self.first(held) if held else []
+        self._known = {seen([row]) for row in self.apart}
+        self._renew()
 
     def read(self) -> Chunk:
         """Return the next chunk; after an epoch's last one, the first of the next epoch.
@@ -148,6 +154,15 @@ class Stream:
         Raises:
             ValueError: an epoch without rows.
         """
+        if self._lost is not None:
+            self.seek(self._lost)
+        # An iterator that raised looks as if it had come to its end, so it is not read again.
+        self._lost = Place(self._epoch, self._offset)
+        chunk = self._read()
+        self._lost = None
+        return chunk
+
+    def _read(self) -> Chunk:
         epoch, offset = self._epoch, self._offset
         with seeded(self._seed, self._key, epoch, offset):
             if self._rows is None:
@@ -161,7 +176,9 @@ class Stream:
                 raise ValueError(_empty(self.name, epoch, self._part))
             self._epoch, self._offset, self._rows = epoch + 1, 0, None
         place = Place(epoch, offset, state)
-        return Chunk(place, self._kept(rows, place), ended, max(0, offset - self._held))
+        kept = self._kept(rows, place)
+        place = replace(place, seen=seen(kept))
+        return Chunk(place, kept, ended, max(0, offset - self._held))
 
     def first(self, number: int) -> list[Any]:
         """Return the first rows of the first epoch, up to ``number``; held-out ones among them."""
@@ -180,8 +197,6 @@ class Stream:
             return rows
         if place.epoch == 0:
             return rows[max(0, self._held - place.offset) :]
-        if self._known is None:
-            self._known = {seen([row]) for row in self.first(self._held)}
         return [row for row in rows if seen([row]) not in self._known]
 
     def seek(self, place: Place) -> None:
@@ -193,8 +208,12 @@ class Stream:
         Raises:
             StateError: the stream has fewer rows than before.
         """
-        if place.offset and place.state is not None and self._jump(place):
-            return
+        self._lost = place
+        if not (place.offset and place.state is not None and self._jump(place)):
+            self._read_up_to(place)
+        self._lost = None
+
+    def _read_up_to(self, place: Place) -> None:
         self._renew()
         self._epoch, self._offset = place.epoch, 0
         if place.offset:
@@ -207,7 +226,7 @@ class Stream:
                 else "its own state does not lead back to the same rows",
             )
         while self._offset < place.offset:
-            if self.read().ended:
+            if self._read().ended:
                 raise StateError(
                     f"stream {self.name!r} must have the rows it had before; it ended before row "
                     f"{place.offset} of epoch {place.epoch}. Give the same source, or begin anew."
@@ -217,7 +236,7 @@ class Stream:
         """Go to a place by the source's state; return whether its rows are the ones there."""
         try:
             self._load(place)
-            same = seen(self.read().rows) == place.seen
+            same = self._read().place.seen == place.seen
             if same:
                 self._load(place)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -241,19 +260,19 @@ class Stream:
             self._source.set_epoch(self._epoch)
         return iter(self._source)
 
-    def _renew(self, *, anew: bool = True) -> None:
+    def _renew(self) -> None:
         """Take the source as it was given, without what was loaded into it or read of it."""
         self._rows = None
         if is_hugging_face(self._given):
             self._source = _own_copy(self._given, *self._part)
-        elif anew and self._first is not None:
-            self._source.load_state_dict(self._first)
+        elif self._first is not None:
+            self._source.load_state_dict(deepcopy(self._first))
 
     def _state(self) -> str | None:
         """Return the source's own state as text; None where it has none that is plain."""
         kept = {
-            "dataset": self._source.state_dict() if _has_state(self._source) else None,
-            "rows": self._rows.state_dict() if _has_state(self._rows) else None,  # type: ignore[union-attr]
+            "dataset": self._source.state_dict() if has_state(self._source) else None,
+            "rows": self._rows.state_dict() if has_state(self._rows) else None,  # type: ignore[union-attr]
         }
         if kept["dataset"] is None and kept["rows"] is None:
             return None
@@ -262,12 +281,6 @@ class Stream:
             return text if json.loads(text) == kept else None
         except (TypeError, ValueError):
             return None
-
-
-def seen(rows: list[Any]) -> str:
-    """Return a hash of a chunk's first and last row."""
-    ends = [row if isinstance(row, bytes) else pickle.dumps(row) for row in (*rows[:1], *rows[-1:])]
-    return sha1(b"".join(ends), usedforsecurity=False).hexdigest()
 
 
 def first_rows(name: str, dataset: Any, number: int) -> list[Any]:
@@ -313,10 +326,6 @@ def _own_copy(given: Any, rank: int, processes: int) -> Any:
         source = split_dataset_by_node(source, rank, processes)
     source.load_state_dict(None)
     return source
-
-
-def _has_state(source: Any) -> bool:
-    return hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
 
 
 def _empty(name: str, epoch: int, part: tuple[int, int]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from adaptmix.data._stream import Place, seen
+from adaptmix.data._stream import Place
 from adaptmix.data._stream_readers import Reader
 
 
@@ -31,6 +31,7 @@ class Feed:
         self._read = number - skip
         self._reader: Reader | None = None
         self.size: int | None = None
+        self._failed = False
 
     def read_from(self, reader: Reader, number: int) -> None:
         """Let rows come from a reader from now on, from a row on that may have been given."""
@@ -38,8 +39,8 @@ class Feed:
         self._seek(number)
 
     def go_to(self, number: int) -> None:
-        """Go back to a row that was given before, unless it is the next one."""
-        if number != self.number:
+        """Go back to a row that was given before, unless it is the next one and can be read."""
+        if number != self.number or self._failed:
             self._seek(number)
 
     def reach(self, number: int) -> None:
@@ -84,12 +85,14 @@ class Feed:
 
     def _receive(self) -> None:
         assert self._reader is not None
+        self._failed = True
         chunk = self._reader.read(self._key)
+        self._failed = False
         place = chunk.place
         if chunk.rows:
             if self._chunks[-1][0] == self._read:
                 self._chunks.pop()
-            self._chunks.append((self._read, replace(place, seen=seen(chunk.rows))))
+            self._chunks.append((self._read, place))
             self._rows.extend((row, place.epoch == 0) for row in chunk.rows)
             self._read += len(chunk.rows)
         if chunk.ended and place.epoch == 0:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -17,19 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch._utils import ExceptionWrapper
 
+from adaptmix.data._content import packed
 from adaptmix.data._stream import Chunk, Place, Stream
 
 # A domain's reader is as many chunks ahead as training had to wait for it, up to so many.
 _AHEAD = 64
-
-
-class Packed(bytes):
-    """A row on its way between processes."""
-
-
-def unpacked(row: Any) -> Any:
-    """Return a row as its stream gave it."""
-    return pickle.loads(row) if isinstance(row, Packed) else row
 
 
 class Reader(Protocol):
@@ -98,7 +90,7 @@ class _ReaderProcess:
         theirs.close()
         self._stop = weakref.finalize(self, _stop, os.getpid(), process, self._pipe)
         self._names = {key: stream.name for key, stream in streams.items()}
-        self._came: dict[int, deque[Chunk]] = {key: deque() for key in streams}
+        self._came: dict[int, deque[Chunk | ExceptionWrapper]] = {key: deque() for key in streams}
         self._asked = dict.fromkeys(streams, 0)
         self._ahead = dict.fromkeys(streams, 1)
         self._turn = dict.fromkeys(streams, 0)  # counts seeks: what was read before is thrown away
@@ -111,6 +103,9 @@ class _ReaderProcess:
         while not came:
             self._receive(key)
         chunk = came.popleft()
+        if isinstance(chunk, ExceptionWrapper):
+            chunk.reraise()
+        assert isinstance(chunk, Chunk)
         self._ask(key, self._ahead[key])
         return chunk
 
@@ -118,8 +113,14 @@ class _ReaderProcess:
         self._turn[key] += 1
         self._asked[key] = 0
         self._came[key].clear()
-        with self._told_of_its_end(key):
-            self._pipe.send((key, self._turn[key], place))
+        # A state may be larger than the pipe, and the process may be sending as well: it takes
+        # nothing before its own is taken.
+        with self._told_of_its_end(key), ThreadPoolExecutor(1) as aside:
+            sent = aside.submit(self._pipe.send, (key, self._turn[key], place))
+            while not wait([sent], timeout=0.01).done:
+                while self._pipe.poll():
+                    self._receive(key)
+            sent.result()
 
     def _ask(self, key: int, number: int) -> None:
         """Let at least ``number`` chunks be on their way or here."""
@@ -134,8 +135,6 @@ class _ReaderProcess:
         if turn != self._turn[sent]:
             return
         self._asked[sent] -= 1
-        if isinstance(chunk, ExceptionWrapper):
-            chunk.reraise()
         self._came[sent].append(chunk)
 
     @contextmanager
@@ -164,7 +163,7 @@ def _serve(pipe: Connection, others: Connection, streams: Mapping[int, Stream]) 
         try:
             if place is None:
                 chunk = streams[key].read()
-                answer: Any = replace(chunk, rows=[Packed(pickle.dumps(r)) for r in chunk.rows])
+                answer: Any = replace(chunk, rows=[packed(row) for row in chunk.rows])
             else:
                 streams[key].seek(place)
                 continue

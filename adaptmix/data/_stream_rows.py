@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptmix.data._content import Packed, packed
 from adaptmix.data._mixture import Mixture
 from adaptmix.data._step_rows import StepRows
 from adaptmix.data._stream import Place, Stream, is_split, splits
@@ -44,7 +45,7 @@ class StreamRows:
     def __init__(self, mixture: Mixture, *, seed: int | None, ends: bool) -> None:
         self._names, self._streams, self._held = mixture.domains, mixture.streams, mixture.apart
         self._seed, self._ends = seed, ends
-        self._held_rows: dict[int, list[Any]] = {}
+        self._held_rows: dict[int, list[Packed]] = {}  # what is done to a row stays with its batch
         self.gather: Callable[[Any], list[Any]] = gather
         self._feeds = {key: Feed(self._names[key], key) for key in self._streams}
         # The number of each domain's next row, at the steps that are drawn and not trained.
@@ -157,7 +158,7 @@ class StreamRows:
             )
             for key, dataset in self._streams.items()
         }
-        self._held_rows = {key: streams[key].first(n) for key, n in self._held.items() if n}
+        self._held_rows = {key: [*map(packed, it.apart)] for key, it in streams.items()}
         processes, context = self._workers
         if not processes:
             return ReadHere(streams)

@@ -1,4 +1,4 @@
-"""One stream: read in chunks, and read again from any of them."""
+"""One stream: read in chunks, and read again from any of them (``data/_source_state.py``)."""
 
 from __future__ import annotations
 
@@ -105,3 +105,38 @@ def test_a_source_that_became_shorter_is_refused() -> None:
 def test_what_is_no_stream_is_refused(given: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         Mixture({"web": given})
+
+
+class Flaky(streams.Plain):
+    """Raises once, as where a network is gone for a moment."""
+
+    failed = False
+
+    def __iter__(self) -> Any:
+        for row in super().__iter__():
+            if row == 2 * CHUNK + 3 and not self.failed:
+                self.failed = True
+                raise ConnectionError("gone")
+            yield row
+
+
+def test_after_an_error_the_same_rows_come_and_not_the_end() -> None:
+    stream = Stream("web", Flaky(0, 60), seed=0)
+    rows = numbers(stream.read()) + numbers(stream.read())
+    with pytest.raises(ConnectionError):
+        stream.read()
+    rows += numbers(stream.read()) + numbers(stream.read())
+    assert rows == list(range(60))
+
+
+def test_a_dataset_that_was_read_begins_at_its_start_for_the_next_stream() -> None:
+    source = streams.Stateful(0, 50)
+    Stream("web", source, seed=0).read()
+    assert numbers(Stream("web", source, seed=0).read()) == list(range(CHUNK))
+
+
+@pytest.mark.parametrize("source", [streams.Plain, streams.Stateful])
+def test_held_out_rows_do_not_come_in_later_epochs(source: Callable[[int, int], Any]) -> None:
+    stream = Stream("web", source(0, 50), seed=0, held=10)
+    rows = [row for _ in range(8) for row in numbers(stream.read())]
+    assert rows == [*range(10, 50), *range(10, 50)]

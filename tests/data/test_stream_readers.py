@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from adaptmix.data._content import Packed, unpacked
 from adaptmix.data._stream import Place, Stream
-from adaptmix.data._stream_readers import Packed, ReadAhead, ReadHere, unpacked
+from adaptmix.data._stream_readers import ReadAhead, ReadHere
 from tests import streams
 
 FORK = multiprocessing.get_context("fork")
@@ -89,3 +90,36 @@ def test_processes_end_with_their_reader() -> None:
     assert len(started) == 3  # no more than streams
     del ahead
     assert not any(process.is_alive() for process in started)
+
+
+class _Long:
+    def __init__(self) -> None:
+        self.place = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self
+
+    def __next__(self) -> list[int]:
+        self.place += 1
+        return [self.place] * 5000
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place, "buffer": "x" * 1_000_000}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+class Long(streams.Plain):
+    """Rows and a state that are larger than a pipe."""
+
+    def __iter__(self) -> Any:
+        return _Long()
+
+
+def test_a_large_state_and_large_rows_pass_each_other() -> None:
+    ahead = ReadAhead({0: Stream("web", Long(0, 1), seed=0)}, processes=1, context=FORK)
+    place = [ahead.read(0) for _ in range(8)][4].place
+    assert len(place.state) > 1_000_000
+    ahead.seek(0, place)
+    assert unpacked(ahead.read(0).rows[0])[0] == 65

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from adaptmix import Mixture
+from adaptmix import Controller, Mixture
 from adaptmix.data import Layout, Plan, PlanSampler
 from adaptmix.data._collation import DrawnRows, NumberedRows
 from adaptmix.errors import StateError
@@ -213,3 +214,28 @@ def test_rows_that_come_again_are_not_fresh() -> None:
         seen.update(rows)
         plan.advance()
     assert np.array_equal(sorted(seen), [*range(90), *range(1000, 1037), *range(2000, 2050)])
+
+
+class Columns(streams.Plain):
+    def __iter__(self) -> Iterator[Any]:
+        for row in super().__iter__():
+            yield {"x": torch.tensor(float(row))}
+
+
+def pop(rows: list[Any]) -> torch.Tensor:
+    """A batch that leaves nothing in its rows."""
+    return torch.stack([row.pop("x") for row in rows]).add_(1000.0)
+
+
+def test_held_out_rows_are_whole_each_time_and_are_never_trained_on() -> None:
+    """Also where a row is a tensor, and a batch is made by changing its rows."""
+    controller = Controller(Mixture({"a": Columns(0, 60)}), policy="static", holdout=5)
+    weight = torch.ones((), requires_grad=True)
+    trained: set[float] = set()
+    for batch, draw in controller.loader(10, steps=30, collate_fn=pop).with_draws():
+        held = np.zeros(10, bool) if draw.held is None else np.asarray(draw.held)
+        assert set(batch[held].tolist()) <= {1000.0 + row for row in range(5)}
+        trained.update(batch[~held].tolist())
+        controller.loss(weight * batch, draw=draw).backward()
+        controller.step()
+    assert trained == {1000.0 + row for row in range(5, 60)}
