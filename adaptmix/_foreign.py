@@ -207,7 +207,10 @@ class ForeignRun(TrainedRun):
                     f"shares must name every domain, {', '.join(self.mixture.domains)}; got "
                     f"{', '.join(map(str, shares))}."
                 )
-            own = vector("shares", [shares[name] for name in self.mixture.domains])[domains]
+            whole = vector("shares", [shares[name] for name in self.mixture.domains])
+            if abs(float(whole.sum()) - 1.0) > 1e-6:
+                raise ValueError(f"shares must sum to 1; got {whole.sum():g}.")
+            own = whole[domains]
         else:
             given = shares.detach().cpu().numpy() if isinstance(shares, Tensor) else shares
             own = vector("shares", np.asarray(given), size=domains.size)

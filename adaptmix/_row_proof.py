@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptmix.data import Draw, Segments
 from adaptmix.data._order_proof import tensors_of
+from adaptmix.data._segments import sample_numbers
 from adaptmix.probe._entry import Entry
 from adaptmix.probe._row_losses import RowLosses
 from adaptmix.statistics import Measurements
@@ -31,17 +32,21 @@ class RowProof:
         self._losses: RowLosses | None = None
 
     def look(self, batch: Any, draw: Draw) -> None:
-        """Watch what the loop does with its first batch, before it gets it.
+        """Watch what the loop does with a batch, before it gets it.
 
         Args:
             batch: in any structure.
             draw: of it.
         """
         probe = self._measurements.probe
-        if self._number == 0 and probe is not None:
-            self._number = 1
-            self._entry, self._losses = Entry(probe.model), RowLosses(probe.model)
+        if self._number < 0 or probe is None or self._losses is not None:
+            return
+        if self._number == 0:
+            self._entry = Entry(probe.model)
             self._entry.compare(list(tensors_of(batch)), len(draw))
+        following = self._number + 1
+        if following & (following - 1) == 0 and following.bit_length() % 2 == 1:
+            self._losses = RowLosses(probe.model)
 
     def check(self, losses: Tensor, segments: Segments | None, samples: Tensor | None) -> None:
         """Check the losses of a micro-batch, after its forward pass.
@@ -56,14 +61,22 @@ class RowProof:
                 the outputs for other rows.
         """
         probe = self._measurements.probe
-        if self._number < 1 or probe is None:
-            return
-        (entry, self._entry), (watched, self._losses) = (self._entry, None), (self._losses, None)
-        if entry is not None:
-            entry.remove()
-            entry.check("The training loop")
-        if watched is not None:
-            watched.check(losses, segments, samples, probe.aside)
+        if self._number < 0 or probe is None:
+            return self.close()
         self._number += 1
-        if self._number & (self._number - 1) == 0 and self._number.bit_length() % 2 == 1:
-            self._losses = RowLosses(probe.model)
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            entry.close()
+            entry.check("The training loop")
+        watched, self._losses = self._losses, None
+        if watched is not None:
+            own = None if samples is None else sample_numbers(samples, len(losses))
+            watched.check(losses, segments, own, probe.aside)
+        return None
+
+    def close(self) -> None:
+        """Take all hooks off, as where a loop uses no losses."""
+        for watching in (self._entry, self._losses):
+            if watching is not None:
+                watching.close()
+        self._entry = self._losses = None

@@ -251,6 +251,7 @@ class Run:
         samples: Tensor | None = None,
         outputs: Sequence[Tensor] = (),
     ) -> None:
+        self._rows.close()
         samples = None if samples is None else sample_numbers(samples, len(draw))
         terms = None if noise is None else NoiseTerms.of(noise, size=len(draw))
         domains, fresh = (

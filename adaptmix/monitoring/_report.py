@@ -115,6 +115,8 @@ def _verdict(gain: float) -> str:
     """Return what a gain means, in words that fit its direction."""
     if gain > 1.0 + _NO_DIFFERENCE:
         return f"These shares make the gradient's variance {gain:.2f} times smaller."
+    if gain <= 0.0:
+        return "Sampling by importance has no variance, and these shares have some."
     if 1.0 / gain > 1.0 + _NO_DIFFERENCE:
         return (
             f"These shares make the gradient's variance {1.0 / gain:.2f} times larger than "

@@ -13,6 +13,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from adaptmix.data import Segments
 from adaptmix.data._order_proof import tensors_of
 from adaptmix.errors import ObjectiveError
+from adaptmix.probe._verification import normalises_over_batch
 
 _KEPT = 4  # forward passes whose outputs are looked at
 
@@ -30,13 +31,26 @@ class RowLosses:
 
     def __init__(self, model: nn.Module) -> None:
         self._outputs: list[Tensor] = []
+        self._passes = 0
+        self._mixing = normalises_over_batch(model)
         sharded = _is_sharded(model)
         self._hook = None if sharded else model.register_forward_hook(self._on_forward)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowLosses:
+        """Copies of the model are not watched, and hold none of its outputs."""
+        return RowLosses(nn.Identity())
+
     def _on_forward(self, _: nn.Module, __: Any, outputs: Any) -> None:
         if torch.is_grad_enabled():
-            self._outputs += [t for t in tensors_of(outputs) if t.requires_grad and t.ndim]
+            self._passes += 1
+            self._outputs += [t for t in tensors_of(outputs) if t.grad_fn is not None and t.ndim]
             del self._outputs[:-_KEPT]
+
+    def close(self) -> None:
+        """Stop watching; a second call does nothing."""
+        self._outputs = []
+        if self._hook is not None:
+            self._hook.remove()
 
     def check(
         self,
@@ -56,15 +70,15 @@ class RowLosses:
         Raises:
             ObjectiveError: they do.
         """
-        if self._hook is not None:
-            self._hook.remove()
-        outputs, self._outputs = self._outputs, []
-        if segments is not None:
-            return
+        outputs = self._outputs
+        self.close()
         size = len(losses)
         of = torch.arange(size) if samples is None else samples.cpu()
-        outputs = [t for t in outputs if len(t) == len(of)]
-        if not losses.requires_grad or size < 2 or not outputs or _normalised(losses, outputs):
+        # Where another dim is as long, it may be that of rows.
+        outputs = [t for t in outputs if len(t) == len(of) and len(of) not in t.shape[1:]]
+        if segments is not None or size < 2 or not outputs or not losses.requires_grad:
+            return
+        if (self._mixing and self._passes > 1) or _untold(losses, outputs):
             return
         mine = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
         place = torch.arange(size)
@@ -97,8 +111,11 @@ def _reaches(gradient: Tensor, rows: Tensor) -> bool:
     return bool((gradient[rows.to(gradient.device)].abs() > 0).any())
 
 
-def _normalised(losses: Tensor, outputs: list[Tensor]) -> bool:
-    """Return whether a batch normalisation lies between outputs and losses."""
+def _untold(losses: Tensor, outputs: list[Tensor]) -> bool:
+    """Return whether rows may meet between outputs and losses as they do inside of a model.
+
+    They do in a batch normalisation, and what compiled code does is not seen.
+    """
     ends = {get_gradient_edge(t).node for t in outputs}
     pending: list[Node | None] = [losses.grad_fn]
     seen: set[Node] = set()
@@ -107,7 +124,7 @@ def _normalised(losses: Tensor, outputs: list[Tensor]) -> bool:
         if node is None or node in seen or node in ends:
             continue
         seen.add(node)
-        if "BatchNorm" in node.name():
+        if "BatchNorm" in node.name() or "CompiledFunction" in node.name():
             return True
         pending += [parent for parent, _ in node.next_functions]
     return False

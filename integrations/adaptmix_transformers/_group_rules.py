@@ -15,7 +15,10 @@ from adaptmix_transformers._setup import Settings
 _BY_CONSTANT = ("grpo", "dr_grpo", "luspo", "sapo")
 # The tokens of the generation batch, which are counted with their rows' weights.
 BY_TOKENS = ("dapo", "cispo", "vespo")
-_OWN = ("compute_loss", "_compute_loss", "_prepare_inputs", "get_train_dataloader")
+_OWN = (
+    *("compute_loss", "_compute_loss", "_prepare_inputs", "get_train_dataloader"),
+    "_generate_and_score_completions",
+)
 
 
 def refuse_groups(trainer: Trainer, settings: Settings) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+_TRIES = 16  # rows of one length do not tell what a mean over tokens divides by
 _AT_ONCE = 4  # one exchange of rows may leave a choice as it is
 
 
@@ -19,12 +20,17 @@ class LateChoices:
     """
 
     def __init__(self) -> None:
-        self._looked, self._wanted = 0, 0
+        self._looked, self._wanted, self._tries = 0, 0, 0
         self._kinds: set[tuple[Any, bool]] = set()
 
-    def rehearsed(self) -> None:
-        """Count a rehearsal."""
-        self._wanted = max(self._wanted - 1, 0)
+    def rehearsed(self, *, told: bool) -> bool:
+        """Count a rehearsal; return whether no other is to follow.
+
+        Args:
+            told: whether the rows at hand told what the loss divides by.
+        """
+        self._wanted, self._tries = max(self._wanted - 1, 0), self._tries + 1
+        return told or self._tries >= _TRIES
 
     def wanted(self, operations: frozenset[str], gradients: Sequence[Tensor]) -> bool:
         """Return whether to rehearse before the next micro-batch.

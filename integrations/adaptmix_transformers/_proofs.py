@@ -242,8 +242,7 @@ def rehearse(
             _log.debug("The loss cannot be computed on changed inputs: %s", error)
             return None
 
-    first, rows, segments = again(inputs), len(draw), draw.segments
-    shown = False
+    first, rows, segments, shown = again(inputs), len(draw), draw.segments, False
     if first is None:
         return shown
     for seed in range(_TIMES if rows > 1 else 0):
@@ -251,22 +250,25 @@ def rehearse(
         other = again(given)
         if other is not None:
             shown |= _compare(first, other, kept, segments, lambda: again(inputs))
+    if fresh:
+        more = None if num_items is None else again(inputs, 2 * num_items)
+        reader.by_step = more is not None and rehearsal.halved(first.gradients, more.gradients)
+        reader.asks = reader.per_token and not reader.by_step and segments is None
+    if reader.asks and rows > 1:
+        reader.asks = not _check_divisor(first, again, inputs, kept)
     if not fresh:
         return shown
-    changed = None if num_items is None else again(inputs, 2 * num_items)
-    reader.by_step = changed is not None and rehearsal.halved(first.gradients, changed.gradients)
-    if reader.per_token and not reader.by_step and rows > 1 and segments is None:
-        _check_divisor(first, again, inputs, kept)
     scales: list[float | None] = []
 
     def note(done: Pass, gradients: list[Tensor]) -> None:
         if not done.loss_inputs.scaled_by_parameters():  # which is refused as what it is
             scales.append(reader.scale(done.seen, done.loss_inputs, gradients, inputs))
 
-    again(inputs, use=note)
-    with rehearsal.nudged(model):
+    if rows > 1:  # one row is all rows
         again(inputs, use=note)
-    _check_scale(scales, first.gradients[0].dtype)
+        with rehearsal.nudged(model):
+            again(inputs, use=note)
+        _check_scale(scales, first.gradients[0].dtype)
     labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
         classes = max(2, first.tensors[0].shape[-1] if first.tensors[0].ndim > 1 else 2)
@@ -309,8 +311,8 @@ def _check_divisor(
     again: Callable[[Mapping[str, Any]], _Shown | None],
     inputs: Mapping[str, Any],
     kept: Tensor,
-) -> None:
-    """Check that a loss of tokens divides by their number.
+) -> bool:
+    """Check that a loss of tokens divides by their number; return whether that could be told.
 
     Raises:
         ObjectiveError: it divides by the same where there are fewer of them.
@@ -318,7 +320,7 @@ def _check_divisor(
     given = rehearsal.silenced(inputs, kept)
     other = None if given is None else again(given)
     if other is None or not rehearsal.same_values(first.tensors, other.tensors, kept):
-        return
+        return False
     factor = rehearsal.common_factor(first.gradients, other.gradients, kept)
     if factor is not None and abs(factor - 1.0) <= tolerance(first.gradients[0].dtype):
         raise ObjectiveError(
@@ -327,6 +329,7 @@ def _check_divisor(
             'AdaptMixCallback(unit="sample"), where each row counts as it does in the loss, or '
             "divide the sum over tokens by their number."
         )
+    return True
 
 
 def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:

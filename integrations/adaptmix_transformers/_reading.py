@@ -105,6 +105,7 @@ class Reader:
         self._decided = False
         self._generic = True
         self._one_a_row = True
+        self.asks = False  # whether it is to be seen yet what the loss divides by
         self.by_step: bool | None = None  # whether it is known to divide by the step's tokens
         self.rule: Rule | None = None
 

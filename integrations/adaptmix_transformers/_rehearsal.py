@@ -163,7 +163,9 @@ def nudged(model: nn.Module) -> Iterator[None]:
     Args:
         model: that is trained.
     """
-    small = [p for p in model.parameters() if p.requires_grad and p.numel() <= _SMALL]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    least = min((p.numel() for p in trained), default=0)
+    small = [p for p in trained if p.numel() <= max(_SMALL, least)]
     kept = [p.detach().clone() for p in small]
     try:
         with torch.no_grad():

@@ -96,8 +96,6 @@ class Weighting:
         Raises:
             ObjectiveError: the loss is no sum of one term per row.
         """
-        self.rehearsed = True
-        self._late_choices.rehearsed()
 
         def once(given: Mapping[str, Any], num_items: NumItems) -> proofs.Pass:
             with self._capture.open(model) as seen:
@@ -115,6 +113,7 @@ class Weighting:
                 fresh=not self._proved,
                 num_items=num_items,
             )
+        self.rehearsed = self._late_choices.rehearsed(told=not self._reader.asks)
 
     def __call__(
         self, native: Native, model: nn.Module, inputs: Any, draw: Draw, num_items: NumItems
@@ -171,7 +170,7 @@ class Weighting:
             self._proved = True
             if not self._known:
                 wanted = self._late_choices.wanted(loss_inputs.operations, gradients)
-                self.rehearsed = not wanted
+                self.rehearsed = self.rehearsed and not wanted
         reading = self._read(loss, seen, loss_inputs, gradients, given, num_items, draw)
         multipliers = reading.multipliers(
             controller.multipliers(draw),

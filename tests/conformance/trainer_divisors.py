@@ -21,6 +21,7 @@ from tests.conformance.trainer_kit import (
     trainer,
     with_loss,
 )
+from tests.conformance.trainer_losses import focal
 from tests.conformance.trainer_modules import Logits, Net
 
 
@@ -241,6 +242,16 @@ def _right() -> list[Case]:
             kind=with_loss(flooding_by_row),
             row_loss=by_row(flooding_by_row),
             expect="right",
+        ),
+        trainer(
+            "one row at a time",
+            base,
+            rows,
+            kind=with_loss(focal),
+            row_loss=by_row(focal),
+            arguments={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+            expect="right",
+            policies=("forced",),
         ),
         trainer(
             "near the start",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptmix._types import DomainStats, Weights
-from adaptmix.monitoring._report import report
+from adaptmix.monitoring._report import _verdict, report
 
 
 def stated(text: str) -> tuple[float, float]:
@@ -110,3 +110,7 @@ def test_nothing_is_said_of_what_was_never_drawn() -> None:
     assert (
         "take 0% of the gradient's mean squared error away. Below 2% of the objective: b." in text
     )
+
+
+def test_no_variance_is_no_gain_that_could_be_divided_by() -> None:
+    assert _verdict(0.0) == "Sampling by importance has no variance, and these shares have some."

@@ -48,6 +48,17 @@ def test_what_is_no_row_of_the_batch_shows_nothing() -> None:
     run(model(), x, torch.randn(B + 1, 4))
 
 
+def test_rows_that_some_change_in_their_places_have_not_moved() -> None:
+    """As where conditions are dropped at random."""
+    x = torch.randn(B, 4)
+    dropped = x.clone()
+    dropped[9:] = 0.0
+    run(model(), x, dropped)
+    for odd in (x.to_sparse(), x.to(torch.complex64), torch.ones(B, 0)):
+        with refusing_moved_rows(model(), [odd, x], B):
+            pass
+
+
 def test_hooks_are_taken_off() -> None:
     net, x = model(), torch.randn(B, 4)
     with pytest.raises(ObjectiveError):

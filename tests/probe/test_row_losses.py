@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -61,6 +62,20 @@ def test_rows_of_a_sample_belong_together() -> None:
     check(lambda z: z[:B].sum(1) - z[B:].sum(1), samples=two)
     with pytest.raises(ObjectiveError, match="outputs for other rows"):
         check(lambda z: z.reshape(B, 2, 4).square().sum((1, 2)), samples=two)
+
+
+def test_a_dim_that_may_be_another_is_left_alone() -> None:
+    """Time first, with as many times as rows: the loss reads the last time."""
+    last = nn.Sequential(nn.Linear(3, B * 2), nn.Unflatten(1, (B, 2)))
+    check(lambda z: z.sum(2)[-1], model=last)
+
+
+def test_copies_of_the_model_hold_no_outputs() -> None:
+    net = nn.Linear(3, 4)
+    proof = RowLosses(net)
+    losses = net(torch.randn(B, 3)).sum(1)
+    copy.deepcopy(net)(torch.randn(B, 3))
+    proof.check(losses, None, None, nullcontext)
 
 
 def test_outputs_in_any_structure() -> None:
