@@ -115,19 +115,6 @@ def refuse_coupled(how: str) -> None:
     )
 
 
-def refuse_uncomputed() -> None:
-    """Refuse an optimizer step that follows no call of ``compute_loss``.
-
-    Raises:
-        ObjectiveError: always.
-    """
-    raise ObjectiveError(
-        "training_step must compute the loss with self.compute_loss(model, inputs), at which "
-        "AdaptMixCallback weighs rows; this optimizer step follows no call of it. Call it there "
-        "instead of the model."
-    )
-
-
 def refuse_unseen(loss: Tensor, seen: Seen, rows: int, blocks: int) -> None:
     """Refuse a loss that depends on no tensor with the rows that were drawn.
 
@@ -268,6 +255,7 @@ def rehearse(
         again(inputs, use=note)
         with rehearsal.nudged(model):
             again(inputs, use=note)
+        again(inputs, use=note)
         _check_scale(scales, first.gradients[0].dtype)
     labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.ndim and not labels.is_floating_point():
@@ -335,10 +323,11 @@ def _check_divisor(
 def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:
     """Check that the one factor of all rows' losses is the same where the outputs are others.
 
-    A factor that is detached has no derivative, so only other outputs show it.
+    A factor that is detached has no derivative, so only other outputs show it. What changes from
+    call to call tells nothing.
 
     Args:
-        scales: of the model as it is, and of another one, on the same rows.
+        scales: of the model as it is, of another one, and of the first again, on the same rows.
         dtype: of the gradients that they were read from.
 
     Raises:
@@ -346,5 +335,5 @@ def _check_scale(scales: list[float | None], dtype: torch.dtype) -> None:
     """
     known = [scale for scale in scales if scale is not None]
     bound = 4.0 * tolerance(dtype) * max(map(abs, known), default=0.0)
-    if len(known) == 2 and abs(known[1] - known[0]) > bound:
+    if len(known) == 3 and abs(known[1] - known[0]) > bound >= abs(known[2] - known[0]):
         refuse_coupled("what rows are multiplied or divided by depends on the outputs of all rows")

@@ -125,3 +125,16 @@ def _refuse_sampler(trainer: Trainer, loader: Any, own: Callable[..., Any]) -> N
 
 def _length(rows: Any) -> int | None:
     return len(rows) if hasattr(rows, "__len__") else None
+
+
+def refuse_uncomputed() -> None:
+    """Refuse an optimizer step that follows no call of ``compute_loss``.
+
+    Raises:
+        ObjectiveError: always.
+    """
+    raise ObjectiveError(
+        "training_step must compute the loss with self.compute_loss(model, inputs), at which "
+        "AdaptMixCallback weighs rows; this optimizer step follows no call of it. Call it there "
+        "instead of the model."
+    )

@@ -23,6 +23,7 @@ from adaptmix_transformers._capture import Capture, Seen
 from adaptmix_transformers._late_choices import LateChoices
 from adaptmix_transformers._pairs import pair_losses
 from adaptmix_transformers._reading import NumItems, Reader, Reading
+from adaptmix_transformers._refusals import refuse_uncomputed
 from adaptmix_transformers._rows import RowLosses, Rule
 from adaptmix_transformers._setup import Settings
 
@@ -323,7 +324,7 @@ class Weighting:
     def _check_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
         if not self._computed:
-            proofs.refuse_uncomputed()
+            refuse_uncomputed()
         self._computed = False
         first, self._first = self._first, None
         if first is not None and self._adapting:
