@@ -14,11 +14,16 @@ from adaptmix.probe._row_losses import RowLosses
 from adaptmix.statistics import Measurements
 
 
+def now_and_then(number: int) -> bool:
+    """Return whether something is looked at again at a count: at 1, 4, 16, 64 and so on."""
+    return number & (number - 1) == 0 and number.bit_length() % 2 == 1
+
+
 class RowProof:
     """Looks at the rows of the first batch, and at losses now and then.
 
-    Losses are looked at in micro-batches 1, 4, 16, 64 and so on, for a loss may begin in mid-run
-    to compare rows. Nothing is looked at without a watched model.
+    Losses are looked at again later (``now_and_then``), for a loss may begin in mid-run to compare
+    rows. Nothing is looked at without a watched model.
 
     Args:
         measurements: of the run.
@@ -44,8 +49,7 @@ class RowProof:
         if self._number == 0:
             self._entry = Entry(probe.model)
             self._entry.compare(list(tensors_of(batch)), len(draw))
-        following = self._number + 1
-        if following & (following - 1) == 0 and following.bit_length() % 2 == 1:
+        if now_and_then(self._number + 1):
             self._losses = RowLosses(probe.model)
 
     def check(self, losses: Tensor, segments: Segments | None, samples: Tensor | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -102,6 +102,18 @@ def hugging_face(start: int, size: int, *, shards: int = 1) -> Any:
 def shuffled(start: int, size: int, *, shards: int = 1) -> Any:
     """Rows that come through Hugging Face's shuffle buffer."""
     return hugging_face(start, size, shards=shards).shuffle(seed=3, buffer_size=24)
+
+
+SOURCES: list[Callable[[int, int], Any]] = [
+    Plain,
+    Shuffled,
+    Stateful,
+    StatefulRows,
+    Forgetful,
+    hugging_face,
+    shuffled,
+]
+"""Each makes a stream of rows from ``start`` on."""
 
 
 def number_of(row: Any) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adaptmix import Controller
+from adaptmix._row_proof import now_and_then
 from adaptmix.errors import ObjectiveError
 from tests import runs
 
@@ -63,3 +64,7 @@ def test_losses_that_come_to_compare_rows_are_refused() -> None:
 @pytest.mark.parametrize("losses", [moved, compared])
 def test_observing_refuses_nothing(losses: Any) -> None:
     train(losses, mode="observe")
+
+
+def test_looked_at_more_and_more_seldom() -> None:
+    assert [n for n in range(1, 300) if now_and_then(n)] == [1, 4, 16, 64, 256]

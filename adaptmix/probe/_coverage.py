@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from adaptmix.probe._graph import nodes_of
 from adaptmix.probe.rules._registry import LayerRule, recognise
 
 _NAMED = 5  # modules in a sentence
@@ -275,14 +276,5 @@ def _outside(
 
 def accumulator(loss: Tensor) -> Node | None:
     """Return a node that accumulates a gradient when ``loss`` is differentiated by backward()."""
-    pending = [loss.grad_fn]
-    visited: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":
-            return node
-        pending.extend(parent for parent, _ in node.next_functions)
-    return None
+    names = ((node.name(), node) for node in nodes_of([loss]))
+    return next((node for name, node in names if name == "torch::autograd::AccumulateGrad"), None)

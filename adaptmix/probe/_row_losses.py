@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from adaptmix.data import Segments
 from adaptmix.data._order_proof import tensors_of
 from adaptmix.errors import ObjectiveError
+from adaptmix.probe._graph import nodes_of
 from adaptmix.probe._verification import normalises_over_batch
 
 _KEPT = 4  # forward passes whose outputs are looked at
@@ -117,17 +118,8 @@ def _untold(losses: Tensor, outputs: list[Tensor]) -> bool:
     They do in a batch normalisation, and what compiled code does is not seen.
     """
     ends = {get_gradient_edge(t).node for t in outputs}
-    pending: list[Node | None] = [losses.grad_fn]
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen or node in ends:
-            continue
-        seen.add(node)
-        if "BatchNorm" in node.name() or "CompiledFunction" in node.name():
-            return True
-        pending += [parent for parent, _ in node.next_functions]
-    return False
+    names = (node.name() for node in nodes_of([losses], stop=ends))
+    return any("BatchNorm" in name or "CompiledFunction" in name for name in names)
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from adaptmix.probe._graph import nodes_of
+
 
 @contextmanager
 def restoring_saved(roots: Iterable[Tensor]) -> Iterator[None]:
@@ -31,16 +33,9 @@ def restoring_saved(roots: Iterable[Tensor]) -> Iterator[None]:
 
 def _saved(roots: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield what functions written in Python saved of activations."""
-    waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    for node in nodes_of(roots):
         if isinstance(node, BackwardCFunction):
             yield from filter(_may_be_overwritten, (*_given(node), *vars(node).values()))
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
 
 
 def _may_be_overwritten(saved: Any) -> bool:

@@ -30,6 +30,7 @@ What is proved, in the first step and in measured ones:
 - ``uneven_targets``: a mean over targets counts every row alike
 - ``refusing_moved_rows``, ``tensors_of``: rows enter the model in the order of the batch
 - ``BackwardProof``: the loss is differentiated once, as it is
+- ``now_and_then``: when something that may begin in mid-run is looked at again
 - ``Refusals``: what one process refuses stops all of them
 - ``leaving_no_trace``, ``random_state``: passes beside training, and what they drew
 
@@ -54,6 +55,7 @@ trainer computes, ``loss`` for one that is unreduced, ``step`` after each optimi
 """
 
 from adaptmix._backward import BackwardProof
+from adaptmix._row_proof import now_and_then
 from adaptmix._warn_once import WarnOnce
 from adaptmix.data import (
     DrawnRows,
@@ -127,6 +129,7 @@ __all__ = [
     "loader_options",
     "loss_gradients",
     "make_sampler",
+    "now_and_then",
     "numbered_loader",
     "over_rows",
     "own_randomness",

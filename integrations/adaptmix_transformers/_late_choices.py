@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptmix.trainers import now_and_then
+
 _TRIES = 16  # rows of one length do not tell what a mean over tokens divides by
 _AT_ONCE = 4  # one exchange of rows may leave a choice as it is
 
@@ -44,6 +46,6 @@ class LateChoices:
         new = (operations, silent) not in self._kinds
         self._kinds.add((operations, silent))
         if self._looked > 1:
-            due = self._looked & (self._looked - 1) == 0 and self._looked.bit_length() % 2 == 1
+            due = now_and_then(self._looked)
             self._wanted = max(self._wanted, _AT_ONCE if new else int(due))
         return self._wanted > 0

@@ -17,22 +17,12 @@ from adaptmix.data._stream import CHUNK, Chunk, Place, Stream
 from adaptmix.errors import StateError
 from tests import streams
 
-SOURCES: list[Callable[[int, int], Any]] = [
-    streams.Plain,
-    streams.Shuffled,
-    streams.Stateful,
-    streams.StatefulRows,
-    streams.Forgetful,
-    streams.hugging_face,
-    streams.shuffled,
-]
-
 
 def numbers(chunk: Chunk) -> list[int]:
     return [streams.number_of(row) for row in chunk.rows]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", streams.SOURCES)
 @pytest.mark.parametrize("size", [5, 2 * CHUNK, 50])
 def test_an_epoch_has_every_row_once_and_then_the_next_one_begins(
     source: Callable[[int, int], Any], size: int

@@ -14,15 +14,6 @@ from adaptmix.data._stream_feed import Feed
 from adaptmix.data._stream_readers import ReadHere
 from tests import streams
 
-SOURCES: list[Callable[[int, int], Any]] = [
-    streams.Plain,
-    streams.Shuffled,
-    streams.Stateful,
-    streams.StatefulRows,
-    streams.Forgetful,
-    streams.hugging_face,
-    streams.shuffled,
-]
 JUMPS = (streams.Stateful, streams.StatefulRows, streams.hugging_face)
 
 
@@ -36,7 +27,7 @@ def place_of(state: dict[str, Any]) -> Place:
     return Place(**{key: state[key] for key in ("epoch", "offset", "state", "seen")})
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", streams.SOURCES)
 @pytest.mark.parametrize("number", [0, 7, CHUNK, 37, 50, 61, 123])
 def test_any_row_is_found_again_in_another_process(
     source: Callable[[int, int], Any], number: int

@@ -21,15 +21,6 @@ from adaptmix import Mixture
 from adaptmix.data import Layout, Loader, Plan, PlanSampler
 from tests import streams
 
-_SOURCES = (
-    streams.Plain,
-    streams.Shuffled,
-    streams.Stateful,
-    streams.StatefulRows,
-    streams.Forgetful,
-    streams.hugging_face,
-    streams.shuffled,
-)
 _STEPS, _APART = 40, 10_000
 
 
@@ -44,7 +35,7 @@ class Trial:
     def __init__(self, seed: int, *, workers: bool) -> None:
         self.rng = np.random.default_rng((2027, seed))
         self.workers, self.counted = workers, Counter[str]()
-        self.kinds = [int(self.rng.integers(-1, len(_SOURCES))) for _ in range(3)]
+        self.kinds = [int(self.rng.integers(-1, len(streams.SOURCES))) for _ in range(3)]
         self.kinds[0] = max(0, self.kinds[0])  # one stream at least
         self.sizes = [int(size) for size in self.rng.integers(1, 130, 3)]
         way = str(self.rng.choice(["repeat", "stop_first", "stop_all", "drop"]))
@@ -62,7 +53,7 @@ class Trial:
         for place, (kind, size) in enumerate(zip(self.kinds, self.sizes, strict=True)):
             start = _APART * place
             stored = list(range(start, start + size))
-            parts[f"d{place}"] = stored if kind < 0 else _SOURCES[kind](start, size)
+            parts[f"d{place}"] = stored if kind < 0 else streams.SOURCES[kind](start, size)
         mixture = Mixture(parts)
         return Plan(mixture, shares=self.moves[0], lag=self.lag, seed=self.seed, **self.options)
 
